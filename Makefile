@@ -1,0 +1,46 @@
+# The two commands: `make replay`, `make test`. Each installs what it needs first.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+TRACE ?=
+
+.PHONY: help install replay test check bench clean
+
+help:
+	@echo "make replay   move the pages of a workload through device, host and disk, every byte checked"
+	@echo "make test     run the test suite"
+	@echo "make check    ruff, mypy --strict, import-linter (writes nothing)"
+	@echo "make bench    the measurements behind every figure, as JSON under bench/results/"
+
+install: $(VENV)/.installed
+
+# Without a GPU the CPU build of torch comes first: any other order brings gigabytes of CUDA.
+$(VENV)/.installed: pyproject.toml
+	@echo "== installing into $(VENV) (about 2 GB, mostly torch and triton; minutes on a slow line)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "torch>=2.6"; \
+	 else $(BIN)/pip install -q torch==2.13.0; fi
+	@$(BIN)/pip install -q -e ".[test]"
+	@touch $@
+
+replay: install
+	@echo "== replaying $(if $(TRACE),$(TRACE),a generated workload) with real bytes"
+	$(BIN)/bodocache replay $(TRACE)
+
+test: install
+	@echo "== running the test suite"
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml -p bodocache
+	$(BIN)/lint-imports --config pyproject.toml
+
+bench: install
+	@for script in bench/*.py; do case $$script in bench/_*) ;; *) \
+	  echo "== $$script"; $(BIN)/python $$script --json bench/results/$$(basename $$script .py).json || exit 1;; \
+	esac; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

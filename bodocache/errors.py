@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error BodoCache raises. A miss is not an error: it is a result with a reason.
+
+BodoCacheError
+├── ConfigError          a field of the configuration is missing, unknown or out of range
+├── LayoutError          shapes, strides, dtypes, devices or alignments that do not fit together
+├── TraceError           a line of a trace that cannot be read
+├── TierFull             no slot or frame is free, and none can be evicted
+├── BackendError         storage that cannot be opened or has stopped working
+│   ├── BackendLocked    another process writes to this directory
+│   └── BackendUnavailable   an optional package or device is not there
+├── CacheClosed          the cache was closed; the call came too late
+└── LeaseError           a slot released twice, or used without a lease
+"""
+
+
+class BodoCacheError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigError(BodoCacheError, ValueError):
+    """A field of the configuration is missing, unknown or out of range."""
+
+
+class LayoutError(BodoCacheError, ValueError):
+    """Shapes, strides, dtypes, devices or alignments do not fit together."""
+
+
+class TraceError(BodoCacheError, ValueError):
+    """A line of a trace cannot be read."""
+
+
+class TierFull(BodoCacheError):
+    """No slot or frame is free in a tier, and none can be evicted."""
+
+
+class BackendError(BodoCacheError):
+    """Storage cannot be opened or has stopped working."""
+
+
+class BackendLocked(BackendError):
+    """Another process writes to this directory."""
+
+
+class BackendUnavailable(BackendError):
+    """An optional package or device is not there."""
+
+
+class CacheClosed(BodoCacheError):
+    """The cache was closed; the call came too late."""
+
+
+class LeaseError(BodoCacheError):
+    """A slot was released twice, or used without a lease."""

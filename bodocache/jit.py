@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only place that compiles Python: numba, cached by content, never on import.
+
+numba's own cache serves stale code when a callee in another file changes, and fails at import
+where no folder is writable. Here the folder's name is a hash of all our sources, and where nothing
+is writable code is compiled in memory.
+"""
+
+import functools
+import hashlib
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numba.core import types
+
+from bodocache import env
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+KEPT_CACHES = 4  # older builds of a developer's machine; each is a few MB
+
+_log = logging.getLogger(__name__)
+_registry: list[tuple[Any, tuple[Any, ...]]] = []
+
+void = types.void
+boolean = types.boolean
+i4, i8 = types.int32, types.int64
+u1, u4, u8 = types.uint8, types.uint32, types.uint64
+f4, f8 = types.float32, types.float64
+
+
+def array(element: Any, ndim: int = 1) -> Any:  # noqa: ANN401 -- numba's types are untyped
+    """The type of a C-ordered array that compiled code writes to; ``element``: dtype or type."""
+    return types.Array(_element(element), ndim, "C")
+
+
+def readonly(element: Any, ndim: int = 1) -> Any:  # noqa: ANN401
+    """The type of a C-ordered array that compiled code only reads (wire bytes are read-only)."""
+    return types.Array(_element(element), ndim, "C", readonly=True)
+
+
+def record(dtype: np.dtype[Any]) -> Any:  # noqa: ANN401
+    """The type of one record of a structured array."""
+    return numba.from_dtype(dtype)
+
+
+def compiled(*arguments: Any, inline: bool = False) -> Callable[[F], F]:  # noqa: ANN401
+    """Decorate a function as compiled code that takes ``arguments`` (numba types), without the GIL.
+
+    The result is a plain dispatcher: callable from Python and from other compiled code. It is
+    compiled on first use, or by :func:`warm`.
+    """
+
+    def decorate(function: F) -> F:
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+        if inline:
+            options["inline"] = "always"
+        folder = cache_folder()
+        before = numba.config.CACHE_DIR
+        try:
+            if folder is not None:
+                numba.config.CACHE_DIR = str(folder)
+            dispatcher = numba.njit(cache=folder is not None, **options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+        _registry.append((dispatcher, arguments))
+        return cast("F", dispatcher)
+
+    return decorate
+
+
+def warm() -> int:
+    """Compile every decorated function of the modules imported so far; return how many.
+
+    Afterwards none of them compiles again: another argument type is a TypeError, not a stall.
+    """
+    fresh = [(function, types_) for function, types_ in _registry if function._can_compile]  # noqa: SLF001
+    for function, arguments in fresh:
+        function.compile(arguments)
+    for function, _ in fresh:
+        function.disable_compile()
+    return len(fresh)
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """The folder of this build's compiled code, or None (with one log line) if none is writable."""
+    root = env.jit_cache_root()
+    folder = root / f"bodocache-{build_hash()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        folder.touch()
+    except OSError as error:
+        _log.warning("no folder for compiled code (%s): it is compiled in memory", error)
+        return None
+    _forget_old_builds(root)
+    return folder
+
+
+@functools.cache
+def build_hash() -> str:
+    """Hash of all our sources, numba's version and whether Bodo's patched JIT is loaded."""
+    package = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=8)
+    for folder in (package, package / "kernels", package / "io"):
+        for source in sorted(folder.rglob("*.py")):
+            digest.update(str(source.relative_to(package)).encode() + b"\0" + source.read_bytes())
+    digest.update(numba.__version__.encode())
+    digest.update(b"bodo" if "bodo.decorators" in sys.modules else b"numba")
+    return digest.hexdigest()
+
+
+def _element(element: Any) -> Any:  # noqa: ANN401
+    return element if isinstance(element, types.Type) else numba.from_dtype(np.dtype(element))
+
+
+def _forget_old_builds(root: Path) -> None:
+    builds = sorted(root.glob("bodocache-*"), key=_age, reverse=True)
+    for build in builds[KEPT_CACHES:]:
+        shutil.rmtree(build, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another process forgot it first
+        return 0.0

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of storage: a batch of pages in, one status per page out.
+
+Who owns what: the caller owns the buffers and must keep every slot of a batch untouched until the
+transfer has *drained*, whether it finished, was late or was abandoned. A backend never calls back
+into the cache, and is used from one event loop.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.pages import KEY_NBYTES
+
+# One page of a batch. `parent`, `depth` and `digest` travel with it so that a restart can rebuild
+# the prefix index from frames alone; a get needs only key, frame, slot and nbytes.
+TRANSFER = np.dtype(
+    [
+        ("key", "u1", (KEY_NBYTES,)),
+        ("parent", "u1", (KEY_NBYTES,)),  # key of the page before it, zero for a first page
+        ("digest", "<u8", (2,)),  # seeded with the key (digest.py)
+        ("frame", "<i8"),
+        ("slot", "<i8"),  # row of the buffers
+        ("depth", "<u4"),
+        ("nbytes", "<u4"),
+    ]
+)
+
+
+class Status(IntEnum):
+    """What became of one page of a batch. PENDING until final; a final status never changes."""
+
+    PENDING = 0
+    LANDED = 1  # get: bytes are in the slot and verified; put: a get would find them
+    MISS = 2  # get: not there, or not these bytes; the reason says which
+    LATE = 3  # not landed by the deadline, or abandoned before it was begun
+    FAILED = 4  # the storage answered with an error, or has no room
+
+
+class Durability(IntEnum):
+    """What an acknowledged put survives."""
+
+    CACHE = 0  # a killed process; not a power cut
+    SYNC = 1  # a power cut too: payload, header, fdatasync, then the acknowledgement
+
+
+class Extent(NamedTuple):
+    """One contiguous read or write that a transfer made, as told to :attr:`Backend.observer`."""
+
+    path: str
+    offset: int
+    nbytes: int
+    started_s: float
+    finished_s: float
+    pages: int
+    writes: bool
+
+
+class Transfer(Protocol):
+    """One batch on its way."""
+
+    @property
+    def statuses(self) -> NDArray[np.uint8]:
+        """:class:`Status` of each page, in the batch's order; read it after ``progress``."""
+        ...
+
+    @property
+    def reasons(self) -> NDArray[np.uint8]:
+        """:class:`bodocache.pages.Reason` of each page that is final but not landed."""
+        ...
+
+    async def progress(self) -> bool:
+        """Wait until another page is final; False once all are.
+
+        Returns at the latest at the deadline: pages still pending then are LATE. A cancel of this
+        wait changes nothing about the transfer.
+        """
+        ...
+
+    async def finished(self) -> None:
+        """Wait until every page is final, at the latest at the deadline."""
+        ...
+
+    def abandon(self) -> None:
+        """Begin nothing more. Pages not yet begun are LATE; what is in flight goes on."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until nothing can touch the buffers any more; not bounded by the deadline."""
+        ...
+
+
+class Entries(NamedTuple):
+    """What a backend holds, as columns of equal length."""
+
+    keys: NDArray[np.uint8]  # [N, 32]
+    parents: NDArray[np.uint8]  # [N, 32]
+    digests: NDArray[np.uint64]  # [N, 2], seeded
+    frames: NDArray[np.int64]
+    depths: NDArray[np.uint32]
+
+
+class Usage(NamedTuple):
+    """How full a backend is."""
+
+    used_frames: int
+    total_frames: int
+    nbytes_on_disk: int
+
+
+class Backend(Protocol):
+    """Storage for pages of one size and form."""
+
+    @property
+    def name(self) -> str:
+        """A short name for metrics and messages: "slab", "nixl"."""
+        ...
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """How full it is now."""
+        ...
+
+    def entries(self) -> Entries:
+        """Every page that a get would find, after a restart too."""
+        ...
+
+    def reserve(self, count: int, *, after: int) -> NDArray[np.int64]:
+        """Take ``count`` free frames for pages of one prefix, in as few runs as there are.
+
+        ``after`` is the frame of the page before the first, or -1: adjacency is sought behind it.
+
+        Raises:
+            TierFull: fewer than ``count`` frames are free; none is taken.
+        """
+        ...
+
+    def release(self, frames: NDArray[np.int64]) -> None:
+        """Give frames back; a get of them is a miss from now on."""
+        ...
+
+    def get(
+        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+    ) -> Transfer:
+        """Begin to read ``batch`` (TRANSFER records) into rows ``slot`` of ``buffers``.
+
+        ``buffers`` is u8[slots, page_nbytes], C-ordered. A page is LANDED only when its bytes have
+        the digest stored under its key. ``deadline_s`` is on the backend's clock; ``inf`` for none.
+        """
+        ...
+
+    def put(
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        durability: Durability = Durability.CACHE,
+    ) -> Transfer:
+        """Begin to write rows ``slot`` of ``buffers`` to the reserved frames of ``batch``.
+
+        Every field of the batch is given. A page that is not LANDED is not found by a get, and its
+        frame remains reserved until ``release``.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Wait for what is in flight, then let go of files and threads. Calling twice is harmless."""
+        ...
