@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces: reading, generating, describing and fetching them, and the report of a replay."""
