@@ -36,22 +36,22 @@ u1, u4, u8 = types.uint8, types.uint32, types.uint64
 f4, f8 = types.float32, types.float64
 
 
-def array(element: Any, ndim: int = 1) -> Any:  # noqa: ANN401 -- numba's types are untyped
+def array(element: Any, ndim: int = 1) -> Any:
     """The type of a C-ordered array that compiled code writes to; ``element``: dtype or type."""
     return types.Array(_element(element), ndim, "C")
 
 
-def readonly(element: Any, ndim: int = 1) -> Any:  # noqa: ANN401
+def readonly(element: Any, ndim: int = 1) -> Any:
     """The type of a C-ordered array that compiled code only reads (wire bytes are read-only)."""
     return types.Array(_element(element), ndim, "C", readonly=True)
 
 
-def record(dtype: np.dtype[Any]) -> Any:  # noqa: ANN401
+def record(dtype: np.dtype[Any]) -> Any:
     """The type of one record of a structured array."""
     return numba.from_dtype(dtype)
 
 
-def compiled(*arguments: Any, inline: bool = False) -> Callable[[F], F]:  # noqa: ANN401
+def compiled(*arguments: Any, inline: bool = False) -> Callable[[F], F]:
     """Decorate a function as compiled code that takes ``arguments`` (numba types), without the GIL.
 
     The result is a plain dispatcher: callable from Python and from other compiled code. It is
@@ -63,13 +63,14 @@ def compiled(*arguments: Any, inline: bool = False) -> Callable[[F], F]:  # noqa
         if inline:
             options["inline"] = "always"
         folder = cache_folder()
-        before = numba.config.CACHE_DIR
+        settings: Any = numba.config
+        before = settings.CACHE_DIR  # the engine's own, if it uses numba
         try:
             if folder is not None:
-                numba.config.CACHE_DIR = str(folder)
+                settings.CACHE_DIR = str(folder)
             dispatcher = numba.njit(cache=folder is not None, **options)(function)
         finally:
-            numba.config.CACHE_DIR = before
+            settings.CACHE_DIR = before
         _registry.append((dispatcher, arguments))
         return cast("F", dispatcher)
 
@@ -119,7 +120,7 @@ def build_hash() -> str:
     return digest.hexdigest()
 
 
-def _element(element: Any) -> Any:  # noqa: ANN401
+def _element(element: Any) -> Any:
     return element if isinstance(element, types.Type) else numba.from_dtype(np.dtype(element))
 
 

@@ -5,7 +5,6 @@ Kernels and backends never see a layout: they see a :class:`PagedMemory` (addres
 the pieces of one page. Nothing here owns memory, but a PagedMemory keeps its owner alive.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 from bodocache.errors import LayoutError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 PIECE_ALIGNMENT = 16  # bytes; what one GPU thread moves at a time
@@ -72,7 +73,9 @@ class Group:
     def __post_init__(self) -> None:
         for field in ("layers", "heads", "head_dim", "itemsize"):
             if getattr(self, field) < 1:
-                raise LayoutError(f"group {self.name}: {field}={getattr(self, field)}; must be >= 1")
+                raise LayoutError(
+                    f"group {self.name}: {field}={getattr(self, field)}; must be >= 1"
+                )
         if self.kv not in (1, 2):
             raise LayoutError(f"group {self.name}: kv={self.kv}; 2 (K and V) or 1 (one tensor)")
 
@@ -279,19 +282,21 @@ class PagedMemory:
                 first.device,
             ):
                 raise LayoutError(
-                    f"layers differ: {list(tensor.shape)} {tensor.dtype} on {tensor.device} against "
-                    f"{list(first.shape)} {first.dtype} on {first.device}"
+                    f"layers differ: {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+                    f" against {list(first.shape)} {first.dtype} on {first.device}"
                 )
         if first.ndim != 3 or first.stride(2) != 1 or first.shape[0] % page_tokens:
             raise LayoutError(
-                f"layer tensor {list(first.shape)}: expected (slots * {page_tokens}, heads, head_dim)"
-                " with contiguous rows"
+                f"layer tensor {list(first.shape)}: expected contiguous rows in"
+                f" (slots * {page_tokens}, heads, head_dim)"
             )
         if len({len(column) for column in columns}) != 1:
             raise LayoutError(f"{len(keys)} key layers, {len(columns[-1])} value layers")
         itemsize = first.element_size()
         return cls(
-            bases=np.array([[c[l].data_ptr() for c in columns] for l in range(len(keys))], np.int64),
+            bases=np.array(
+                [[c[l].data_ptr() for c in columns] for l in range(len(keys))], np.int64
+            ),
             page_stride=first.stride(0) * itemsize * page_tokens,
             token_stride=first.stride(0) * itemsize,
             head_stride=first.stride(1) * itemsize,
@@ -306,17 +311,18 @@ class PagedMemory:
     @property
     def layers(self) -> int:
         """Number of layers."""
-        return self.bases.shape[0]
+        return len(self.bases)
 
     @property
     def kv(self) -> int:
         """2 for K and V, 1 for one tensor."""
-        return self.bases.shape[1]
+        return int(self.bases.shape[1])
 
     @property
     def page_nbytes(self) -> int:
         """Bytes of one page, without gaps."""
-        return self.bases.size * self.page_tokens * self.heads * self.row_nbytes
+        rows = int(self.bases.size) * self.page_tokens * self.heads
+        return rows * self.row_nbytes
 
     def only(self, layers: range | None = None, heads: range | None = None) -> "PagedMemory":
         """The same pages, restricted to a range of layers and of heads (default: all)."""
@@ -344,6 +350,4 @@ def _merged(offsets: NDArray[np.int64], nbytes: int) -> list[Piece]:
     breaks = np.flatnonzero(np.diff(offsets) != nbytes) + 1
     starts = np.concatenate(([0], breaks))
     counts = np.diff(np.concatenate((starts, [len(offsets)])))
-    return [
-        Piece(int(offsets[s]), int(c) * nbytes) for s, c in zip(starts, counts, strict=True)
-    ]
+    return [Piece(int(offsets[s]), int(c) * nbytes) for s, c in zip(starts, counts, strict=True)]

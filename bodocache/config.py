@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration: one frozen dataclass per subsystem, and the strict TOML loader.
+
+Sizes are bytes, as integers or with a unit ("8 GiB"). Loading creates nothing on disk.
+"""
+
+import os
+import shutil
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
+
+from bodocache.errors import ConfigError
+from bodocache.identity import Domain
+
+
+def _sized(value: object) -> int:
+    """Bytes from an integer, or from a text with a unit."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValidationError):
+            return int(TypeAdapter(ByteSize).validate_python(value))
+    raise ValueError('expected bytes: an integer above 0, or a text like "8 GiB"')
+
+
+def _fits_memory(nbytes: int) -> int:
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes > installed:
+        raise ValueError(f"expected at most this machine's memory, {installed} bytes")
+    return nbytes
+
+
+Bytes = Annotated[int, BeforeValidator(_sized), Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BytesPerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class IdentityConfig:
+    """What the engine serves: all of it goes into every key."""
+
+    model: Annotated[str, Field(min_length=1)]
+    dtype: Annotated[str, Field(min_length=1)]
+    revision: str = ""
+    weights_version: str = ""
+    quantiser: str = ""
+    rope: str = ""
+    lora: str = ""
+    salt: str = ""
+    domain: Annotated[str, Field(min_length=1)] = "default"
+    domain_secret_hex: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}){16,64}$|^$")] = ""
+
+    @property
+    def tenant_domain(self) -> Domain:
+        """The domain that the cache's tenants share."""
+        return Domain(self.domain, bytes.fromhex(self.domain_secret_hex))
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class HostConfig:
+    """Host memory, pinned where CUDA is there."""
+
+    capacity_bytes: Annotated[Bytes, AfterValidator(_fits_memory)]
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class DiskConfig:
+    """The slab backend on one directory. ``capacity_bytes`` is a hard cap, headers included."""
+
+    directory: DirectoryPath
+    capacity_bytes: Bytes
+    queue_depth: Annotated[int, Field(ge=1, le=128)] = 8
+    chunk_bytes: Bytes = 2 << 20  # above it no disk we measured is faster
+
+    def __post_init__(self) -> None:
+        held = sum(f.stat().st_blocks * 512 for f in self.directory.glob("*") if f.is_file())
+        room = shutil.disk_usage(self.directory).free + held
+        if self.capacity_bytes > room:
+            raise ValueError(
+                f"capacity_bytes {self.capacity_bytes}: expected at most what {self.directory}"
+                f" has room for, {room} bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class TiersConfig:
+    """The tiers below the device. Without ``disk``, host memory is the last."""
+
+    host: HostConfig
+    disk: DiskConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class PlannerConfig:
+    """What the planner is told about the engine and the links."""
+
+    half_life_s: Seconds = 600.0  # of heat
+    min_residence_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    recompute_s_per_token: Seconds = 20e-6  # at position 0 (8B-class model on one Hopper GPU)
+    recompute_slope_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-9  # per position
+    host_bytes_per_s: BytesPerSecond = 20e9
+    disk_bytes_per_s: BytesPerSecond = 2e9
+    disk_write_bytes_per_s: BytesPerSecond = 1e9
+    disk_latency_s: Seconds = 200e-6
+    hole_bytes: Annotated[int, BeforeValidator(_sized), Field(ge=0)] = (
+        0  # read through holes up to this
+    )
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class FeaturesConfig:
+    """Stages of the planner that can be switched off, each to its neutral behaviour."""
+
+    admit: bool = True  # off: every page is written through
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class CacheConfig:
+    """The whole configuration of one cache."""
+
+    identity: IdentityConfig
+    tiers: TiersConfig
+    planner: PlannerConfig = PlannerConfig()
+    features: FeaturesConfig = FeaturesConfig()
+
+
+def load_config(path: Path) -> CacheConfig:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or a field is unknown, missing or out of range;
+            the message names field, value and what is allowed.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return parse(CacheConfig, values, source=str(path))
+
+
+def parse(kind: type[T], values: dict[str, Any], *, source: str = "configuration") -> T:
+    """Check ``values`` against the dataclass ``kind``; ConfigError as in :func:`load_config`."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(problem)}" for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _explain(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{field}: missing"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{field}: unknown key (value {problem['input']!r}); check its spelling and section"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{field} = {_shown(problem['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    if hasattr(value, "kwargs"):  # a whole dataclass's arguments
+        return str(value.kwargs)
+    return "nan" if isinstance(value, float) and np.isnan(value) else repr(value)
