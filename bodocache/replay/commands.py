@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bodocache trace``: generate, describe and fetch traces, from the command line."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from bodocache.replay import describe as describing
+from bodocache.replay import fetch as fetching
+from bodocache.replay.trace import TraceRequest, format_request, load_trace, write_trace
+from bodocache.replay.workload import WorkloadConfig, generate
+
+trace_app = typer.Typer(
+    name="trace",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Traces of requests: generate one, describe one, or fetch a public one.",
+)
+
+_STANDARD_OUTPUT = Path("-")
+_DEFAULT = WorkloadConfig()
+
+
+@trace_app.command(
+    "generate",
+    epilog="Example: [bold]bodocache trace generate chats.jsonl.gz --requests 5000 --seed 1[/bold]",
+)
+def generate_command(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines; .gz is compressed, - is stdout.")
+    ],
+    requests: Annotated[int, typer.Option(min=1, help="Requests to write.")] = _DEFAULT.requests,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal traces.")] = _DEFAULT.seed,
+    tenants: Annotated[
+        int, typer.Option(min=1, help="Tenants; each has system prompts of its own.")
+    ] = _DEFAULT.tenants,
+    requests_per_s: Annotated[
+        float, typer.Option(help="Mean arrivals a second, in the long run.")
+    ] = _DEFAULT.requests_per_s,
+    mean_turns: Annotated[
+        float, typer.Option(help="Mean turns of a conversation.")
+    ] = _DEFAULT.mean_turns,
+    burst_factor: Annotated[
+        float, typer.Option(help="How much denser arrivals are in a burst; 1: none.")
+    ] = _DEFAULT.burst_factor,
+    page_tokens: Annotated[int, typer.Option(min=1, help="Tokens a page.")] = _DEFAULT.page_tokens,
+) -> None:
+    """Write the built-in workload: chats over shared system prompts of several tenants.
+
+    The defaults are the workload that [bold]replay[/bold] and [bold]trace describe[/bold] take
+    where no trace is given.
+    """
+    config = WorkloadConfig(
+        seed=seed,
+        requests=requests,
+        requests_per_s=requests_per_s,
+        tenants=tenants,
+        page_tokens=page_tokens,
+        mean_turns=mean_turns,
+        burst_factor=burst_factor,
+    )
+    if file == _STANDARD_OUTPUT:
+        _print_lines(generate(config))
+        return
+    written = write_trace(file, generate(config))
+    typer.echo(f"{file}: {written:,} requests", err=True)
+
+
+@trace_app.command(
+    "describe",
+    epilog="Examples: [bold]bodocache trace describe[/bold], "
+    "[bold]bodocache trace describe mooncake-conversation.jsonl --json -[/bold]",
+)
+def describe_command(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TRACE]", help="A trace; the built-in workload if left out."),
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(min=1, help="Read no further than this many requests.")
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write JSON instead; - is stdout."),
+    ] = None,
+) -> None:
+    """Print requests, distinct pages, the infinite-cache hit ratio and the gaps between uses.
+
+    The infinite-cache hit ratio is the ceiling: no cache of any size hits more often.
+    """
+    description = describing.describe(load_trace(trace, max_requests))
+    if json_file is None:
+        Console().print(describing.render(description))
+        return
+    text = json.dumps(describing.as_json(description), indent=2)
+    if json_file == _STANDARD_OUTPUT:
+        typer.echo(text)
+    else:
+        json_file.write_text(text + "\n")
+
+
+@trace_app.command(
+    "fetch",
+    epilog="Example: [bold]bodocache trace fetch mooncake-conversation --to traces[/bold]",
+)
+def fetch_command(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(sorted(fetching.NAMED))}.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.jsonl goes.")] = Path(),
+    url: Annotated[
+        str | None, typer.Option(help="A mirror (http or https); its bytes must be the same.")
+    ] = None,
+) -> None:
+    """Download a public trace, check its bytes, and say whose it is.
+
+    Nothing is downloaded where the right file already lies there.
+    """
+    with _progress(name) as progress:
+        fetched = fetching.fetch(name, to, url=url, progress=progress)
+    state = "fetched" if fetched.downloaded else "already there"
+    typer.echo(f"{fetched.path}: {state}, checksum right (sha256 {fetched.trace.sha256})")
+    typer.echo(f"  what:    {fetched.trace.note}")
+    typer.echo(f"  licence: {fetched.trace.licence}")
+    typer.echo(f"  source:  {fetched.trace.url}")
+
+
+def _print_lines(requests: Iterator[TraceRequest]) -> None:
+    for request in requests:
+        sys.stdout.write(format_request(request) + "\n")
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[fetching.Progress]:
+    """Draw a bar on stderr, where it is a terminal, from the first bytes on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TransferSpeedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
