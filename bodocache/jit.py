@@ -51,6 +51,11 @@ def record(dtype: np.dtype[Any]) -> Any:
     return numba.from_dtype(dtype)
 
 
+def named(cls: type[tuple[Any, ...]], *elements: Any) -> Any:  # noqa: ANN401
+    """The type of a NamedTuple ``cls`` whose fields have the types ``elements``."""
+    return types.NamedTuple(elements, cls)  # type: ignore[no-untyped-call]
+
+
 def compiled(*arguments: Any, inline: bool = False) -> Callable[[F], F]:
     """Decorate a function as compiled code that takes ``arguments`` (numba types), without the GIL.
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from bodocache.pages import PAGE
 
-__all__ = ["DEMAND", "OP", "PAGE", "POLICY", "OpKind", "Plan"]
+__all__ = ["DEMAND", "OP", "PAGE", "POLICY", "TIERS", "Int", "OpKind", "Plan"]
 
 TIERS = 4  # len(Tier)
+
+Int = int | np.int64  # a row, tier or count: compiled code passes on what it read
 
 # One page somebody wants moved. Rows of one request stand together, shallow to deep.
 DEMAND = np.dtype(

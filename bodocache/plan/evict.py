@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who leaves a tier first: the leaf of least value density, and never a page others need.
+
+A page's eviction key is the greatest density (value.py) in its subtree, deepest first on ties. The
+least key is always a leaf's own density, so a tier queues only its leaves, and a parent enters when
+its last child leaves: every change is O(log n). Pinned and under-age pages are not among the leaves
+that may go, so none of their ancestors is. A page whose last copy anywhere lies here is a leaf only
+while no page right after it lies in any tier: no page is ever orphaned.
+
+The caller owns the pages and the queues, and says what happens: arrive, depart, touch, pin, unpin.
+Each is a few microseconds plus O(log n) a row. ``rows`` go shallow to deep. A row outside the table
+is an AssertionError.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache import jit
+from bodocache.pages import PAGE
+from bodocache.plan import heap, heat, value
+from bodocache.plan.records import POLICY, TIERS, Int
+
+PageArray = NDArray[np.void]  # PAGE[rows]
+PolicyArray = NDArray[np.void]  # POLICY[1]
+Rows = NDArray[np.int64]
+
+RIPE, YOUNG = 0, 1  # the two heaps of a tier: leaves by key, under-age leaves by arrival
+
+
+class Queues(NamedTuple):
+    """The eviction queues of every tier. Memory that no row has used yet is never touched."""
+
+    nodes: NDArray[np.void]  # heap.NODE[TIERS, 2, rows]
+    places: NDArray[np.int32]  # [TIERS, 2, rows]
+    counts: NDArray[np.int64]  # [TIERS, 2]
+    since_s: NDArray[np.float64]  # [TIERS, rows]: when the page came to that tier
+    clock_s: NDArray[np.float64]  # [1]: the latest time any call has told
+
+
+PAGES, POLICIES, ROWS = jit.array(PAGE), jit.array(POLICY), jit.array("i8")
+QUEUES = jit.named(
+    Queues,
+    jit.array(heap.NODE, 3),
+    jit.array("i4", 3),
+    jit.array("i8", 2),
+    jit.array("f8", 2),
+    jit.array("f8"),
+)
+
+
+def open_queues(rows: int) -> Queues:
+    """Empty queues for a page table of ``rows`` records."""
+    return Queues(
+        np.zeros((TIERS, 2, rows), heap.NODE),
+        np.zeros((TIERS, 2, rows), np.int32),
+        np.zeros((TIERS, 2), np.int64),
+        np.zeros((TIERS, rows)),
+        np.zeros(1),
+    )
+
+
+def grown(queues: Queues, rows: int) -> Queues:
+    """The same queues with room for ``rows`` records (the page table has grown)."""
+    larger = open_queues(rows)
+    before = queues.since_s.shape[1]
+    for name in ("nodes", "places", "since_s"):
+        getattr(larger, name)[..., :before] = getattr(queues, name)
+    larger.counts[:] = queues.counts
+    larger.clock_s[:] = queues.clock_s
+    return larger
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, ROWS, jit.i8, jit.f8)
+def arrive(
+    pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, tier: Int, now_s: float
+) -> None:
+    """``rows`` now lie in ``tier``, verified. A row that lay there already is left alone."""
+    for row in rows:
+        arrive_one(pages, queues, policy, row, tier, now_s)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, ROWS, jit.i8)
+def depart(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, tier: Int) -> None:
+    """``rows`` no longer lie in ``tier``. A row that did not lie there is left alone.
+
+    Use it where something else than :func:`coldest` decided: a frame lost, an engine that freed
+    its pages. The caller keeps prefixes whole: it departs children before their parent.
+    """
+    for row in rows:
+        depart_one(pages, queues, policy, row, tier)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, ROWS, jit.f8)
+def touch(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, now_s: float) -> None:
+    """One use of each of ``rows`` at ``now_s``; they are requeued wherever they lie."""
+    for row in rows:
+        touch_one(pages, queues, policy, row, now_s)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, ROWS)
+def pin(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
+    """Hold ``rows``: until as many unpins, neither they nor their ancestors are evicted."""
+    for row in rows:
+        pin_one(pages, queues, policy, row)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, ROWS)
+def unpin(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
+    """Let go of ``rows`` once. A row that is not pinned is an AssertionError."""
+    for row in rows:
+        unpin_one(pages, queues, policy, row)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, ROWS)
+def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
+    """Weigh ``rows`` anew: after their recompute_s, heat or nbytes, or the policy, changed."""
+    for row in rows:
+        assert 0 <= row < len(pages)
+        _weigh_everywhere(pages, queues, policy, row)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8, ROWS)
+def coldest(
+    pages: PageArray,
+    queues: Queues,
+    policy: PolicyArray,
+    tier: Int,
+    count: Int,
+    now_s: float,
+    out: Rows,
+) -> int:
+    """Evict up to ``count`` pages from ``tier``, least key first; return how many.
+
+    Victims stand in ``out[:n]``, each before its parent, and have departed; the caller frees their
+    slots and writes their reason. Fewer than ``count``: all others are pinned, under age or needed.
+    """
+    _ripen(pages, queues, policy, tier, now_s)
+    taken = 0
+    floor = -np.inf
+    while taken < count and queues.counts[tier, RIPE] > 0:
+        node = queues.nodes[tier, RIPE, 0]
+        row, key = np.int64(node["row"]), node["key"]
+        if _is_young(queues, policy, row, tier):  # min_residence_s was raised since it was queued
+            _weigh(pages, queues, policy, row, tier)
+            continue
+        floor = max(floor, key)
+        depart_one(pages, queues, policy, row, tier)
+        out[taken] = row
+        taken += 1
+        _raise_to(pages, queues, np.int64(pages[row]["parent"]), tier, floor)
+    for i in range(taken):  # parents that stay go back to their own density
+        parent = np.int64(pages[out[i]]["parent"])
+        if parent >= 0:
+            _weigh(pages, queues, policy, parent, tier)
+    return taken
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
+def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> float:
+    """Density (s/byte) at ``now_s`` of the page that would leave ``tier`` next; inf: none can."""
+    _ripen(pages, queues, policy, tier, now_s)
+    if queues.counts[tier, RIPE] == 0:
+        return np.inf
+    key = queues.nodes[tier, RIPE, 0]["key"]
+    return float(np.exp2(key - now_s / policy[0]["half_life_s"]))
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
+def arrive_one(
+    pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, now_s: float
+) -> None:
+    """As :func:`arrive`, for one row, from compiled code."""
+    assert 0 <= row < len(pages)
+    page = pages[row]
+    tiers = np.int64(page["tiers"])
+    if (tiers >> tier) & 1:
+        return
+    queues.clock_s[0] = max(queues.clock_s[0], now_s)
+    queues.since_s[tier, row] = now_s
+    page["tiers"] = tiers | (1 << tier)
+    if tiers & ((1 << tier) - 1) == 0:
+        page["arrived_s"] = now_s
+    _count_child(pages, queues, policy, row, tier, 1)
+    _lift(pages, queues, policy, row)
+    _weigh_everywhere(pages, queues, policy, row)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+def depart_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
+    """As :func:`depart`, for one row, from compiled code."""
+    assert 0 <= row < len(pages)
+    page = pages[row]
+    tiers = np.int64(page["tiers"])
+    if not (tiers >> tier) & 1:
+        return
+    page["tiers"] = tiers & ~(1 << tier)
+    _weigh_everywhere(pages, queues, policy, row)
+    _count_child(pages, queues, policy, row, tier, -1)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
+def touch_one(
+    pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, now_s: float
+) -> None:
+    """As :func:`touch`, for one row, from compiled code."""
+    assert 0 <= row < len(pages)
+    queues.clock_s[0] = max(queues.clock_s[0], now_s)
+    heat.add_hit(pages, row, now_s, policy[0]["half_life_s"])
+    _lift(pages, queues, policy, row)
+    _weigh_everywhere(pages, queues, policy, row)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+def pin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
+    """As :func:`pin`, for one row, from compiled code."""
+    assert 0 <= row < len(pages)
+    pages[row]["pins"] += 1
+    if pages[row]["pins"] == 1:
+        _weigh_everywhere(pages, queues, policy, row)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+def unpin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
+    """As :func:`unpin`, for one row, from compiled code."""
+    assert 0 <= row < len(pages)
+    assert pages[row]["pins"] > 0
+    pages[row]["pins"] -= 1
+    if pages[row]["pins"] == 0:
+        _weigh_everywhere(pages, queues, policy, row)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+def _weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
+    for tier in range(TIERS):
+        _weigh(pages, queues, policy, row, tier)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+def _weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
+    """Put the row where it belongs in ``tier``: among the ripe, among the young, or in neither."""
+    leaf = _is_leaf(pages, row, tier)
+    young = leaf and _is_young(queues, policy, row, tier)
+    if young:
+        _put(pages, queues, row, tier, YOUNG, queues.since_s[tier, row])
+    elif queues.places[tier, YOUNG, row] > 0:
+        _drop(queues, row, tier, YOUNG)
+    if leaf and not young:
+        _put(pages, queues, row, tier, RIPE, value.log_density(pages, policy, row, tier))
+    elif queues.places[tier, RIPE, row] > 0:
+        _drop(queues, row, tier, RIPE)
+
+
+@jit.compiled(PAGES, jit.i8, jit.i8)
+def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
+    """Whether the page's copy in ``tier`` can go without taking anything from anyone."""
+    page = pages[row]
+    tiers = np.int64(page["tiers"])
+    if not (tiers >> tier) & 1 or page["pins"] > 0:
+        return False
+    if tiers == 1 << tier:
+        return bool(page["descended"] == 0)
+    return bool(page["children"][tier] == 0)
+
+
+@jit.compiled(QUEUES, POLICIES, jit.i8, jit.i8)
+def _is_young(queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> bool:
+    ripe_s = queues.since_s[tier, row] + policy[0]["min_residence_s"]
+    return bool(ripe_s > queues.clock_s[0])
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
+def _ripen(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> None:
+    """Move the young that have come of age among the ripe: each once in its stay, oldest first."""
+    queues.clock_s[0] = max(queues.clock_s[0], now_s)
+    while queues.counts[tier, YOUNG] > 0:
+        row = np.int64(queues.nodes[tier, YOUNG, 0]["row"])
+        if _is_young(queues, policy, row, tier):
+            return
+        _weigh(pages, queues, policy, row, tier)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.i8)
+def _count_child(
+    pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, change: Int
+) -> None:
+    """Tell the row's parent that a child came to (+1) or left (-1) ``tier``."""
+    parent = np.int64(pages[row]["parent"])
+    if parent < 0:
+        return
+    pages[parent]["children"][tier] += change
+    tiers = np.int64(pages[row]["tiers"])
+    if tiers == 0 or (change > 0 and tiers == 1 << tier):  # its last copy left, its first came
+        pages[parent]["descended"] += change
+        _weigh_everywhere(pages, queues, policy, parent)
+    else:
+        _weigh(pages, queues, policy, parent, tier)
+
+
+@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+def _lift(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
+    """Enforce p_reuse(parent) >= p_reuse(child): who uses a page uses the pages before it."""
+    parent: Int = np.int64(pages[row]["parent"])
+    while parent >= 0 and _is_hotter(pages, row, parent, policy[0]["half_life_s"]):
+        pages[parent]["heat"] = pages[row]["heat"]
+        pages[parent]["stamp_s"] = pages[row]["stamp_s"]
+        _weigh_everywhere(pages, queues, policy, parent)
+        row, parent = parent, np.int64(pages[parent]["parent"])
+
+
+@jit.compiled(PAGES, jit.i8, jit.i8, jit.f8)
+def _is_hotter(pages: PageArray, row: Int, other: Int, half_life_s: float) -> bool:
+    one, two = pages[row], pages[other]
+    if one["stamp_s"] == two["stamp_s"]:
+        return bool(one["heat"] > two["heat"])
+    one_score = heat.score(np.float64(one["heat"]), one["stamp_s"], half_life_s)
+    return bool(one_score > heat.score(np.float64(two["heat"]), two["stamp_s"], half_life_s))
+
+
+@jit.compiled(PAGES, QUEUES, jit.i8, jit.i8, jit.f8)
+def _raise_to(pages: PageArray, queues: Queues, row: Int, tier: Int, floor: float) -> None:
+    """A parent whose last child left in this round keeps that child's key, if greater, for it."""
+    if row < 0 or queues.places[tier, RIPE, row] == 0:
+        return
+    key = queues.nodes[tier, RIPE, np.int64(queues.places[tier, RIPE, row]) - 1]["key"]
+    if key < floor:
+        _put(pages, queues, row, tier, RIPE, floor)
+
+
+@jit.compiled(PAGES, QUEUES, jit.i8, jit.i8, jit.i8, jit.f8)
+def _put(pages: PageArray, queues: Queues, row: Int, tier: Int, kind: Int, key: float) -> None:
+    nodes, places = queues.nodes[tier, kind], queues.places[tier, kind]
+    tie = -np.int64(pages[row]["depth"])  # deepest first
+    count = queues.counts[tier, kind]
+    queues.counts[tier, kind] = heap.put(nodes, places, count, row, key, tie)
+
+
+@jit.compiled(QUEUES, jit.i8, jit.i8, jit.i8)
+def _drop(queues: Queues, row: Int, tier: Int, kind: Int) -> None:
+    nodes, places = queues.nodes[tier, kind], queues.places[tier, kind]
+    queues.counts[tier, kind] = heap.drop(nodes, places, queues.counts[tier, kind], row)

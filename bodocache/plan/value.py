@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holding a page in a tier is worth: seconds saved per byte held (DESIGN.md, "evict").
+
+``density = p_reuse * saved_s / nbytes``, with p_reuse the page's heat (heat.py) and ``saved_s =
+min(recompute_s, load from the best copy in a slower tier) - load from here``, at least 1 ns. A copy
+in a *faster* tier does not count: it is the first to leave. Loads are ops of one page.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache import jit
+from bodocache.pages import PAGE
+from bodocache.plan import heat
+from bodocache.plan.records import POLICY, TIERS, Int
+
+SAVED_FLOOR_S = 1e-9  # where holding a page saves nothing, heat still orders it
+
+
+@jit.compiled(jit.array(PAGE), jit.array(POLICY), jit.i8, jit.i8)
+def log_density(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tier: Int) -> float:
+    """log2(density at time t) + t / half_life of the page's copy, had or planned, in ``tier``.
+
+    It is the same for every t from the last use on, so the order of two pages changes only when
+    something happens to one of them.
+    """
+    page = pages[row]
+    nbytes = np.int64(page["nbytes"])
+    otherwise_s: float = np.float64(page["recompute_s"])
+    for slower in range(tier + 1, TIERS):
+        if (np.int64(page["tiers"]) >> slower) & 1:
+            otherwise_s = min(otherwise_s, load_s(policy, slower, nbytes))
+    saved_s = max(otherwise_s - load_s(policy, tier, nbytes), SAVED_FLOOR_S)
+    warmth = heat.score(np.float64(page["heat"]), page["stamp_s"], policy[0]["half_life_s"])
+    return float(warmth + np.log2(saved_s / max(nbytes, np.int64(1))))
+
+
+@jit.compiled(jit.array(POLICY), jit.i8, jit.i8)
+def load_s(policy: NDArray[np.void], tier: Int, nbytes: Int) -> float:
+    """Seconds one op takes to bring ``nbytes`` from ``tier`` to the device."""
+    return float(policy[0]["load_latency_s"][tier] + nbytes * policy[0]["load_s_per_byte"][tier])
