@@ -6,6 +6,7 @@ transfer has *drained*, whether it finished, was late or was abandoned. A backen
 into the cache, and is used from one event loop.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -124,6 +125,14 @@ class Backend(Protocol):
         ...
 
     @property
+    def observer(self) -> Callable[[Extent], None] | None:
+        """Told of every completed extent, in whatever thread; it must be quick and not raise."""
+        ...
+
+    @observer.setter
+    def observer(self, observer: Callable[[Extent], None] | None) -> None: ...
+
+    @property
     def usage(self) -> Usage:
         """How full it is now."""
         ...
@@ -172,5 +181,8 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Wait for what is in flight, then let go of files and threads. Calling twice is harmless."""
+        """Wait for what is in flight, then let go of files and threads; twice is harmless.
+
+        Pages that are still waiting are LATE.
+        """
         ...

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for storage, in memory: it passes the contract suite, and proves nothing about disks.
+
+A :class:`MemoryDisk` outlives the backends opened over it, as a directory does; a test may change
+its bytes.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.clock import Clock
+from bodocache.digest import check_pages, digest_rows, seeded
+from bodocache.errors import CacheClosed
+from bodocache.io.backend import Durability, Entries, Extent, Status, Usage
+from bodocache.io.columns import Columns
+from bodocache.io.frames import FrameAllocator
+from bodocache.io.transfer import BatchTransfer, Outcome, Request
+from bodocache.pages import Reason
+
+
+class MemoryDisk:
+    """What a backend in memory keeps: the frames' bytes and what is known of them."""
+
+    def __init__(self, page_nbytes: int, frame_count: int) -> None:
+        self.pages = np.zeros((frame_count, page_nbytes), np.uint8)
+        self.columns = Columns(frame_count)
+
+
+class MemoryBackend:
+    """Implements the contract over a :class:`MemoryDisk`; pages move between loop iterations."""
+
+    def __init__(self, disk: MemoryDisk, *, clock: Clock) -> None:
+        self.observer: Callable[[Extent], None] | None = None
+        self._disk = disk
+        self._clock = clock
+        self._frames = FrameAllocator(disk.columns.reasons == Reason.NONE)
+        self._queue = _LoopQueue()
+        self._generation = int(disk.columns.generations.max(initial=0))
+        self._is_closed = False
+
+    @property
+    def name(self) -> str:
+        """Its name in metrics and messages."""
+        return "memory"
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page."""
+        return int(self._disk.pages.shape[1])
+
+    @property
+    def usage(self) -> Usage:
+        """How full it is now."""
+        total = len(self._disk.pages)
+        return Usage(total - self._frames.free, total, 0)
+
+    def entries(self) -> Entries:
+        """Every page that a get would find."""
+        return self._disk.columns.entries()
+
+    def reserve(self, count: int, *, after: int) -> NDArray[np.int64]:
+        """Take ``count`` free frames."""
+        return self._frames.reserve(count, after=after)
+
+    def release(self, frames: NDArray[np.int64]) -> None:
+        """Give frames back."""
+        self._frames.release(frames)
+        self._disk.columns.evict(frames)
+
+    def get(
+        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+    ) -> BatchTransfer:
+        """Begin to copy pages out."""
+
+        def read(record: NDArray[np.void]) -> Outcome:
+            reasons = self._disk.columns.look_up(record["frame"], record["key"])
+            if reasons[0] != Reason.NONE:
+                return Outcome.all(1, Status.MISS, Reason(reasons[0]))
+            raw = digest_rows(self._disk.pages, record["frame"].copy())
+            stored = self._disk.columns.digests[record["frame"]]
+            if (seeded(raw, record["key"]) != stored).any():
+                return Outcome.all(1, Status.MISS, Reason.CORRUPT)
+            buffers[record["slot"]] = self._disk.pages[record["frame"]]
+            return Outcome.all(1, Status.LANDED)
+
+        return self._begin(batch, buffers, deadline_s, read)
+
+    def put(
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        durability: Durability = Durability.CACHE,  # noqa: ARG002 -- memory has but one
+    ) -> BatchTransfer:
+        """Begin to copy pages in."""
+        self._frames.check_reserved(batch["frame"])
+
+        def write(record: NDArray[np.void]) -> Outcome:
+            self._generation += 1
+            self._disk.pages[record["frame"]] = buffers[record["slot"]]
+            generations = np.array([self._generation], np.uint64)
+            self._disk.columns.fill(record["frame"], record, generations)
+            return Outcome.all(1, Status.LANDED)
+
+        return self._begin(batch, buffers, deadline_s, write)
+
+    async def close(self) -> None:
+        """Refuse what comes from now on."""
+        self._is_closed = True
+
+    def _begin(
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        deadline_s: float,
+        move: Callable[[NDArray[np.void]], Outcome],
+    ) -> BatchTransfer:
+        if self._is_closed:
+            raise CacheClosed("memory backend is closed")
+        check_pages(buffers)
+        transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._queue)
+        if not transfer.is_final:
+            requests = [
+                _OnePage(transfer, i, batch[i : i + 1].copy(), move) for i in range(len(batch))
+            ]
+            transfer.submit(requests)
+        return transfer
+
+
+class _OnePage:
+    """A request that moves one page, on the loop."""
+
+    writes = False
+
+    def __init__(
+        self,
+        transfer: BatchTransfer,
+        position: int,
+        record: NDArray[np.void],
+        move: Callable[[NDArray[np.void]], Outcome],
+    ) -> None:
+        self.transfer = transfer
+        self.positions = np.array([position])
+        self._record = record
+        self._move = move
+
+    def run(self) -> Outcome:
+        return self._move(self._record)
+
+    def settle(self, outcome: Outcome) -> None:
+        self.transfer.finish(self.positions, outcome)
+
+
+class _LoopQueue:
+    """Does requests one at a time, each in a turn of the loop of its own."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Request] = []
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._waiting += requests
+        for _ in requests:
+            asyncio.get_running_loop().call_soon(self._do_one)
+
+    def withdraw(self, transfer: BatchTransfer) -> list[Request]:
+        mine = [request for request in self._waiting if request.transfer is transfer]
+        self._waiting = [request for request in self._waiting if request.transfer is not transfer]
+        return mine
+
+    def _do_one(self) -> None:
+        if self._waiting:  # withdrawn ones left their turns behind
+            request = self._waiting.pop(0)
+            request.transfer.settle(request, request.run())

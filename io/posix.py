@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls on one file, for many threads: vectored reads and writes at offsets, until complete.
+
+A plain buffered descriptor in our own threads is the fallback where O_DIRECT is refused. aiofiles
+does not suit here: it makes one executor call per operation (20 to 70 us, 0.9 CPU-s/GB against
+0.25), reads into bytes of its own and has no vectored calls; nothing on this path runs on the loop.
+"""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+
+from bodocache.errors import BackendError
+from bodocache.io.config import BLOCK_NBYTES
+
+FILE_MODE = 0o600
+
+_log = logging.getLogger(__name__)
+
+
+class DataFile:
+    """An open regular file. Its descriptors are closed by :meth:`close`, and by nobody else."""
+
+    __slots__ = ("_direct_fd", "_fd", "path")
+
+    def __init__(self, path: str, directory_fd: int, flags: int) -> None:
+        """Open ``path``'s last part below ``directory_fd``; no link is followed.
+
+        Raises:
+            BackendError: it is not a regular file.
+            OSError: it cannot be opened.
+        """
+        self.path = path
+        self._direct_fd = -1
+        name = os.path.basename(path)  # noqa: PTH119 -- a name below a descriptor, not a path
+        self._fd = _open_regular(name, directory_fd, flags, path)
+
+    @property
+    def fd(self) -> int:
+        """The buffered descriptor."""
+        return self._fd
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether aligned transfers bypass the page cache."""
+        return self._direct_fd >= 0
+
+    @property
+    def nbytes(self) -> int:
+        """Where the file ends now."""
+        return os.fstat(self._fd).st_size
+
+    def try_direct(self, *, writable: bool) -> None:
+        """Bypass the page cache from now on, if the file system allows it."""
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_DIRECT | os.O_CLOEXEC
+        try:
+            # Through /proc: the very file that is open, whatever its name leads to by now.
+            self._direct_fd = os.open(f"/proc/self/fd/{self._fd}", flags)
+        except OSError as error:
+            _log.warning("%s: no O_DIRECT (%s): transfers are buffered", self.path, error)
+
+    def read(self, buffers: list[memoryview], offset: int, *, aligned: bool) -> int:
+        """Fill ``buffers`` from ``offset`` on; return bytes read, fewer only at the file's end."""
+        return self._complete(os.preadv, buffers, offset, aligned=aligned)
+
+    def write(self, buffers: list[memoryview], offset: int, *, aligned: bool) -> int:
+        """Write all of ``buffers`` at ``offset``; return bytes written, fewer only without room."""
+        return self._complete(os.pwritev, buffers, offset, aligned=aligned)
+
+    def sync(self) -> None:
+        """Fdatasync: what was written, by either descriptor, survives a power cut."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close the descriptors; calling twice is harmless."""
+        for fd in (self._direct_fd, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct_fd = -1
+
+    def _complete(
+        self,
+        call: Callable[[int, list[memoryview], int], int],
+        buffers: list[memoryview],
+        offset: int,
+        *,
+        aligned: bool,
+    ) -> int:
+        """Repeat ``call`` until all is moved or nothing moves (Python itself repeats on EINTR)."""
+        direct = aligned and self.is_direct
+        wanted = sum(buffer.nbytes for buffer in buffers)
+        done = 0
+        while done < wanted:
+            rest = _behind(buffers, done) if done else buffers
+            try:
+                moved = call(self._direct_fd if direct else self._fd, rest, offset + done)
+            except OSError as error:
+                if not direct or error.errno != errno.EINVAL:
+                    raise
+                direct = False  # refused for this transfer (alignment, file system): buffered
+                continue
+            if moved == 0:
+                break
+            done += moved
+            direct = direct and done % BLOCK_NBYTES == 0  # a ragged end: O_DIRECT refuses the rest
+        return done
+
+
+def _behind(buffers: list[memoryview], nbytes: int) -> list[memoryview]:
+    """What is left of ``buffers`` behind their first ``nbytes``."""
+    rest = []
+    for buffer in buffers:
+        if nbytes < buffer.nbytes:
+            rest.append(buffer[nbytes:])
+        nbytes = max(0, nbytes - buffer.nbytes)
+    return rest
+
+
+def _open_regular(name: str, directory_fd: int, flags: int, path: str) -> int:
+    # O_NONBLOCK: a FIFO in the file's place must not hang the open; regular files ignore it.
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, FILE_MODE, dir_fd=directory_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise BackendError(f"{path}: not a regular file; remove it or choose another directory")
+    return fd

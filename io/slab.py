@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded backend: fixed frames in one preallocated file, headers in another.
+
+Files, threads and columns are the backend's; buffers are the caller's until a transfer has
+drained. Every doubt about a frame is a miss with its reason; no error leaves ``get``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.clock import Clock
+from bodocache.digest import check_pages, digest_rows
+from bodocache.errors import BackendError, CacheClosed, LayoutError, LeaseError
+from bodocache.io import directory, extents
+from bodocache.io.backend import Durability, Entries, Extent, Status, Usage
+from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
+from bodocache.io.frames import FrameAllocator
+from bodocache.io.medium import Buffers, Medium
+from bodocache.io.puts import PutBatch
+from bodocache.io.read import ReadExtent
+from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.io.workers import WorkerPool
+from bodocache.io.write import WriteExtent
+from bodocache.pages import Reason
+
+
+class SlabBackend:
+    """Implements :class:`bodocache.io.backend.Backend` over one directory."""
+
+    def __init__(self, config: SlabConfig, slab: directory.OpenSlab, *, clock: Clock) -> None:
+        """Begin to use an open slab on the running loop; :meth:`open` is the door."""
+        self._config = config
+        self._slab = slab
+        self._clock = clock
+        self._columns = slab.columns
+        self._medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock)
+        self._frames = FrameAllocator(slab.columns.reasons == Reason.NONE)
+        self._generation = int(slab.columns.generations.max(initial=0))
+        self._writing = np.zeros(slab.superblock.frame_count, bool)
+        self._released = np.zeros(slab.superblock.frame_count, bool)  # while still being written
+        self._is_closed = False
+        self._pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
+
+    @classmethod
+    async def open(cls, config: SlabConfig, *, clock: Clock) -> Self:
+        """Open or create the slab of ``config``; 10^6 headers take about a second.
+
+        Raises:
+            BackendLocked: another process writes to the directory.
+            BackendError: it cannot be opened, or there is nothing for a reader to read.
+        """
+        opening = asyncio.get_running_loop().run_in_executor(None, _open_warm, config)
+        try:
+            slab = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)
+            raise
+        return cls(config, slab, clock=clock)
+
+    @property
+    def name(self) -> str:
+        """Its name in metrics and messages."""
+        return "slab"
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page."""
+        return self._config.page_nbytes
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether payloads bypass the page cache, given aligned buffers."""
+        return self._slab.payload.is_direct
+
+    @property
+    def usage(self) -> Usage:
+        """How full it is now."""
+        total = self._slab.superblock.frame_count
+        nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
+        return Usage(total - self._frames.free, total, nbytes)
+
+    @property
+    def observer(self) -> Callable[[Extent], None] | None:
+        """Told of every completed extent, in a worker thread; it must be quick and not raise."""
+        return self._medium.observer
+
+    @observer.setter
+    def observer(self, observer: Callable[[Extent], None] | None) -> None:
+        self._medium.observer = observer
+
+    def entries(self) -> Entries:
+        """Every page that a get would find, each key once."""
+        return self._columns.entries()
+
+    def reserve(self, count: int, *, after: int) -> NDArray[np.int64]:
+        """Take ``count`` free frames in as few runs as there are (frames.py)."""
+        self._check_writer()
+        return self._frames.reserve(count, after=after)
+
+    def release(self, frames: NDArray[np.int64]) -> None:
+        """Give frames back; a get of them is a miss from now on.
+
+        Nothing is written: after a restart an old header whose payload is still whole brings its
+        page back, which is harmless, since the bytes are right. A frame that is still being
+        written becomes free when that has ended.
+        """
+        self._check_writer()
+        self._frames.check_reserved(frames)
+        if self._released[frames].any():
+            raise LeaseError("slab: a frame was released twice while it was being written")
+        self._columns.evict(frames)
+        busy = self._writing[frames]
+        self._frames.release(frames[~busy])
+        self._released[frames[busy]] = True
+
+    def get(
+        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+    ) -> BatchTransfer:
+        """Begin to read; see :meth:`bodocache.io.backend.Backend.get`."""
+        memory = self._check(batch, buffers)
+        if not buffers.flags.writeable:
+            raise LayoutError("slab: get into read-only buffers")
+        transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
+        if transfer.is_final:
+            return transfer
+        reasons = self._columns.look_up(batch["frame"], batch["key"])
+        misses = np.flatnonzero(reasons != Reason.NONE)
+        statuses = np.full(len(misses), Status.MISS, np.uint8)
+        transfer.finish(misses, Outcome(statuses, reasons[misses]))
+        there = np.flatnonzero(reasons == Reason.NONE)
+        transfer.submit(
+            [
+                ReadExtent(self._medium, transfer, positions, batch[positions], memory)
+                for positions in self._extents(batch, there)
+            ]
+        )
+        return transfer
+
+    def put(
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        durability: Durability = Durability.CACHE,
+    ) -> BatchTransfer:
+        """Begin to write; see :meth:`bodocache.io.backend.Backend.put`.
+
+        Raises:
+            LeaseError: a frame is not reserved, named twice, or still being written.
+        """
+        self._check_writer()
+        memory = self._check(batch, buffers)
+        frames = np.ascontiguousarray(batch["frame"])
+        self._check_frames(frames)
+        transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
+        if transfer.is_final:
+            return transfer
+        self._columns.invalidate(frames, Reason.NEVER_STORED)  # no get may see half of it
+        self._writing[frames] = True
+        put = PutBatch(self._medium, transfer, durability, self._end_writing)
+        generations = self._next_generations(len(batch))
+        put.begin(
+            [
+                WriteExtent(
+                    *(self._medium, transfer, positions, batch[positions]),
+                    *(generations[positions], memory, put.settle),
+                )
+                for positions in self._extents(batch, np.arange(len(batch)))
+            ]
+        )
+        return transfer
+
+    async def close(self) -> None:
+        """Let what is in flight end; what is still waiting is LATE. Calling twice is harmless."""
+        self._is_closed = True
+        for request in self._pool.stop():
+            late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
+            request.transfer.settle(request, late)
+        await asyncio.to_thread(self._pool.join)
+        self._pool.settle()
+        self._slab.close()
+
+    def _extents(
+        self, batch: NDArray[np.void], positions: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        merged = extents.merge(
+            batch["frame"][positions],
+            frame_nbytes=self._config.frame_nbytes,
+            chunk_nbytes=self._config.chunk_nbytes,
+        )
+        return [positions[chosen] for chosen in merged.extents]
+
+    def _end_writing(self, frames: NDArray[np.int64]) -> None:
+        self._writing[frames] = False
+        unwanted = frames[self._released[frames]]
+        if len(unwanted):
+            self._released[unwanted] = False
+            self._columns.evict(unwanted)
+            self._frames.release(unwanted)
+
+    def _next_generations(self, count: int) -> NDArray[np.uint64]:
+        first = self._generation + 1
+        self._generation += count
+        return np.arange(first, first + count, dtype=np.uint64)
+
+    def _check(self, batch: NDArray[np.void], buffers: NDArray[np.uint8]) -> Buffers:
+        """Raise unless ``batch`` fits ``buffers``; return the buffers as workers address them."""
+        self._check_open()
+        check_pages(buffers)
+        if buffers.shape[1] != self.page_nbytes:
+            raise LayoutError(
+                f"slab: buffers of {buffers.shape[1]} bytes a row; pages are {self.page_nbytes}"
+            )
+        if (batch["nbytes"] != self.page_nbytes).any():
+            raise LayoutError(f"slab: every page of a batch must be {self.page_nbytes} bytes")
+        slots = batch["slot"]
+        if len(slots) and not 0 <= slots.min() <= slots.max() < len(buffers):
+            raise LayoutError(f"slab: slots {slots.min()}..{slots.max()} of {len(buffers)} rows")
+        aligned = buffers.ctypes.data % BLOCK_NBYTES == 0 and self.page_nbytes % BLOCK_NBYTES == 0
+        return Buffers(buffers, buffers.reshape(-1).data, aligned)
+
+    def _check_frames(self, frames: NDArray[np.int64]) -> None:
+        self._frames.check_reserved(frames)
+        if self._writing[frames].any():
+            raise LeaseError("slab: put to a frame that is still being written; await drained()")
+        if len(np.unique(frames)) != len(frames):
+            raise LeaseError("slab: one put names a frame twice")
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise CacheClosed(f"slab {self._config.directory} is closed")
+
+    def _check_writer(self) -> None:
+        self._check_open()
+        if self._config.mode is not OpenMode.WRITER:
+            raise BackendError(f"slab {self._config.directory} is open for reading only")
+
+
+def _open_warm(config: SlabConfig) -> directory.OpenSlab:
+    digest_rows(np.zeros((1, 16), np.uint8), np.zeros(1, np.int64))  # compiled now, not in a get
+    return directory.open_slab(config)
+
+
+def _close_unwanted(opening: "asyncio.Future[directory.OpenSlab]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

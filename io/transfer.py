@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One batch on its way: statuses, waiting, the deadline.
+
+All of it belongs to the event loop. Workers see only requests; what became of a request returns to
+the loop, which settles it here. Buffers are in use until the last request has been settled.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.clock import Clock
+from bodocache.io.backend import Status
+from bodocache.pages import Reason
+
+_TIMER_MAX_S = 3600.0  # a later deadline is looked at again then
+
+
+class Outcome(NamedTuple):
+    """What became of a request's pages: Status and Reason of each."""
+
+    statuses: NDArray[np.uint8]
+    reasons: NDArray[np.uint8]
+
+    @classmethod
+    def all(cls, count: int, status: Status, reason: Reason = Reason.NONE) -> "Outcome":
+        """The same for ``count`` pages."""
+        return cls(np.full(count, status, np.uint8), np.full(count, reason, np.uint8))
+
+
+class Request(Protocol):
+    """A part of a transfer that one worker does at once."""
+
+    @property
+    def transfer(self) -> "BatchTransfer":
+        """The batch it is part of."""
+        ...
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Its pages' positions in the batch."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether it may wait for reads."""
+        ...
+
+    def run(self) -> Outcome:
+        """Do it, in a worker thread; whatever it raises makes its pages FAILED."""
+        ...
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take note of ``outcome``, on the loop."""
+        ...
+
+
+class Queue(Protocol):
+    """Where requests wait for a worker."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Take requests; each is run and then settled on the loop, unless it is withdrawn."""
+        ...
+
+    def withdraw(self, transfer: "BatchTransfer") -> list[Request]:
+        """Give back the requests of ``transfer`` that no worker has begun."""
+        ...
+
+
+class BatchTransfer:
+    """Implements :class:`bodocache.io.backend.Transfer` over a queue of requests.
+
+    A transfer whose deadline has passed already is LATE from the start.
+    """
+
+    __slots__ = (
+        *("_clock", "_in_use", "_loop", "_pending", "_queue", "_seen", "_timer", "_waiters"),
+        *("deadline_s", "reasons", "statuses"),
+    )
+
+    def __init__(self, count: int, deadline_s: float, clock: Clock, queue: Queue) -> None:
+        self.statuses = np.zeros(count, np.uint8)
+        self.reasons = np.zeros(count, np.uint8)
+        self.deadline_s = deadline_s
+        self._clock = clock
+        self._queue = queue
+        self._loop = asyncio.get_running_loop()
+        self._pending = self._seen = count
+        self._in_use = 0  # requests submitted and not settled
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        if self.is_late:
+            self._finish_pending(Reason.LATE)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._clock.now_s() >= self.deadline_s
+
+    @property
+    def is_final(self) -> bool:
+        """Whether every page is final."""
+        return not self._pending
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing can touch the buffers any more."""
+        return not self._in_use
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Begin ``requests``. Once a page is final, its request must not be submitted."""
+        self._in_use += len(requests)
+        if self._timer is None and self._pending and math.isfinite(self.deadline_s):
+            self._arm()
+        self._queue.submit(requests)
+
+    def settle(self, request: Request, outcome: Outcome) -> None:
+        """Let ``request`` take note of its outcome, then let go of its buffers."""
+        request.settle(outcome)
+        self._in_use -= 1
+        self._wake()
+
+    def finish(self, positions: NDArray[np.int64], outcome: Outcome) -> NDArray[np.bool_]:
+        """Make the pages at ``positions`` final; return which of them were not yet."""
+        fresh: NDArray[np.bool_] = self.statuses[positions] == Status.PENDING
+        chosen = positions[fresh]
+        self.statuses[chosen] = outcome.statuses[fresh]
+        self.reasons[chosen] = outcome.reasons[fresh]
+        self._pending -= len(chosen)
+        if not self._pending and self._timer is not None:
+            self._timer.cancel()
+        self._wake()
+        return fresh
+
+    async def progress(self) -> bool:
+        """Wait until another page is final; False once all are."""
+        while self._pending and self._pending == self._seen:
+            await self._change()
+        self._seen = self._pending
+        return self._pending > 0
+
+    async def finished(self) -> None:
+        """Wait until every page is final."""
+        while self._pending:
+            await self._change()
+
+    def abandon(self) -> None:
+        """Begin nothing more: pages not yet begun are LATE, the others go on."""
+        self._withdraw(Reason.CANCELLED)
+
+    async def drained(self) -> None:
+        """Wait until nothing can touch the buffers any more."""
+        while self._in_use:
+            await self._change()
+
+    def _withdraw(self, reason: Reason) -> None:
+        for request in self._queue.withdraw(self):
+            self.settle(request, Outcome.all(len(request.positions), Status.LATE, reason))
+
+    def _arm(self) -> None:
+        delay_s = min(self.deadline_s - self._clock.now_s(), _TIMER_MAX_S)
+        self._timer = self._loop.call_later(max(0.0, delay_s), self._expire)
+
+    def _expire(self) -> None:
+        if not self.is_late:  # the timer and the clock need not be the same
+            self._arm()
+            return
+        self._finish_pending(Reason.LATE)
+        self._withdraw(Reason.LATE)
+
+    def _finish_pending(self, reason: Reason) -> None:
+        pending = np.flatnonzero(self.statuses == Status.PENDING)
+        self.finish(pending, Outcome.all(len(pending), Status.LATE, reason))
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _change(self) -> None:
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.remove(waiter)
