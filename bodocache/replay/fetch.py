@@ -121,7 +121,7 @@ def _transfer(
     """Copy at most one byte more than expected (a wrong file fills no disk); return its sha256."""
     digest, done = hashlib.sha256(), 0
     with urlopen(source, timeout=timeout_s) as response:  # noqa: S310 -- _checked_url: http(s) only
-        while done <= nbytes and (chunk := response.read(min(CHUNK_BYTES, nbytes + 1 - done))):
+        while chunk := response.read(min(CHUNK_BYTES, nbytes + 1 - done)):
             file.write(chunk)
             digest.update(chunk)
             done += len(chunk)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
@@ -83,8 +84,10 @@ def test_next_turn_holds_the_earlier_pages_output_and_new_tokens():
 
 
 def test_conversation_ends_before_it_outgrows_the_context():
-    config = replace(SMALL, requests=300, context_tokens=80_000, mean_turns=50)
-    assert max(request.input_length for request in generate(config)) <= 80_000
+    long = Spread(20_000, 0.1, 10_000, 30_000)
+    config = replace(SMALL, context_tokens=80_000, mean_turns=50, next_tokens=long)
+    lengths = [request.input_length for request in generate(replace(config, requests=600))]
+    assert 60_000 < max(lengths) <= 80_000
 
 
 def test_tenants_share_no_page():
@@ -96,8 +99,11 @@ def test_tenants_share_no_page():
 
 
 def test_system_prompts_are_shared_between_conversations():
-    firsts = [request.hash_ids[0] for request in generate(replace(SMALL, mean_turns=1))]
-    assert len(set(firsts)) < len(firsts) / 2
+    config = replace(SMALL, requests=2000, mean_turns=1, tenants=1, prompt_zipf=1.0)
+    firsts = Counter(request.hash_ids[0] for request in generate(config))
+    assert len(firsts) == config.prompts_per_tenant
+    (_, most), (_, second) = firsts.most_common(2)
+    assert most / second == pytest.approx(2, rel=0.2)
 
 
 def gaps_s(config):
