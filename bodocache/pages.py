@@ -49,6 +49,7 @@ class Reason(IntEnum):
     CORRUPT = 11  # its bytes failed the digest
     IO_ERROR = 12  # the storage answered with an error
     CANCELLED = 13  # the load was cancelled first
+    NO_ROOM = 14  # no slot was free to load it into
 
 
 # One record: what the planner knows of a page. GPU kernels read the same 128 bytes.

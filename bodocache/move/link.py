@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links: the paths bytes travel, with what was measured on each."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+LATENCIES_KEPT = 65_536  # the newest, for percentiles and histograms
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStats:
+    """What one link moved. ``busy_s`` is the time with at least one op in flight."""
+
+    ops: int
+    pages: int
+    nbytes: int
+    busy_s: float
+    latencies_s: tuple[float, ...] = field(repr=False)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes over busy time; 0 when nothing moved."""
+        return self.nbytes / self.busy_s if self.busy_s > 0 else 0.0
+
+
+class Link:
+    """Counts ops in flight on one path, one direction. Used from the orchestrator's loop only."""
+
+    __slots__ = (
+        "_busy_s",
+        "_busy_since_s",
+        "_latencies_s",
+        "_nbytes",
+        "_ops",
+        "_pages",
+        "in_flight",
+        "name",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.in_flight = 0
+        self._busy_since_s = 0.0
+        self._busy_s = 0.0
+        self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._nbytes = 0
+        self._ops = 0
+        self._pages = 0
+
+    def begin(self, now_s: float) -> None:
+        """An op was called for."""
+        if self.in_flight == 0:
+            self._busy_since_s = now_s
+        self.in_flight += 1
+
+    def end(self, now_s: float, *, begun_s: float, pages: int, nbytes: int) -> None:
+        """An op that began at ``begun_s`` is over; ``nbytes`` of it arrived."""
+        assert self.in_flight > 0, f"link {self.name}: an op ended that never began"
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self._busy_s += now_s - self._busy_since_s
+        self._ops += 1
+        self._pages += pages
+        self._nbytes += nbytes
+        self._latencies_s.append(now_s - begun_s)
+
+    def stats(self, now_s: float) -> LinkStats:
+        """What the link moved up to now."""
+        open_s = now_s - self._busy_since_s if self.in_flight else 0.0
+        return LinkStats(
+            ops=self._ops,
+            pages=self._pages,
+            nbytes=self._nbytes,
+            busy_s=self._busy_s + open_s,
+            latencies_s=tuple(self._latencies_s),
+        )

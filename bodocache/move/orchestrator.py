@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator: one loop that owns the residency and runs loads, stores and write-through.
+
+It owns the host pool, the executor for copies and the background tasks; the device pool and the
+backend are handed to it, and the backend is closed with it.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.clock import Clock
+from bodocache.io.backend import Backend
+from bodocache.move.link import Link, LinkStats
+from bodocache.move.load import Load
+from bodocache.move.loader import Loader
+from bodocache.move.residency import KeyArray, Residency, SlotArray, TierStats
+from bodocache.move.store import Store
+from bodocache.move.storer import Origin, RecomputeModel, Storer
+from bodocache.move.tasks import Nursery
+from bodocache.move.writer import Writer
+from bodocache.pages import Tier
+from bodocache.pools import BorrowedPool, OwnedPool
+
+COPY_THREADS = 2  # copies release the GIL; more only share the same memory bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What moved since the cache was opened."""
+
+    links: dict[str, LinkStats]
+    tiers: dict[Tier, TierStats]
+    hits: dict[Tier, int]  # pages delivered by loads, by the tier they came from
+    evicted: dict[Tier, int]
+    failed_checks: int  # pages whose bytes failed the digest between host and device
+    not_admitted: int
+    task_failures: int
+
+
+class Orchestrator:
+    """Runs the data plane of one cache."""
+
+    def __init__(
+        self,
+        *,
+        device: BorrowedPool,
+        host: OwnedPool,
+        backend: Backend | None,
+        policy: NDArray[np.void],
+        clock: Clock,
+        recompute: RecomputeModel,
+        admits: bool,
+    ) -> None:
+        self._clock = clock
+        self._backend = backend
+        self._copies = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="bodocache-copy")
+        self._nursery = Nursery()
+        names = ("host->device", "disk->device", "device->host", "host->disk")
+        self._links = {name: Link(name) for name in names}
+        self.residency = Residency(
+            device=device, host=host, backend=backend, policy=policy, now_s=clock.now_s
+        )
+        self._loader = Loader(
+            self.residency,
+            links={
+                Tier.HOST: self._links["host->device"],
+                Tier.DISK: self._links["disk->device"],
+            },
+            copies=self._copies,
+            nursery=self._nursery,
+            now_s=clock.now_s,
+            page_tokens=recompute.page_tokens,
+        )
+        self._writer = (
+            None
+            if backend is None
+            else Writer(
+                self.residency,
+                backend,
+                link=self._links["host->disk"],
+                disk_idle=self._loader.disk_idle,
+                now_s=clock.now_s,
+                backlog_pages=max(1, host.num_pages // 4),
+                admits=admits,
+            )
+        )
+        self._storer = Storer(
+            self.residency,
+            link=self._links["device->host"],
+            copies=self._copies,
+            nursery=self._nursery,
+            writer=self._writer,
+            now_s=clock.now_s,
+            recompute=recompute,
+        )
+
+    async def open(self) -> int:
+        """Begin to run; take in what the backend holds from before. Returns how many pages."""
+        await self._nursery.open()
+        if self._backend is None or self._writer is None:
+            return 0
+        found = self.residency.recover(self._backend.entries())
+        self._nursery.spawn(self._writer.run())
+        return found
+
+    def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
+        """See :meth:`bodocache.cache.Cache.load`."""
+        return self._loader.begin(keys, slots, deadline_s)
+
+    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin) -> Store:
+        """See :meth:`bodocache.cache.Cache.store`."""
+        return self._storer.begin(keys, slots, origin)
+
+    def traffic(self) -> Traffic:
+        """What moved up to now."""
+        now_s = self._clock.now_s()
+        return Traffic(
+            links={name: link.stats(now_s) for name, link in self._links.items()},
+            tiers=self.residency.stats(),
+            hits=dict(self._loader.hits),
+            evicted=dict(self.residency.evicted),
+            failed_checks=self._loader.failed_checks,
+            not_admitted=self._writer.refused if self._writer else 0,
+            task_failures=self._nursery.failures,
+        )
+
+    async def close(self) -> None:
+        """Cancel loads, finish stores and the write-through queue, then let go of everything."""
+        await self._loader.close()
+        if self._writer is not None:
+            await self._storer.idle()
+            self._writer.close()
+        await self._nursery.close()
+        self._copies.shutdown(wait=True)
+        if self._backend is not None:
+            await self._backend.close()

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where every page is: page table, prefix index, slots and frames, kept in step.
+
+One writer, the orchestrator's loop. A row stays in the table while its page lies in a tier or is
+pinned; only pages that lie in a tier can be found.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.errors import TierFull
+from bodocache.io.backend import Backend
+from bodocache.pages import NOWHERE, PageTable, Reason, Tier
+from bodocache.plan import evict
+from bodocache.pools import BorrowedPool, OwnedPool
+from bodocache.prefix import PrefixIndex
+
+RowArray = NDArray[np.int64]
+SlotArray = NDArray[np.int64]
+KeyArray = NDArray[np.uint8]
+
+NEXT = -2  # in add(): "the row of the page before this one in the same call"
+GHOSTS_KEPT = 262_144  # pages whose going we remember: about 40 MB
+_COLUMN = {Tier.DEVICE: "device_slot", Tier.HOST: "host_slot", Tier.DISK: "frame"}
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """How full a tier is, in pages."""
+
+    pages: int
+    capacity_pages: int
+
+
+class Residency:
+    """Finds, places, pins and evicts pages in all tiers."""
+
+    def __init__(
+        self,
+        *,
+        device: BorrowedPool,
+        host: OwnedPool,
+        backend: Backend | None,
+        policy: NDArray[np.void],
+        now_s: Callable[[], float],
+    ) -> None:
+        self.device, self.host, self.backend, self.policy = device, host, backend, policy
+        self.table = PageTable()
+        self.index = PrefixIndex(self.table)
+        self._now_s = now_s
+        self._queues = evict.open_queues(self.table.capacity)
+        self._ghosts: OrderedDict[bytes, Reason] = OrderedDict()
+        self._victims = np.empty(4096, np.int64)
+        self.evicted = {tier: 0 for tier in _COLUMN}
+
+    # Finding
+
+    def leading(self, keys: KeyArray) -> RowArray:
+        """Rows of the leading ``keys`` whose pages lie in some tier."""
+        rows = self.index.leading(keys)
+        absent = np.flatnonzero(self.table.records["tiers"][rows] == 0)
+        return rows[: absent[0]] if len(absent) else rows
+
+    def lies_in(self, rows: RowArray, tier: Tier) -> NDArray[np.bool_]:
+        """Whether each page has a copy in ``tier``."""
+        return (self.table.records["tiers"][rows] & tier.bit) != 0
+
+    def fastest(self, rows: RowArray) -> NDArray[np.int64]:
+        """The fastest tier that holds each page."""
+        bits = self.table.records["tiers"][rows].astype(np.int64)
+        lowest = bits & -bits
+        return np.log2(lowest).astype(np.int64)
+
+    def slots(self, rows: RowArray, tier: Tier) -> SlotArray:
+        """Slot or frame of each page in ``tier``; NOWHERE where it has none."""
+        return self.table.records[_COLUMN[tier]][rows].astype(np.int64)
+
+    def why_missing(self, keys: KeyArray, present: int) -> NDArray[np.uint8]:
+        """Reason of each page of the chain ``keys`` from page ``present`` on."""
+        rows = self.index.find(keys[present:])
+        fresh = self._why_new(keys, present)
+        reasons = np.full(len(rows), fresh, np.uint8)
+        for i, row in enumerate(rows.tolist()):
+            if row != NOWHERE and self.table.records["tiers"][row]:
+                reasons[i] = Reason.UNREACHABLE
+            else:
+                ghost = self._ghosts.get(keys[present + i].tobytes())
+                if ghost is not None:
+                    reasons[i] = ghost
+        return reasons
+
+    # Placing
+
+    def add(
+        self, keys: KeyArray, parents: RowArray, depths: RowArray, recompute_s: NDArray[np.float64]
+    ) -> RowArray:
+        """Rows for new pages, pinned once and in no tier yet: nobody finds them.
+
+        ``parents`` are rows; NEXT stands for the row that this call gives to the page before.
+        """
+        rows = self.table.add(keys)
+        records = self.table.records
+        if len(records) > self._queues.since_s.shape[1]:
+            self._queues = evict.grown(self._queues, len(records))
+        before = np.concatenate((parents[:1], rows[:-1]))
+        records["parent"][rows] = np.where(parents == NEXT, before, parents)
+        records["depth"][rows] = depths
+        records["nbytes"][rows] = self.host.layout.page_nbytes
+        records["recompute_s"][rows] = recompute_s
+        records["stamp_s"][rows] = self._now_s()
+        records["pins"][rows] = 1
+        self.index.insert(rows)
+        return rows
+
+    def take(self, tier: Tier, count: int) -> SlotArray:
+        """``count`` slots of an owned pool, the coldest pages making room.
+
+        Raises:
+            TierFull: pins and leases leave too few; nothing is taken.
+        """
+        pool = self._owned(tier)
+        if pool.free < count:
+            self._evict(tier, count - pool.free)
+        return pool.acquire(count)
+
+    def take_most(self, tier: Tier, count: int) -> SlotArray:
+        """Up to ``count`` slots of an owned pool: as many as can be had."""
+        try:
+            return self.take(tier, count)
+        except TierFull:
+            return self.take(tier, self._owned(tier).free)
+
+    def take_frames(self, count: int, *, after: int) -> SlotArray:
+        """``count`` frames on disk behind frame ``after``, the coldest pages making room.
+
+        Raises:
+            TierFull: as for :meth:`take`.
+        """
+        assert self.backend is not None, "frames are taken only where there is a disk tier"
+        usage = self.backend.usage
+        short = count - (usage.total_frames - usage.used_frames)
+        if short > 0:
+            self._evict(Tier.DISK, short)
+        return self.backend.reserve(count, after=after)
+
+    def place(self, rows: RowArray, tier: Tier, slots: SlotArray) -> None:
+        """Pages ``rows`` now lie in ``slots`` of ``tier``, verified; they can be found."""
+        self.table.records[_COLUMN[tier]][rows] = slots
+        evict.arrive(self.table.records, self._queues, self.policy, rows, tier, self._now_s())
+
+    def drop(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
+        """The copies of ``rows`` in ``tier`` are gone or worthless."""
+        evict.depart(self.table.records, self._queues, self.policy, rows, tier)
+        self._vacate(rows, tier, reason)
+
+    def give_back(self, slots: SlotArray, tier: Tier) -> None:
+        """Return slots or frames that were taken and hold no page."""
+        if not len(slots):
+            return
+        if tier is Tier.DISK:
+            assert self.backend is not None, "frames come from a backend"
+            self.backend.release(slots)
+        else:
+            self._owned(tier).release(slots)
+
+    # Holding
+
+    def pin(self, rows: RowArray) -> None:
+        """Keep every copy of ``rows`` where it is."""
+        evict.pin(self.table.records, self._queues, self.policy, rows)
+
+    def unpin(self, rows: RowArray) -> None:
+        """End one pin; pages that lie nowhere and are not pinned are forgotten."""
+        evict.unpin(self.table.records, self._queues, self.policy, rows)
+        records = self.table.records
+        gone = rows[(records["tiers"][rows] == 0) & (records["pins"][rows] == 0)]
+        if len(gone):
+            self._forget(gone)
+
+    def touch(self, rows: RowArray) -> None:
+        """Somebody used ``rows``."""
+        evict.touch(self.table.records, self._queues, self.policy, rows, self._now_s())
+
+    def retire_older_than(self, version: int) -> None:
+        """Pages of weights before ``version`` go first from now on."""
+        records = self.table.records
+        old = np.flatnonzero((records["version"] < version) & (records["tiers"] != 0))
+        records["heat"][old] = 0.0
+        evict.requeue(records, self._queues, self.policy, old)
+
+    def stats(self) -> dict[Tier, TierStats]:
+        """Pages in each tier."""
+        tiers = self.table.records["tiers"]
+        disk = self.backend.usage.total_frames if self.backend else 0
+        capacity = {Tier.DEVICE: self.device.num_pages, Tier.HOST: self.host.num_pages, Tier.DISK: disk}
+        return {
+            tier: TierStats(int(np.count_nonzero(tiers & tier.bit)), pages)
+            for tier, pages in capacity.items()
+            if pages
+        }
+
+    # Going
+
+    def _owned(self, tier: Tier) -> OwnedPool:
+        pool = self.device if tier is Tier.DEVICE else self.host
+        assert isinstance(pool, OwnedPool), "an engine's pool gives out its own slots"
+        return pool
+
+    def _evict(self, tier: Tier, count: int) -> None:
+        while count > 0:
+            out = self._victims[:count]
+            found = evict.coldest(
+                self.table.records, self._queues, self.policy, tier, len(out), self._now_s(), out
+            )
+            if not found:
+                return
+            rows = out[:found].copy()
+            self.evicted[tier] += found
+            self._vacate(rows, tier, Reason.EVICTED)
+            count -= found
+
+    def _vacate(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
+        records = self.table.records
+        slots = self.slots(rows, tier)
+        records[_COLUMN[tier]][rows] = NOWHERE
+        if tier is not Tier.DEVICE or isinstance(self.device, OwnedPool):
+            self.give_back(slots, tier)
+        gone = (records["tiers"][rows] == 0) & (records["pins"][rows] == 0)
+        refused = records["reason"][rows] == Reason.NOT_ADMITTED
+        keep = np.uint8(Reason.NOT_ADMITTED) if reason is Reason.EVICTED else np.uint8(reason)
+        records["reason"][rows] = np.where(refused, keep, np.uint8(reason))
+        if gone.any():
+            self._forget(rows[gone])
+
+    def _forget(self, rows: RowArray) -> None:
+        """Remove rows that lie nowhere; children that a failed page leaves behind become roots."""
+        records = self.table.records
+        for key, reason in zip(self.table.keys[rows], records["reason"][rows], strict=True):
+            self._ghosts[key.tobytes()] = Reason(reason)
+        while len(self._ghosts) > GHOSTS_KEPT:
+            self._ghosts.popitem(last=False)
+        if records["descended"][rows].any():
+            records["parent"][np.isin(records["parent"], rows)] = NOWHERE
+        self.index.remove(rows)
+        self.table.remove(rows)
+
+    def _why_new(self, keys: KeyArray, present: int) -> Reason:
+        """Why a page that nobody remembers is missing: its prefix ends here, or goes elsewhere."""
+        if present:
+            row = int(self.index.find(keys[present - 1 : present])[0])
+            if row != NOWHERE and self.table.records["descended"][row]:
+                return Reason.DIVERGED
+        return Reason.NEVER_STORED

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executes stores: gathers new pages from device slots into the host pool, then shows them.
+
+A page becomes visible only with its digest known. The engine's slots are pinned until it closes the
+store (an owned pool) or are its own again when the store is visible (a borrowed one).
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache import digest
+from bodocache.kernels import gather_pages
+from bodocache.move.link import Link
+from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.store import Store, Stored
+from bodocache.move.tasks import Nursery
+from bodocache.move.writer import Writer
+from bodocache.pages import NOWHERE, Reason, Tier
+from bodocache.pools import OwnedPool
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputeModel:
+    """Seconds an engine needs for one page: ``page_tokens * (base_s + slope_s * position)``."""
+
+    page_tokens: int
+    base_s: float
+    slope_s: float
+
+    def seconds(self, depths: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds for the pages at ``depths`` (pages before each)."""
+        return self.page_tokens * (self.base_s + self.slope_s * depths * self.page_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose pages these are."""
+
+    version: int = 0  # of the weights
+    tenant: int = 0
+
+
+class Storer:
+    """Begins stores and sees them through until their pages can be found."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        *,
+        link: Link,
+        copies: Executor,
+        nursery: Nursery,
+        writer: Writer | None,
+        now_s: Callable[[], float],
+        recompute: RecomputeModel,
+    ) -> None:
+        self._residency = residency
+        self._link = link
+        self._copies = copies
+        self._nursery = nursery
+        self._writer = writer
+        self._now_s = now_s
+        self._recompute = recompute
+
+    def begin(self, keys: KeyArray, slots: SlotArray, origin: Origin) -> Store:
+        """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
+        residency = self._residency
+        first = len(keys) - len(slots)
+        before = residency.leading(keys[:first])
+        store = Store(on_close=self._close)
+        if len(before) < first:  # their prefix is gone: nobody could reach them
+            self._refuse(store, slots, known=0)
+            return store
+        chain = residency.index.find(keys[first:])
+        fresh = np.flatnonzero(chain == NOWHERE)
+        residency.pin(before)
+        residency.pin(chain[chain != NOWHERE])
+        chain[fresh] = self._add(keys, before, chain, fresh, origin)
+        held = np.concatenate((before, chain))
+        store.hold(held, spare=np.delete(slots, fresh))
+        self._nursery.spawn(self._run(store, chain[fresh], slots[fresh], len(slots) - len(fresh)))
+        return store
+
+    def _add(
+        self, keys: KeyArray, before: RowArray, chain: RowArray, fresh: RowArray, origin: Origin
+    ) -> RowArray:
+        residency, first = self._residency, len(before)
+        last = before[-1] if first else NOWHERE
+        parents = np.concatenate(([last], np.where(chain[:-1] == NOWHERE, NEXT, chain[:-1])))[fresh]
+        depths = first + fresh
+        rows = residency.add(keys[depths], parents, depths, self._recompute.seconds(depths))
+        records = residency.table.records
+        records["version"][rows] = origin.version
+        records["tenant"][rows] = origin.tenant
+        return rows
+
+    def _refuse(self, store: Store, slots: SlotArray, *, known: int) -> None:
+        store.hold(np.empty(0, np.int64), spare=slots)
+        store.visible.set_result(Stored(new=0, known=known, refused=len(slots) - known))
+        store.settle(0, 0)
+
+    async def _run(self, store: Store, rows: RowArray, slots: SlotArray, known: int) -> None:
+        residency, shown = self._residency, 0
+        host_slots = residency.take_most(Tier.HOST, len(rows))
+        kept = len(host_slots)
+        store.spare(slots[kept:])
+        residency.table.records["reason"][rows[kept:]] = Reason.NO_ROOM
+        try:
+            await self._show(rows[:kept], slots[:kept], host_slots)
+            shown = kept
+            if self._writer is not None:
+                await self._writer.offer(store, rows[:kept])
+        finally:
+            store.settle(0, 0)
+            store.visible.set_result(Stored(new=shown, known=known, refused=len(rows) - shown))
+
+    async def _show(self, rows: RowArray, slots: SlotArray, host_slots: SlotArray) -> None:
+        if not len(rows):
+            return
+        residency, begun_s = self._residency, self._now_s()
+        self._link.begin(begun_s)
+        job = self._gather_job(slots, host_slots)
+        with residency.host.lease(host_slots), residency.device.lease(slots):
+            raw = await asyncio.get_running_loop().run_in_executor(self._copies, job)
+        nbytes = len(rows) * residency.host.layout.page_nbytes
+        self._link.end(self._now_s(), begun_s=begun_s, pages=len(rows), nbytes=nbytes)
+        table = residency.table
+        table.digests[rows] = digest.seeded(raw.numpy().view(np.uint64), table.keys[rows])
+        residency.place(rows, Tier.HOST, host_slots)
+        if isinstance(residency.device, OwnedPool):
+            residency.place(rows, Tier.DEVICE, slots)
+        residency.touch(rows)
+
+    def _gather_job(self, slots: SlotArray, host_slots: SlotArray) -> "Callable[[], torch.Tensor]":
+        host, device = self._residency.host.pages, self._residency.device.memory
+        return lambda: gather_pages(device, slots, out=host, rows=host_slots).digests
+
+    def _close(self, store: Store) -> None:
+        residency = self._residency
+        if isinstance(residency.device, OwnedPool):
+            residency.give_back(store.spare_slots, Tier.DEVICE)
+        residency.unpin(store.held_rows)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write-through: host pages that are admitted go to disk, behind the loads.
+
+Writes start while no load reads from disk, so that they slow none; a store waits while the backlog
+is long, so that writes are never starved by the loads of those who make them.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.errors import TierFull
+from bodocache.io.backend import TRANSFER, Backend, Status
+from bodocache.move.link import Link
+from bodocache.move.residency import Residency, RowArray, SlotArray
+from bodocache.move.store import Store
+from bodocache.pages import NOWHERE, Reason, Tier
+from bodocache.plan.records import DEMAND, OP, OpKind
+from bodocache.plan.window import plan_window
+
+STARVED_S = 0.25  # a page that has waited so long is written beside the loads
+BATCH_NBYTES = 16 << 20  # 8 chunks of 2 MiB: one for each of the default queue's threads
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Pages of one store that wait for the disk, pinned."""
+
+    store: Store
+    rows: RowArray
+    since_s: float
+
+
+class Writer:
+    """Owns the queue of pages on their way to disk."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        backend: Backend,
+        *,
+        link: Link,
+        disk_idle: asyncio.Event,
+        now_s: Callable[[], float],
+        backlog_pages: int,
+        admits: bool,
+    ) -> None:
+        self.refused = 0
+        self._residency = residency
+        self._backend = backend
+        self._link = link
+        self._disk_idle = disk_idle
+        self._now_s = now_s
+        self._admits = admits
+        self._backlog_pages = backlog_pages
+        self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
+        self._queue: deque[_Waiting] = deque()
+        self._queued = 0
+        self._changed = asyncio.Event()
+        self._closing = False
+
+    async def offer(self, store: Store, rows: RowArray) -> None:
+        """Queue ``rows`` (on the host) for the disk; returns when the backlog is short enough."""
+        if not len(rows):
+            return
+        self._residency.pin(rows)
+        store.expect(len(rows))
+        self._queue.append(_Waiting(store, rows, self._now_s()))
+        self._queued += len(rows)
+        self._tell()
+        while self._queued > self._backlog_pages:
+            await self._change()
+
+    def close(self) -> None:
+        """Write what is queued, then end."""
+        self._closing = True
+        self._tell()
+
+    async def run(self) -> None:
+        """Write batches until closed and empty."""
+        while True:
+            while not self._queue and not self._closing:
+                await self._change()
+            if not self._queue:
+                return
+            await self._turn()
+            await self._write(self._next_batch())
+
+    async def _turn(self) -> None:
+        """Wait until no load reads from disk, or until the oldest page has waited long enough."""
+        patience_s = self._queue[0].since_s + STARVED_S - self._now_s()
+        if patience_s > 0 and not self._closing:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._disk_idle.wait()
+            except TimeoutError:
+                return
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch, pages = [], 0
+        while self._queue and pages < self._batch_pages:
+            batch.append(self._queue.popleft())
+            pages += len(batch[-1].rows)
+        return batch
+
+    async def _write(self, batch: list[_Waiting]) -> None:
+        rows = np.concatenate([waiting.rows for waiting in batch])
+        try:
+            taken, frames = self._plan(batch)
+            written = await self._put(taken, frames) if len(taken) else taken
+        finally:
+            self._queued -= len(rows)
+            self._tell()
+        on_disk = self._residency.lies_in(rows, Tier.DISK)
+        self.refused += len(rows) - len(written)
+        self._residency.table.records["reason"][rows[~on_disk]] = Reason.NOT_ADMITTED
+        for waiting in batch:
+            reached = int(self._residency.lies_in(waiting.rows, Tier.DISK).sum())
+            waiting.store.settle(len(waiting.rows), reached)
+            self._residency.unpin(waiting.rows)
+
+    def _plan(self, batch: list[_Waiting]) -> tuple[RowArray, SlotArray]:
+        """The admitted rows and a frame for each, runs of one prefix side by side."""
+        rows, frames = [], []
+        for op, chosen in self._ops(batch):
+            try:
+                frames.append(self._residency.take_frames(int(op["count"]), after=self._frame_before(chosen)))
+            except TierFull:
+                break
+            rows.append(chosen)
+        empty = np.empty(0, np.int64)
+        return np.concatenate([empty, *rows]), np.concatenate([empty, *frames])
+
+    def _ops(self, batch: list[_Waiting]) -> list[tuple[np.void, RowArray]]:
+        fresh = [self._not_on_disk(waiting.rows) for waiting in batch]
+        demands = np.zeros(sum(map(len, fresh)), DEMAND)
+        demands["page"] = np.concatenate(fresh)
+        demands["request"] = np.repeat(np.arange(len(fresh)), [len(rows) for rows in fresh])
+        demands["kind"] = OpKind.WRITE
+        demands["deadline_s"] = np.inf
+        plan = self._residency.plan_writes(demands, admits=self._admits)
+        return [(op, plan.rows[op["first"] : op["first"] + op["count"]]) for op in plan.ops]
+
+    def _not_on_disk(self, rows: RowArray) -> RowArray:
+        return rows[~self._residency.lies_in(rows, Tier.DISK)]
+
+    def _frame_before(self, rows: RowArray) -> int:
+        records = self._residency.table.records
+        parent = int(records["parent"][rows[0]])
+        return NOWHERE if parent == NOWHERE else int(records["frame"][parent])
+
+    async def _put(self, rows: RowArray, frames: SlotArray) -> RowArray:
+        """Write ``rows`` to ``frames``; those that landed lie on disk from then on."""
+        residency, begun_s = self._residency, self._now_s()
+        slots = residency.slots(rows, Tier.HOST)
+        self._link.begin(begun_s)
+        with residency.host.lease(slots):
+            transfer = self._backend.put(
+                self._batch(rows, frames, slots), residency.host.pages.numpy(), deadline_s=np.inf
+            )
+            await transfer.finished()
+            await transfer.drained()
+        landed = transfer.statuses == Status.LANDED
+        nbytes = int(landed.sum()) * self._backend.page_nbytes
+        self._link.end(self._now_s(), begun_s=begun_s, pages=int(landed.sum()), nbytes=nbytes)
+        residency.give_back(frames[~landed], Tier.DISK)
+        residency.place(rows[landed], Tier.DISK, frames[landed])
+        return rows[landed]
+
+    def _batch(self, rows: RowArray, frames: SlotArray, slots: SlotArray) -> NDArray[np.void]:
+        table = self._residency.table
+        records = table.records
+        batch = np.zeros(len(rows), TRANSFER)
+        batch["key"] = table.keys[rows]
+        parents = records["parent"][rows]
+        batch["parent"] = np.where((parents == NOWHERE)[:, None], np.uint8(0), table.keys[parents])
+        batch["digest"] = table.digests[rows]
+        batch["frame"] = frames
+        batch["slot"] = slots
+        batch["depth"] = records["depth"][rows]
+        batch["nbytes"] = records["nbytes"][rows]
+        return batch
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _change(self) -> None:
+        await self._changed.wait()
