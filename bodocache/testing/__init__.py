@@ -4,6 +4,7 @@
 from bodocache.clock import VirtualClock
 from bodocache.testing.faulty import Fault, FaultyBackend, Operation
 from bodocache.testing.memory import MemoryBackend, MemoryDisk
+from bodocache.testing.pages import NumberedPages
 from bodocache.testing.recording import Call, RecordingBackend
 from bodocache.testing.slow import SlowBackend
 
@@ -13,6 +14,7 @@ __all__ = [
     "FaultyBackend",
     "MemoryBackend",
     "MemoryDisk",
+    "NumberedPages",
     "Operation",
     "RecordingBackend",
     "SlowBackend",

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
+from bodocache.errors import BodoCacheError, CacheClosed
 from bodocache.io.backend import Backend, Durability, Status, Transfer
 from bodocache.pages import Reason
 from bodocache.testing.wrapper import WrappedBackend
@@ -23,6 +24,7 @@ class SlowBackend(WrappedBackend):
         super().__init__(inner)
         self._delay_s = delay_s
         self._clock = clock
+        self._is_closed = False
 
     def get(
         self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
@@ -46,7 +48,14 @@ class SlowBackend(WrappedBackend):
             lambda: self._inner.put(batch, buffers, deadline_s=deadline_s, durability=durability),
         )
 
+    async def close(self) -> None:
+        """Close the inner backend; what has not begun by then fails."""
+        self._is_closed = True
+        await super().close()
+
     def _later(self, count: int, deadline_s: float, begin: Callable[[], Transfer]) -> Transfer:
+        if self._is_closed:
+            raise CacheClosed(f"{self.name}: is closed")
         left_s = deadline_s - self._clock.now_s()
         if left_s > self._delay_s:
             return _SlowTransfer(count, self._delay_s, begin)
@@ -104,12 +113,15 @@ class _SlowTransfer:
     def _decide(self) -> None:
         if self._begin is None:
             self._give_up(Reason.LATE)
-        elif not self._decided.done():
+            return
+        try:
             self._inner = self._begin()
             self._decided.set_result(None)
+        except BodoCacheError:  # closed meanwhile: nobody is there to raise to
+            self._give_up(Reason.IO_ERROR, Status.FAILED)
 
-    def _give_up(self, reason: Reason) -> None:
-        self._statuses[:] = Status.LATE
+    def _give_up(self, reason: Reason, status: Status = Status.LATE) -> None:
+        self._statuses[:] = status
         self._reasons[:] = reason
         if self._timer is not None:
             self._timer.cancel()
