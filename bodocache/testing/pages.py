@@ -35,7 +35,9 @@ class NumberedPages:
     def buffers(self, slots: int) -> NDArray[np.uint8]:
         """Zeroed u8[slots, page_nbytes] that begins at a page of memory, as O_DIRECT wants."""
         memory = mmap.mmap(-1, max(1, slots * self.page_nbytes))
-        return np.frombuffer(memory, np.uint8)[: slots * self.page_nbytes].reshape(slots, -1)
+        return np.frombuffer(memory, np.uint8)[: slots * self.page_nbytes].reshape(
+            slots, self.page_nbytes
+        )
 
     def fill(self, buffers: NDArray[np.uint8], numbers: list[int]) -> None:
         """Put page ``numbers[i]`` into row i of ``buffers``."""
