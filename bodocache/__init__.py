@@ -1,2 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BodoCache: a hierarchical KV cache for LLM inference."""
+"""BodoCache: a hierarchical KV cache for LLM inference. Names are resolved on first use."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bodocache.cache import Cache, CacheStats, Match
+    from bodocache.config import CacheConfig, load_config
+    from bodocache.errors import (
+        BackendError,
+        BackendLocked,
+        BackendUnavailable,
+        BodoCacheError,
+        CacheClosed,
+        ConfigError,
+        LayoutError,
+        LeaseError,
+        TierFull,
+        TraceError,
+    )
+    from bodocache.layout import Group, KVShape, Layout, LayoutKind, PagedMemory
+    from bodocache.move.load import Load, Loaded
+    from bodocache.move.store import Store, Stored
+    from bodocache.pages import Reason, Tier
+    from bodocache.pools import BorrowedPool, OwnedPool
+
+__all__ = [
+    "BackendError",
+    "BackendLocked",
+    "BackendUnavailable",
+    "BodoCacheError",
+    "BorrowedPool",
+    "Cache",
+    "CacheClosed",
+    "CacheConfig",
+    "CacheStats",
+    "ConfigError",
+    "Group",
+    "KVShape",
+    "Layout",
+    "LayoutError",
+    "LayoutKind",
+    "LeaseError",
+    "Load",
+    "Loaded",
+    "Match",
+    "OwnedPool",
+    "PagedMemory",
+    "Reason",
+    "Store",
+    "Stored",
+    "Tier",
+    "TierFull",
+    "TraceError",
+    "load_config",
+]
+
+if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
+    _HOMES = {
+        "cache": ("Cache", "CacheStats", "Match"),
+        "config": ("CacheConfig", "load_config"),
+        "layout": ("Group", "KVShape", "Layout", "LayoutKind", "PagedMemory"),
+        "move.load": ("Load", "Loaded"),
+        "move.store": ("Store", "Stored"),
+        "pages": ("Reason", "Tier"),
+        "pools": ("BorrowedPool", "OwnedPool"),
+    }
+    _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"{__name__}.{_HOME_OF.get(name, 'errors')}")
+        value = getattr(home, name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

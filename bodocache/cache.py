@@ -9,9 +9,10 @@ import asyncio
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,16 @@ from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
 from bodocache.errors import CacheClosed, ConfigError, LayoutError
-from bodocache.identity import KeyChain, Root, Shard
-from bodocache.io import SlabBackend, SlabConfig
-from bodocache.io.backend import Backend
-from bodocache.layout import Layout, LayoutKind
+from bodocache.identity import Domain, KeyChain, Root, Shard
+from bodocache.io.backend import Backend, Extent
+from bodocache.io.config import SlabConfig
+from bodocache.io.slab import SlabBackend
+from bodocache.layout import LayoutKind
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
+from bodocache.move.residency import RecomputeModel
 from bodocache.move.store import Store
-from bodocache.move.storer import Origin, RecomputeModel
+from bodocache.move.storer import Origin
 from bodocache.pages import Reason, Tier
 from bodocache.plan.records import POLICY
 from bodocache.pools import OwnedPool
@@ -60,12 +63,12 @@ class CacheStats:
 class Cache:
     """A hierarchical KV cache over one device pool."""
 
-    def __init__(self, orchestrator: Orchestrator, chain: KeyChain, device: OwnedPool) -> None:
+    def __init__(self, orchestrator: Orchestrator, domain: Domain, root: Root) -> None:
         """Use :meth:`open`."""
         self._orchestrator = orchestrator
-        self._chain = chain
+        self._domain = domain
+        self._chain = KeyChain(domain, root)
         self._older: KeyChain | None = None
-        self._device = device
         self._version = 0
         self._misses: Counter[Reason] = Counter()
         self._closed = False
@@ -73,11 +76,17 @@ class Cache:
 
     @classmethod
     async def open(
-        cls, config: CacheConfig | Path, pool: OwnedPool, *, clock: Clock | None = None
+        cls,
+        config: CacheConfig | Path,
+        pool: OwnedPool,
+        *,
+        clock: Clock | None = None,
+        on_extent: Callable[[Extent], None] | None = None,
     ) -> "Cache":
         """Open a cache that serves the device pool ``pool``.
 
         Planner code is compiled here if no compiled copy is on disk (seconds, once a version).
+        ``on_extent`` is told of every read and write of the disk tier, in a worker thread.
 
         Raises:
             ConfigError: a tier is too small for one page, or a field is out of range.
@@ -89,7 +98,7 @@ class Cache:
         await asyncio.get_running_loop().run_in_executor(None, jit.warm)
         root = _root_of(config, pool)
         host = _host_pool(config, pool)
-        backend = await _open_disk(config, pool, root, clock)
+        backend = await _open_disk(config, pool, root, clock, on_extent)
         orchestrator = Orchestrator(
             device=pool,
             host=host,
@@ -103,11 +112,11 @@ class Cache:
             ),
             admits=config.features.admit,
         )
-        cache = cls(orchestrator, KeyChain(config.identity.tenant_domain, root), pool)
+        cache = cls(orchestrator, config.identity.tenant_domain, root)
         cache.recovered_pages = await orchestrator.open()
         return cache
 
-    async def __aenter__(self) -> "Cache":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -123,13 +132,19 @@ class Cache:
         self._check_open()
         pages = len(tokens) // self._chain.root.page_tokens
         keys = await self._hashed(pages, self._chain.page_keys, tokens, extras)
-        return await self._match(keys, self._chain.page_keys, tokens, extras)
+        return await self._match(keys, lambda chain: chain.page_keys(tokens, extras))
 
     async def match_engine_keys(self, engine_keys: Sequence[bytes]) -> Match:
         """As :meth:`match`, for an engine that has chained keys of its own, one per page."""
         self._check_open()
         keys = await self._hashed(len(engine_keys), self._chain.engine_keys, engine_keys)
-        return await self._match(keys)
+        return await self._match(keys, lambda chain: chain.engine_keys(engine_keys))
+
+    async def holds_engine_keys(self, engine_keys: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Whether the page of each engine key lies in some tier; nothing is counted or touched."""
+        self._check_open()
+        keys = await self._hashed(len(engine_keys), self._chain.engine_keys, engine_keys)
+        return self._orchestrator.residency.holds(keys)
 
     def load(
         self,
@@ -141,13 +156,12 @@ class Cache:
         """Begin at once to bring the pages of ``match`` to the device.
 
         The pool's own slots are used, or ``slots`` (one per page of ``match.pages``) of a borrowed
-        pool. ``deadline_s`` counts from now. ``await load`` gives the pages that landed: exactly the
-        stored bytes; ``load.recompute`` is the rest. Close the load when the pages are no longer
-        used.
+        pool. ``deadline_s`` counts from now. ``await load`` gives the pages that landed, exactly the
+        bytes that were stored; ``load.recompute`` is the rest. Close the load when the pages are no
+        longer used.
         """
         self._check_open()
-        now_s = self._orchestrator.now_s()
-        load = self._orchestrator.load(match.keys[: match.pages], slots, now_s + deadline_s)
+        load = self._orchestrator.load(match.keys[: match.pages], slots, deadline_s)
         self._count(match.reasons)
         load.on_settled(lambda: self._count_undelivered(load, match.pages))
         return load
@@ -186,7 +200,7 @@ class Cache:
         """
         self._check_open()
         self._older = self._chain
-        self._chain = self._chain.with_weights(weights_version)
+        self._chain = KeyChain(self._domain, self._chain.root.with_weights(weights_version))
         self._version += 1
         self._orchestrator.residency.retire_older_than(self._version)
 
@@ -200,3 +214,109 @@ class Cache:
         if not self._closed:
             self._closed = True
             await self._orchestrator.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CacheClosed("the cache was closed")
+
+    async def _hashed(
+        self, pages: int, hasher: Callable[..., KeyArray], *arguments: Any
+    ) -> KeyArray:
+        if pages <= HASH_INLINE_PAGES:
+            return hasher(*arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, hasher, *arguments)
+
+    async def _match(self, keys: KeyArray, older_keys: Callable[[KeyChain], KeyArray]) -> Match:
+        residency = self._orchestrator.residency
+        rows = residency.leading(keys)
+        reasons = residency.why_missing(keys, len(rows))
+        if self._older is not None and (reasons == Reason.NEVER_STORED).any():
+            before = await self._hashed(len(keys), older_keys, self._older)
+            stored = residency.holds(before[len(rows) :])
+            reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
+        return Match(keys, len(rows), residency.fastest(rows).astype(np.uint8), reasons)
+
+    def _count(self, reasons: NDArray[np.uint8]) -> None:
+        self._misses.update(Reason(reason) for reason in reasons.tolist())
+
+    def _count_undelivered(self, load: Load, matched: int) -> None:
+        self._count(load.reasons)
+        vanished = matched - len(load.rows)  # evicted between match and load
+        if vanished:
+            self._misses[Reason.EVICTED] += vanished
+
+
+def _root_of(config: CacheConfig, pool: OwnedPool) -> Root:
+    """The root of every key: what the engine said, and what the pool holds."""
+    identity, group = config.identity, pool.layout.group
+    return Root(
+        model=identity.model,
+        page_tokens=pool.layout.page_tokens,
+        group=group.name,
+        shard=Shard.whole(group),
+        dtype=identity.dtype,
+        form=LayoutKind.PAGE,
+        kv="kv" if group.kv == 2 else "latent",
+        revision=identity.revision,
+        weights_version=identity.weights_version,
+        quantiser=identity.quantiser,
+        rope=identity.rope,
+        lora=identity.lora,
+        salt=identity.salt,
+    )
+
+
+def _host_pool(config: CacheConfig, device: OwnedPool) -> OwnedPool:
+    page_nbytes = device.layout.page_nbytes
+    num_pages = config.tiers.host.capacity_bytes // page_nbytes
+    if num_pages < 1:
+        raise ConfigError(
+            f"tiers.host.capacity_bytes = {config.tiers.host.capacity_bytes}: expected at least one"
+            f" page, {page_nbytes} bytes"
+        )
+    layout = replace(device.layout, kind=LayoutKind.PAGE, num_pages=num_pages)
+    return OwnedPool(layout, name="host")
+
+
+async def _open_disk(
+    config: CacheConfig,
+    pool: OwnedPool,
+    root: Root,
+    clock: Clock,
+    on_extent: Callable[[Extent], None] | None,
+) -> Backend | None:
+    disk = config.tiers.disk
+    if disk is None:
+        return None
+    form = replace(root, weights_version="", lora="", salt="").encode()
+    slab = SlabConfig(
+        directory=disk.directory,
+        capacity_nbytes=disk.capacity_bytes,
+        page_nbytes=pool.layout.page_nbytes,
+        form=hashlib.blake2b(form, digest_size=32).digest(),
+        queue_depth=disk.queue_depth,
+        chunk_nbytes=disk.chunk_bytes,
+    )
+    backend = await SlabBackend.open(slab, clock=clock)
+    backend.observer = on_extent
+    return backend
+
+
+def _policy_of(config: CacheConfig) -> NDArray[np.void]:
+    """The planner's view of the configuration: POLICY[1]."""
+    planner, policy = config.planner, np.zeros(1, POLICY)
+    policy["half_life_s"] = planner.half_life_s
+    policy["min_residence_s"] = planner.min_residence_s
+    per_byte, latency, write = (
+        policy["load_s_per_byte"],
+        policy["load_latency_s"],
+        policy["write_s_per_byte"],
+    )
+    per_byte[0, Tier.HOST] = 1 / planner.host_bytes_per_s
+    per_byte[0, Tier.DISK] = 1 / planner.disk_bytes_per_s
+    latency[0, Tier.DISK] = planner.disk_latency_s
+    write[0, Tier.HOST] = 1 / planner.host_bytes_per_s
+    write[0, Tier.DISK] = 1 / planner.disk_write_bytes_per_s
+    policy["chunk_nbytes"] = config.tiers.disk.chunk_bytes if config.tiers.disk else 2 << 20
+    return policy

@@ -51,7 +51,7 @@ def record(dtype: np.dtype[Any]) -> Any:
     return numba.from_dtype(dtype)
 
 
-def named(cls: type[tuple[Any, ...]], *elements: Any) -> Any:  # noqa: ANN401
+def named(cls: type[tuple[Any, ...]], *elements: Any) -> Any:
     """The type of a NamedTuple ``cls`` whose fields have the types ``elements``."""
     return types.NamedTuple(elements, cls)  # type: ignore[no-untyped-call]
 

@@ -8,6 +8,7 @@ The handle owns a pin on every page it delivered until ``close``. Its slots belo
 import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class Load:
         """Wait for the result; cancelling the wait leaves the load as it is."""
         return asyncio.shield(self._result).__await__()
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,6 +83,11 @@ class Load:
     def recompute(self) -> range:
         """The tokens, of those matched, that did not land; final once the load is done."""
         return range(self.landed * self._page_tokens, len(self.rows) * self._page_tokens)
+
+    @property
+    def reasons(self) -> NDArray[np.uint8]:
+        """Reason of each page that did not land; final once the load is done."""
+        return self._reasons[self.landed :]
 
     @property
     def released(self) -> asyncio.Future[None]:

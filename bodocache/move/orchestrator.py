@@ -16,9 +16,9 @@ from bodocache.io.backend import Backend
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
-from bodocache.move.residency import KeyArray, Residency, SlotArray, TierStats
+from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
-from bodocache.move.storer import Origin, RecomputeModel, Storer
+from bodocache.move.storer import Origin, Storer
 from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
 from bodocache.pages import Tier
@@ -61,7 +61,12 @@ class Orchestrator:
         names = ("host->device", "disk->device", "device->host", "host->disk")
         self._links = {name: Link(name) for name in names}
         self.residency = Residency(
-            device=device, host=host, backend=backend, policy=policy, now_s=clock.now_s
+            device=device,
+            host=host,
+            backend=backend,
+            policy=policy,
+            recompute=recompute,
+            now_s=clock.now_s,
         )
         self._loader = Loader(
             self.residency,
@@ -94,7 +99,6 @@ class Orchestrator:
             nursery=self._nursery,
             writer=self._writer,
             now_s=clock.now_s,
-            recompute=recompute,
         )
 
     async def open(self) -> int:
@@ -108,7 +112,7 @@ class Orchestrator:
 
     def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
-        return self._loader.begin(keys, slots, deadline_s)
+        return self._loader.begin(keys, slots, self._clock.now_s() + deadline_s)
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""

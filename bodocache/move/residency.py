@@ -8,12 +8,13 @@ pinned; only pages that lie in a tier can be found.
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
-from bodocache.io.backend import Backend
+from bodocache.io.backend import Backend, Entries
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict
 from bodocache.pools import BorrowedPool, OwnedPool
@@ -24,6 +25,7 @@ SlotArray = NDArray[np.int64]
 KeyArray = NDArray[np.uint8]
 
 NEXT = -2  # in add(): "the row of the page before this one in the same call"
+RECOVERED_HEAT = 1.0  # a page found on disk counts as used once, at the start
 GHOSTS_KEPT = 262_144  # pages whose going we remember: about 40 MB
 _COLUMN = {Tier.DEVICE: "device_slot", Tier.HOST: "host_slot", Tier.DISK: "frame"}
 
@@ -36,6 +38,19 @@ class TierStats:
     capacity_pages: int
 
 
+@dataclass(frozen=True, slots=True)
+class RecomputeModel:
+    """Seconds an engine needs for one page: ``page_tokens * (base_s + slope_s * position)``."""
+
+    page_tokens: int
+    base_s: float
+    slope_s: float
+
+    def seconds(self, depths: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """Seconds for the pages at ``depths`` (pages before each)."""
+        return self.page_tokens * (self.base_s + self.slope_s * depths * self.page_tokens)
+
+
 class Residency:
     """Finds, places, pins and evicts pages in all tiers."""
 
@@ -46,8 +61,10 @@ class Residency:
         host: OwnedPool,
         backend: Backend | None,
         policy: NDArray[np.void],
+        recompute: RecomputeModel,
         now_s: Callable[[], float],
     ) -> None:
+        self._recompute = recompute
         self.device, self.host, self.backend, self.policy = device, host, backend, policy
         self.table = PageTable()
         self.index = PrefixIndex(self.table)
@@ -55,7 +72,7 @@ class Residency:
         self._queues = evict.open_queues(self.table.capacity)
         self._ghosts: OrderedDict[bytes, Reason] = OrderedDict()
         self._victims = np.empty(4096, np.int64)
-        self.evicted = {tier: 0 for tier in _COLUMN}
+        self.evicted = dict.fromkeys(_COLUMN, 0)
 
     # Finding
 
@@ -79,6 +96,11 @@ class Residency:
         """Slot or frame of each page in ``tier``; NOWHERE where it has none."""
         return self.table.records[_COLUMN[tier]][rows].astype(np.int64)
 
+    def holds(self, keys: KeyArray) -> NDArray[np.bool_]:
+        """Whether each of ``keys`` lies in some tier, reachable or not."""
+        rows = self.index.find(keys)
+        return (rows != NOWHERE) & (self.table.records["tiers"][rows] != 0)
+
     def why_missing(self, keys: KeyArray, present: int) -> NDArray[np.uint8]:
         """Reason of each page of the chain ``keys`` from page ``present`` on."""
         rows = self.index.find(keys[present:])
@@ -95,9 +117,34 @@ class Residency:
 
     # Placing
 
-    def add(
-        self, keys: KeyArray, parents: RowArray, depths: RowArray, recompute_s: NDArray[np.float64]
-    ) -> RowArray:
+    def recover(self, entries: Entries) -> int:
+        """Take in what a backend holds from before; return how many pages can be reached.
+
+        Pages whose prefix is not all there are given back.
+        """
+        order = np.argsort(entries.depths, kind="stable")
+        keys, parents = entries.keys[order], entries.parents[order]
+        depths, frames = entries.depths[order], entries.frames[order]
+        kept = 0
+        for depth in np.unique(depths):
+            level = np.flatnonzero(depths == depth)
+            above = self.index.find(parents[level]) if depth else np.full(len(level), NOWHERE)
+            reached = (above != NOWHERE) | (depth == 0)
+            self.give_back(frames[level[~reached]], Tier.DISK)
+            level = level[reached]
+            rows = self._add_recovered(keys[level], above[reached], depths[level])
+            self.table.digests[rows] = entries.digests[order[level]]
+            self.place(rows, Tier.DISK, frames[level])
+            self.unpin(rows)
+            kept += len(rows)
+        return kept
+
+    def _add_recovered(self, keys: KeyArray, parents: RowArray, depths: RowArray) -> RowArray:
+        rows = self.add(keys, parents, depths)
+        self.table.records["heat"][rows] = RECOVERED_HEAT
+        return rows
+
+    def add(self, keys: KeyArray, parents: RowArray, depths: NDArray[np.integer[Any]]) -> RowArray:
         """Rows for new pages, pinned once and in no tier yet: nobody finds them.
 
         ``parents`` are rows; NEXT stands for the row that this call gives to the page before.
@@ -110,7 +157,7 @@ class Residency:
         records["parent"][rows] = np.where(parents == NEXT, before, parents)
         records["depth"][rows] = depths
         records["nbytes"][rows] = self.host.layout.page_nbytes
-        records["recompute_s"][rows] = recompute_s
+        records["recompute_s"][rows] = self._recompute.seconds(depths)
         records["stamp_s"][rows] = self._now_s()
         records["pins"][rows] = 1
         self.index.insert(rows)
@@ -196,7 +243,11 @@ class Residency:
         """Pages in each tier."""
         tiers = self.table.records["tiers"]
         disk = self.backend.usage.total_frames if self.backend else 0
-        capacity = {Tier.DEVICE: self.device.num_pages, Tier.HOST: self.host.num_pages, Tier.DISK: disk}
+        capacity = {
+            Tier.DEVICE: self.device.num_pages,
+            Tier.HOST: self.host.num_pages,
+            Tier.DISK: disk,
+        }
         return {
             tier: TierStats(int(np.count_nonzero(tiers & tier.bit)), pages)
             for tier, pages in capacity.items()

@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class Store:
         """Wait until the pages can be found; cancelling the wait leaves the store as it is."""
         return asyncio.shield(self.visible).__await__()
 
-    async def __aenter__(self) -> "Store":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

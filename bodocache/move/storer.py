@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.kernels import gather_pages
@@ -26,19 +25,6 @@ from bodocache.pools import OwnedPool
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, slots=True)
-class RecomputeModel:
-    """Seconds an engine needs for one page: ``page_tokens * (base_s + slope_s * position)``."""
-
-    page_tokens: int
-    base_s: float
-    slope_s: float
-
-    def seconds(self, depths: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds for the pages at ``depths`` (pages before each)."""
-        return self.page_tokens * (self.base_s + self.slope_s * depths * self.page_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +47,6 @@ class Storer:
         nursery: Nursery,
         writer: Writer | None,
         now_s: Callable[[], float],
-        recompute: RecomputeModel,
     ) -> None:
         self._residency = residency
         self._link = link
@@ -69,7 +54,7 @@ class Storer:
         self._nursery = nursery
         self._writer = writer
         self._now_s = now_s
-        self._recompute = recompute
+        self._live: set[Store] = set()
 
     def begin(self, keys: KeyArray, slots: SlotArray, origin: Origin) -> Store:
         """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
@@ -87,8 +72,14 @@ class Storer:
         chain[fresh] = self._add(keys, before, chain, fresh, origin)
         held = np.concatenate((before, chain))
         store.hold(held, spare=np.delete(slots, fresh))
+        self._live.add(store)
         self._nursery.spawn(self._run(store, chain[fresh], slots[fresh], len(slots) - len(fresh)))
         return store
+
+    async def idle(self) -> None:
+        """Wait until no store is on its way to the host."""
+        for store in list(self._live):
+            await store
 
     def _add(
         self, keys: KeyArray, before: RowArray, chain: RowArray, fresh: RowArray, origin: Origin
@@ -97,7 +88,7 @@ class Storer:
         last = before[-1] if first else NOWHERE
         parents = np.concatenate(([last], np.where(chain[:-1] == NOWHERE, NEXT, chain[:-1])))[fresh]
         depths = first + fresh
-        rows = residency.add(keys[depths], parents, depths, self._recompute.seconds(depths))
+        rows = residency.add(keys[depths], parents, depths)
         records = residency.table.records
         records["version"][rows] = origin.version
         records["tenant"][rows] = origin.tenant
@@ -121,6 +112,7 @@ class Storer:
                 await self._writer.offer(store, rows[:kept])
         finally:
             store.settle(0, 0)
+            self._live.discard(store)
             store.visible.set_result(Stored(new=shown, known=known, refused=len(rows) - shown))
 
     async def _show(self, rows: RowArray, slots: SlotArray, host_slots: SlotArray) -> None:

@@ -41,6 +41,6 @@ class Nursery:
     async def _guard(self, work: Coroutine[object, object, None]) -> None:
         try:
             await work
-        except Exception:
+        except Exception:  # noqa: BLE001 -- logged and counted: one task must not end the others
             self.failures += 1
             _log.exception("a background task of the cache failed")

@@ -19,8 +19,7 @@ from bodocache.move.link import Link
 from bodocache.move.residency import Residency, RowArray, SlotArray
 from bodocache.move.store import Store
 from bodocache.pages import NOWHERE, Reason, Tier
-from bodocache.plan.records import DEMAND, OP, OpKind
-from bodocache.plan.window import plan_window
+from bodocache.plan.records import DEMAND, OpKind
 
 STARVED_S = 0.25  # a page that has waited so long is written beside the loads
 BATCH_NBYTES = 16 << 20  # 8 chunks of 2 MiB: one for each of the default queue's threads
@@ -128,7 +127,9 @@ class Writer:
         rows, frames = [], []
         for op, chosen in self._ops(batch):
             try:
-                frames.append(self._residency.take_frames(int(op["count"]), after=self._frame_before(chosen)))
+                frames.append(
+                    self._residency.take_frames(int(op["count"]), after=self._frame_before(chosen))
+                )
             except TierFull:
                 break
             rows.append(chosen)

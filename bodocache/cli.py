@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``bodocache replay`` and ``bodocache trace``."""
+
+import asyncio
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bodocache.errors import BodoCacheError
+from bodocache.replay.commands import trace_app
+
+app = typer.Typer(
+    name="bodocache",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="A hierarchical KV cache for LLM inference.",
+)
+app.add_typer(trace_app, name="trace")
+
+_STANDARD_OUTPUT = Path("-")
+
+
+class Policy(StrEnum):
+    """Who leaves first when the cache is full."""
+
+    LRU = "lru"
+    LFU = "lfu"
+    GDSF = "gdsf"
+    HEAT = "heat"
+    MIN = "min"
+
+
+@app.callback()
+def _about() -> None:
+    """Keep ``replay`` a subcommand although there are few."""
+
+
+@app.command(
+    epilog="Examples: [bold]bodocache replay trace.jsonl --max-requests 2000 --json out.json[/bold]"
+    " or [bold]bodocache replay trace.jsonl --policy-only --policy heat --capacity-pages"
+    " 10000[/bold]",
+)
+def replay(  # noqa: PLR0913 -- each is an option of the command line
+    trace: Annotated[
+        Path | None,
+        typer.Argument(help="JSON lines in Mooncake's format; default: the built-in workload."),
+    ] = None,
+    *,
+    live: Annotated[
+        bool, typer.Option("--live", help="Move real bytes, every one checked (the default).")
+    ] = False,
+    policy_only: Annotated[
+        bool, typer.Option("--policy-only", help="Only count hits, with a compiled simulator.")
+    ] = False,
+    max_requests: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many requests.")
+    ] = None,
+    policy: Annotated[
+        Policy, typer.Option(help="With --policy-only: who leaves first; min is the exact optimum.")
+    ] = Policy.HEAT,
+    capacity_pages: Annotated[
+        int | None, typer.Option(min=1, help="With --policy-only: pages the cache holds.")
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            help="Where the disk tier lies; a second run on it starts warm. Default: a temporary"
+            " folder, removed at the end.",
+        ),
+    ] = None,
+    page_bytes: Annotated[int, typer.Option(help="Bytes of a page, a multiple of 4096.")] = 64
+    << 10,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 4,
+    device_pages: Annotated[
+        int | None, typer.Option(min=1, help="Default: 5 % of the distinct pages.")
+    ] = None,
+    host_pages: Annotated[
+        int | None, typer.Option(min=1, help="Default: 20 % of the distinct pages.")
+    ] = None,
+    disk_pages: Annotated[
+        int | None, typer.Option(min=1, help="Default: 50 % of the distinct pages.")
+    ] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="A load takes no longer; what is late is a miss.")
+    ] = None,
+    write_through: Annotated[
+        bool, typer.Option("--write-through", help="Write every page to disk, admitted or not.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here; - is standard output.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write one self-contained HTML page with plots here.")
+    ] = None,
+) -> None:
+    """Replay a trace of requests through device, host and disk, and compare with the optimum.
+
+    Every page that a load returns is compared byte by byte with what was stored. The pools hold at
+    least what the longest requests in flight need.
+    """
+    if live and policy_only:
+        raise typer.BadParameter("choose one of --live and --policy-only")
+    if policy_only:
+        _replay_policy(trace, max_requests, policy, capacity_pages, json_file)
+        return
+    from bodocache.replay.live import LiveOptions
+
+    with _folder(directory) as folder:
+        options = LiveOptions(
+            directory=folder,
+            page_nbytes=page_bytes,
+            in_flight=in_flight,
+            device_pages=device_pages,
+            host_pages=host_pages,
+            disk_pages=disk_pages,
+            deadline_s=math.inf if deadline_ms is None else deadline_ms / 1e3,
+            write_through=write_through,
+        )
+        _replay_live(trace, max_requests, options, json_file, report)
+
+
+def _replay_live(
+    path: Path | None,
+    max_requests: int | None,
+    options: object,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    from bodocache.replay import live, outcome
+    from bodocache.replay.trace import load_trace
+
+    assert isinstance(options, live.LiveOptions)
+    console = _console(json_file)
+    trace = load_trace(path, max_requests)
+    sizes = live.sizes_for(trace, options)
+    console.print(
+        f"{trace.name}: {trace.num_requests:,} requests, {trace.distinct:,} distinct pages of"
+        f" {options.page_nbytes:,} bytes; pages held: device {sizes.device:,}, host {sizes.host:,},"
+        f" disk {sizes.disk:,}"
+    )
+    with _progress(console) as progress:
+        task = progress.add_task("replaying", total=trace.num_requests)
+        run = asyncio.run(
+            live.replay_live(trace, options, lambda done: progress.update(task, completed=done))
+        )
+    console.print("measuring the disk with a plain reader, and the optimum")
+    judged = outcome.judge(trace, run)
+    outcome.print_summary(judged, console)
+    _write_json(json_file, outcome.as_json(judged))
+    if report is not None:
+        outcome.save_report(judged, report)
+        console.print(f"report: {report}")
+    if run.wrong_bytes:
+        raise typer.Exit(1)
+
+
+def _replay_policy(
+    path: Path | None,
+    max_requests: int | None,
+    policy: Policy,
+    capacity_pages: int | None,
+    json_file: Path | None,
+) -> None:
+    from bodocache.replay import policy as simulator
+    from bodocache.replay.trace import load_trace
+
+    if capacity_pages is None:
+        raise typer.BadParameter("--policy-only needs --capacity-pages")
+    console = _console(json_file)
+    trace = load_trace(path, max_requests)
+    result = simulator.replay_policy(trace, policy, capacity_pages)
+    console.print(simulator.render(result))
+    _write_json(json_file, simulator.as_json(result))
+
+
+def _console(json_file: Path | None) -> Console:
+    """Where words go: not to standard output when that carries the JSON."""
+    return Console(stderr=json_file == _STANDARD_OUTPUT)
+
+
+def _write_json(path: Path | None, figures: dict[str, object]) -> None:
+    if path is None:
+        return
+    text = json.dumps(figures, indent=2) + "\n"
+    if path == _STANDARD_OUTPUT:
+        sys.stdout.write(text)
+    else:
+        path.write_text(text)
+
+
+@contextmanager
+def _folder(chosen: Path | None) -> Iterator[Path]:
+    if chosen is not None:
+        chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield chosen
+        return
+    with tempfile.TemporaryDirectory(prefix="bodocache-") as folder:
+        yield Path(folder)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def main() -> None:
+    """Run the command line; an error is one line, and exit status 2."""
+    try:
+        app()
+    except (BodoCacheError, OSError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
