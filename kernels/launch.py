@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One launch of a Triton kernel as a value: a launcher runs it, ``aot`` compiles it without a GPU.
+
+So what is compiled and inspected ahead of time is what engines launch.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bodocache.kernels.check import UNIT_NBYTES
+from bodocache.kernels.runs import Runs
+
+TILE_UNITS = 512  # 8 KiB a program: four 16-byte loads in flight per thread of 4 warps
+# Integer code: contraction of floats is set only because Triton 3.9 warns where it is not.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+MAX_PROGRAMS = (
+    1024  # unproven on a GPU: kernels/select.py will measure how few blocks saturate a link
+)
+
+WORD_NBYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel, its grid, and its arguments by name."""
+
+    kernel: Any  # a JITFunction; Triton has no type for it that its interpreter shares
+    num_programs: int
+    arguments: dict[str, torch.Tensor | int]
+    constexprs: dict[str, int]
+
+    def run(self) -> None:
+        """Launch on the current stream of the device that holds the first tensor."""
+        anchor = next(a for a in self.arguments.values() if isinstance(a, torch.Tensor))
+        with torch.cuda.device_of(anchor):  # type: ignore[no-untyped-call]
+            self.kernel[(self.num_programs,)](**self.arguments, **self.constexprs, **OPTIONS)
+
+
+def programs(num_tiles: int) -> int:
+    """How many programs share ``num_tiles`` tiles; each takes every so-many-th of them."""
+    return min(num_tiles, MAX_PROGRAMS)
+
+
+def tiles(nbytes: int) -> int:
+    """Tiles of ``nbytes`` of one page."""
+    return -(-nbytes // (TILE_UNITS * UNIT_NBYTES))
+
+
+def run_constexprs(runs: Runs) -> dict[str, int]:
+    """The numbers of a pool's shape that kernels divide by: constants, so divisions are shifts."""
+    return {
+        "TOKENS": runs.tokens,
+        "HEADS": runs.heads,
+        "RUN_UNITS": runs.run_nbytes // UNIT_NBYTES,
+        "TILE_UNITS": TILE_UNITS,
+    }
+
+
+def device_table(runs: Runs, device: torch.device) -> torch.Tensor:
+    """int64[4 + B] on ``device``: B, the page, token and head strides, then the bases; all / 16.
+
+    In memory instead of in arguments, so that no value of theirs makes Triton compile once more.
+    """
+    header = (runs.page_stride, runs.token_stride, runs.head_stride)
+    return _table(runs.bases.tobytes(), header, device)
+
+
+def empty_sums(num_pages: int, page_nbytes: int, device: torch.device) -> torch.Tensor:
+    """int64[num_pages, 2] digests to which kernels add raw sums: the page's words, so far."""
+    return torch.full((num_pages, 2), page_nbytes // WORD_NBYTES, dtype=torch.int64, device=device)
+
+
+@functools.lru_cache(maxsize=512)  # one small blocking copy per pool, layer range and device
+def _table(bases: bytes, strides: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    units = np.frombuffer(bases, np.int64) // UNIT_NBYTES
+    header = [len(units), *(stride // UNIT_NBYTES for stride in strides)]
+    return torch.from_numpy(np.concatenate((np.array(header, np.int64), units))).to(device)

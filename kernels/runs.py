@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The longest contiguous runs of a pool's pages, in the order of the ``page`` form.
+
+A layout whose heads and tokens lie side by side has one run per layer per K/V; our own ``page``
+layout has one per page. Fewer, longer runs are what makes a copy run at memcpy speed.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.errors import LayoutError
+from bodocache.kernels.check import UNIT_NBYTES
+from bodocache.layout import PagedMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Run (b, t, h) of page p is at ``bases[b] + p * page_stride + t * .. + h * ..`` (bytes)."""
+
+    bases: NDArray[np.int64]  # [B], addresses
+    page_stride: int
+    token_stride: int
+    head_stride: int
+    tokens: int
+    heads: int
+    run_nbytes: int
+    num_pages: int
+    numbers: NDArray[np.int64]  # page_stride to run_nbytes, for compiled code
+
+    @property
+    def piece_nbytes(self) -> int:
+        """Bytes of a page that belong to one base."""
+        return self.tokens * self.heads * self.run_nbytes
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of a page."""
+        return len(self.bases) * self.piece_nbytes
+
+    @property
+    def pool_nbytes(self) -> int:
+        """Bytes of all pages."""
+        return self.num_pages * self.page_nbytes
+
+    def aligned_to(self, nbytes: int) -> bool:
+        """Whether every run begins on a multiple of ``nbytes``."""
+        strides = (self.page_stride, self.token_stride, self.head_stride)
+        return not any(s % nbytes for s in strides) and not (self.bases % nbytes).any()
+
+
+def runs_of(memory: PagedMemory) -> Runs:
+    """The runs of ``memory``'s pages.
+
+    Raises:
+        LayoutError: an address, a stride or a run is not a multiple of 16 bytes.
+    """
+    return _runs(
+        memory.bases.tobytes(),
+        memory.page_stride,
+        memory.token_stride,
+        memory.head_stride,
+        memory.page_tokens,
+        memory.heads,
+        memory.row_nbytes,
+        memory.num_pages,
+    )
+
+
+@functools.lru_cache(maxsize=512)  # a pool has one entry per layer range in use; 4 us otherwise
+def _runs(
+    raw: bytes,
+    page_stride: int,
+    token_stride: int,
+    head_stride: int,
+    tokens: int,
+    heads: int,
+    run: int,
+    num_pages: int,
+) -> Runs:
+    bases = np.frombuffer(raw, np.int64)
+    if heads == 1 or head_stride == run:
+        run, heads, head_stride = run * heads, 1, 0
+    if heads == 1 and (tokens == 1 or token_stride == run):
+        run, tokens, token_stride = run * tokens, 1, 0
+    if heads == tokens == 1 and bool((np.diff(bases) == run).all()):
+        run, bases = run * len(bases), bases[:1]
+    shape = (page_stride, token_stride, head_stride, tokens, heads, run)
+    _check_units(bases, *shape)
+    return Runs(bases, *shape, num_pages, numbers=np.array(shape, np.int64))
+
+
+def _check_units(
+    bases: NDArray[np.int64], page: int, token: int, head: int, tokens: int, heads: int, run: int
+) -> None:
+    if any(n % UNIT_NBYTES for n in (page, token, head, run)) or (bases % UNIT_NBYTES).any():
+        raise LayoutError(
+            f"pages of {tokens} x {heads} runs of {run} bytes, strides {page}, {token}, {head}, "
+            f"first at {int(bases[0]):#x}: runs must lie and end on multiples of {UNIT_NBYTES}"
+        )
