@@ -6,6 +6,7 @@ headers.slab   superblock (4 KiB), then the header of frame i at 4096 + i * 512
 writer.lock    flocked by the writer; holds its process id, for the message a second one gets
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -193,6 +194,8 @@ def _allocate(file: DataFile, nbytes: int) -> None:
     try:
         os.posix_fallocate(file.fd, 0, nbytes)
     except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
         if file.nbytes < nbytes:
             os.ftruncate(file.fd, nbytes)
         _log.warning("%s: %d bytes not preallocated (%s)", file.path, nbytes, error)

@@ -19,41 +19,45 @@ from bodocache.pages import KEY_NBYTES, Reason
 FORMAT_VERSION = 1
 HEADER_NBYTES = 512  # one sector, the unit that tears
 SUPERBLOCK_NBYTES = 4096
-CHECKSUM_NBYTES = 16
 SLAB_ID_NBYTES = 16
 HEADER_MAGIC = b"BODOPAGE"
 SUPERBLOCK_MAGIC = b"BODOSLAB"
 
+# Reserved bytes are fields: numpy copies fields only, and every byte is under the checksum.
 HEADER = np.dtype(
-    {
-        "names": [
-            *("magic", "version", "nbytes", "form", "key", "parent", "generation"),
-            *("digest", "frame", "slab", "depth", "checksum"),
-        ],
-        "formats": [
-            *("S8", "<u4", "<u4", ("u1", (KEY_NBYTES,)), ("u1", (KEY_NBYTES,))),
-            *(("u1", (KEY_NBYTES,)), "<u8", ("<u8", (2,)), "<u8"),
-            *(("u1", (SLAB_ID_NBYTES,)), "<u4", ("<u8", (2,))),
-        ],
-        "offsets": [0, 8, 12, 16, 48, 80, 112, 120, 136, 144, 160, 496],
-        "itemsize": HEADER_NBYTES,
-    }
+    [
+        ("magic", "S8"),
+        ("version", "<u4"),
+        ("nbytes", "<u4"),
+        ("form", "u1", (KEY_NBYTES,)),
+        ("key", "u1", (KEY_NBYTES,)),
+        ("parent", "u1", (KEY_NBYTES,)),
+        ("generation", "<u8"),
+        ("digest", "<u8", (2,)),
+        ("frame", "<u8"),
+        ("slab", "u1", (SLAB_ID_NBYTES,)),
+        ("depth", "<u4"),
+        ("reserved", "V332"),
+        ("checksum", "<u8", (2,)),
+    ]
 )
+assert HEADER.itemsize == HEADER_NBYTES
 
 _SUPERBLOCK = np.dtype(
-    {
-        "names": [
-            *("magic", "version", "page_nbytes", "frame_nbytes"),
-            *("frame_count", "form", "slab", "checksum"),
-        ],
-        "formats": [
-            *("S8", "<u4", "<u8", "<u8", "<u8", ("u1", (KEY_NBYTES,))),
-            *(("u1", (SLAB_ID_NBYTES,)), ("<u8", (2,))),
-        ],
-        "offsets": [0, 8, 16, 24, 32, 40, 72, SUPERBLOCK_NBYTES - CHECKSUM_NBYTES],
-        "itemsize": SUPERBLOCK_NBYTES,
-    }
+    [
+        ("magic", "S8"),
+        ("version", "<u4"),
+        ("reserved", "V4"),
+        ("page_nbytes", "<u8"),
+        ("frame_nbytes", "<u8"),
+        ("frame_count", "<u8"),
+        ("form", "u1", (KEY_NBYTES,)),
+        ("slab", "u1", (SLAB_ID_NBYTES,)),
+        ("reserved_too", "V3992"),
+        ("checksum", "<u8", (2,)),
+    ]
 )
+assert _SUPERBLOCK.itemsize == SUPERBLOCK_NBYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One small slab, and what a test does to it while it is closed."""
+
+import asyncio
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bodocache.clock import RealClock
+from bodocache.digest import digest_rows, seeded
+from bodocache.io.backend import Durability, Status
+from bodocache.io.config import SlabConfig
+from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, checksums
+from bodocache.io.slab import SlabBackend
+from bodocache.testing import NumberedPages
+
+PAGE_NBYTES = 8192
+FRAMES = 16
+
+
+class Bench:
+    """A slab directory with its pages; each call opens and closes it, unless it takes a backend."""
+
+    def __init__(self, folder: Path):
+        self.config = config_of(folder / "slab", FRAMES)
+        self.pages = NumberedPages(PAGE_NBYTES)
+        self.payload = self.config.directory / "payload.slab"
+        self.headers = self.config.directory / "headers.slab"
+
+    def run(self, scenario, **changes):
+        """Run ``scenario(backend)``, with a configuration changed by ``changes``."""
+
+        async def whole():
+            backend = await SlabBackend.open(replace(self.config, **changes), clock=RealClock())
+            try:
+                return await scenario(backend)
+            finally:
+                await backend.close()
+
+        return asyncio.run(whole())
+
+    async def put(self, backend, numbers, durability=Durability.CACHE):
+        buffers = self.pages.buffers(len(numbers))
+        self.pages.fill(buffers, numbers)
+        batch = self.pages.batch(numbers, backend.reserve(len(numbers), after=-1))
+        transfer = backend.put(batch, buffers, deadline_s=math.inf, durability=durability)
+        await transfer.drained()
+        return batch, transfer
+
+    async def get(self, backend, batch):
+        """Statuses and reasons; what landed is compared with what was put."""
+        buffers = self.pages.buffers(len(batch))
+        transfer = backend.get(batch, buffers, deadline_s=math.inf)
+        await transfer.drained()
+        for i in np.flatnonzero(transfer.statuses == Status.LANDED).tolist():
+            assert (
+                digest_of(buffers[batch["slot"][i]], batch["key"][i]) == batch["digest"][i]
+            ).all()
+        return transfer.statuses.tolist(), transfer.reasons.tolist()
+
+    def stored(self, numbers):
+        """Put ``numbers`` and close; return their batch."""
+
+        async def scenario(backend):
+            return (await self.put(backend, numbers))[0]
+
+        return self.run(scenario)
+
+    def reasons(self, batch, **changes):
+        """Open and get ``batch``; return the reasons, 0 for what landed."""
+
+        async def scenario(backend):
+            return (await self.get(backend, batch))[1]
+
+        return self.run(scenario, **changes)
+
+    def change_header(self, frame, change, *, sealed=True):
+        """Let ``change`` alter a header on disk; ``sealed``: its checksum is made right again."""
+        with self.headers.open("r+b") as file:
+            file.seek(SUPERBLOCK_NBYTES + int(frame) * HEADER_NBYTES)
+            row = np.frombuffer(file.read(HEADER_NBYTES), HEADER).copy()
+            change(row)
+            if sealed:
+                row["checksum"] = checksums(row)
+            file.seek(-HEADER_NBYTES, 1)
+            file.write(row.tobytes())
+
+
+def digest_of(payload, key):
+    return seeded(digest_rows(payload[None].copy(), np.zeros(1, np.int64)), key[None])[0]
+
+
+def config_of(directory, frames, page_nbytes=PAGE_NBYTES, **changes):
+    frame_nbytes = -(-page_nbytes // 4096) * 4096
+    capacity_nbytes = SUPERBLOCK_NBYTES + frames * (frame_nbytes + HEADER_NBYTES)
+    return SlabConfig(directory, capacity_nbytes, page_nbytes, b"f" * 32, **changes)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def open_config(tmp_path):
+    """Configurations of slabs below the test's folder, by frame count."""
+    return lambda frames, **changes: config_of(tmp_path / "slab", frames, **changes)

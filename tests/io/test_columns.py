@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+
+from bodocache.io import columns
+from bodocache.io.backend import TRANSFER
+from bodocache.io.columns import Columns
+from bodocache.pages import Reason
+
+
+def filled(keys):
+    records = np.zeros(len(keys), TRANSFER)
+    records["key"] = np.array(keys)[:, None]
+    table = Columns(len(keys) + 2)
+    table.fill(np.arange(len(keys)), records, np.arange(len(keys), dtype=np.uint64))
+    return table
+
+
+def test_each_key_is_listed_once_by_its_newest_frame():
+    assert filled([1, 2, 1, 3, 2, 1]).latest().tolist() == [3, 4, 5]
+
+
+def test_an_invalid_newest_frame_lets_the_older_one_count():
+    table = filled([1, 2, 1])
+    table.invalidate(np.array([2]), Reason.CORRUPT)
+    assert table.latest().tolist() == [0, 1]
+
+
+def test_keys_whose_mixed_words_tie_are_told_apart(monkeypatch):
+    monkeypatch.setattr(columns, "_mixed", lambda keys: np.zeros(len(keys), np.uint64))
+    assert filled([1, 2, 1, 3, 2, 1]).latest().tolist() == [3, 4, 5]
+
+
+def test_nothing_is_listed_of_an_empty_table():
+    assert not len(Columns(4).entries().keys)
+
+
+def test_an_evicted_page_is_evicted_only_for_its_own_key():
+    table = filled([1, 2])
+    table.evict(np.array([0, 2]))
+    keys = np.array([[1] * 32, [2] * 32, [9] * 32], np.uint8)
+    reasons = table.look_up(np.array([0, 0, 2]), keys)
+    assert reasons.tolist() == [Reason.EVICTED, Reason.NEVER_STORED, Reason.NEVER_STORED]

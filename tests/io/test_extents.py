@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bodocache.io.extents import PAGES_MAX, buffers_of, merge
+
+
+def runs(frames, **sizes):
+    frames = np.array(frames, np.int64)
+    return [frames[chosen].tolist() for chosen in merge(frames, **sizes).extents]
+
+
+def test_adjacent_frames_are_one_extent_in_whatever_order_they_come():
+    assert runs([7, 3, 4, 9, 8], frame_nbytes=1, chunk_nbytes=10) == [[3, 4], [7, 8, 9]]
+
+
+def test_a_run_is_cut_at_the_chunk_limit():
+    assert runs(range(5), frame_nbytes=4096, chunk_nbytes=8192) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_frame_larger_than_a_chunk_is_an_extent_of_its_own():
+    assert runs([1, 2], frame_nbytes=4096, chunk_nbytes=100) == [[1], [2]]
+
+
+def test_no_extent_holds_more_buffers_than_one_call_takes():
+    longest = max(map(len, runs(range(3000), frame_nbytes=1, chunk_nbytes=1 << 30)))
+    assert longest == PAGES_MAX
+
+
+def test_a_frame_named_twice_is_read_twice():
+    assert runs([4, 4, 5], frame_nbytes=1, chunk_nbytes=10) == [[4], [4, 5]]
+
+
+def test_nothing_merges_to_nothing():
+    assert runs([], frame_nbytes=1, chunk_nbytes=10) == []
+
+
+@given(st.lists(st.integers(0, 60), max_size=60), st.integers(1, 9))
+def test_extents_cover_the_batch_once_and_are_adjacent_and_short(frames, limit):
+    merged = merge(np.array(frames, np.int64), frame_nbytes=1, chunk_nbytes=limit)
+    positions = [position for extent in merged.extents for position in extent.tolist()]
+    assert sorted(positions) == list(range(len(frames)))
+    for extent in merged.extents:
+        chosen = [frames[position] for position in extent.tolist()]
+        assert chosen == list(range(chosen[0], chosen[0] + len(chosen)))
+        assert len(chosen) <= limit
+
+
+def test_rows_adjacent_in_memory_are_one_buffer():
+    memory = memoryview(bytes(range(80)))
+    views = buffers_of(memory, np.array([3, 4, 5, 1, 0]), 8, memoryview(b""))
+    assert [view.nbytes for view in views] == [24, 8, 8]
+    assert [view[0] for view in views] == [24, 8, 0]
+
+
+def test_padding_stands_behind_every_page():
+    memory = memoryview(bytes(range(80)))
+    views = buffers_of(memory, np.array([1, 2]), 8, memoryview(b"\xff\xff"))
+    assert b"".join(views) == bytes([*range(8, 16), 255, 255, *range(16, 24), 255, 255])

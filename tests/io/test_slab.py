@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slab while it runs: errors of the storage, races with puts, deadlines in flight."""
+
+import asyncio
+import errno
+import math
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from bodocache.errors import LayoutError, LeaseError
+from bodocache.io.backend import Durability, Status
+from bodocache.io.config import Access
+from bodocache.pages import Reason
+
+
+class Gate:
+    """Stops a system call in its thread until it is opened."""
+
+    def __init__(self, monkeypatch, name):
+        self._real = getattr(os, name)
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        monkeypatch.setattr(os, name, self)
+
+    def __call__(self, *arguments):
+        self.entered.set()
+        assert self.opened.wait(10)
+        return self._real(*arguments)
+
+    async def wait(self):
+        assert await asyncio.to_thread(self.entered.wait, 10)
+
+
+def failing(monkeypatch, name, should_fail, error=errno.EIO):
+    """Let a system call fail where ``should_fail(*arguments)``; return the calls' arguments."""
+    real, calls = getattr(os, name), []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if should_fail(*arguments):
+            raise OSError(error, os.strerror(error))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, name, call)
+    return calls
+
+
+def test_one_bad_sector_costs_one_page(bench, monkeypatch, caplog):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1, 2, 3, 4])
+
+        def touches_second_page(fd, buffers, offset):
+            nbytes = sum(buffer.nbytes for buffer in buffers)
+            return offset < 2 * 8192 and offset + nbytes > 8192
+
+        failing(monkeypatch, "preadv", touches_second_page)
+        statuses, reasons = await bench.get(backend, batch)
+        assert statuses == [Status.LANDED, Status.FAILED, Status.LANDED, Status.LANDED]
+        assert reasons[1] == Reason.IO_ERROR
+        monkeypatch.undo()
+        assert (await bench.get(backend, batch))[0] == [Status.LANDED] * 4  # errors may pass
+
+    bench.run(scenario)
+
+
+def test_a_write_error_fails_its_pages_and_leaves_no_header(bench, monkeypatch, caplog):
+    async def scenario(backend):
+        at_payload = failing(
+            monkeypatch, "pwritev", lambda _, buffers, __: buffers[0].nbytes >= 8192
+        )
+        batch, transfer = await bench.put(backend, [1, 2])
+        assert transfer.statuses.tolist() == [Status.FAILED] * 2
+        assert transfer.reasons.tolist() == [Reason.IO_ERROR] * 2
+        assert at_payload
+        monkeypatch.undo()
+        assert (await bench.get(backend, batch))[1] == [Reason.NEVER_STORED] * 2
+        return batch
+
+    batch = bench.run(scenario)
+    assert bench.reasons(batch) == [Reason.NEVER_STORED] * 2  # a header would say CORRUPT
+    assert "Input/output error" in caplog.text
+
+
+def test_payload_is_whole_before_its_header_is_written(bench):
+    async def scenario(backend):
+        seen = []
+        backend.observer = seen.append
+        await bench.put(backend, [1, 2])
+        assert [extent.path.rsplit("/", 1)[1] for extent in seen] == [
+            "payload.slab",
+            "headers.slab",
+        ]
+        assert seen[0].finished_s <= seen[1].started_s
+
+    bench.run(scenario)
+
+
+def test_an_observer_sees_what_a_plain_reader_would_read(bench):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, list(range(6)))
+        seen = []
+        backend.observer = seen.append
+        chosen = batch[[0, 1, 2, 5]]
+        chosen["slot"] = [1, 0, 3, 2]
+        await bench.get(backend, chosen)
+        assert sorted(extent[1:3] for extent in seen) == [(0, 3 * 8192), (5 * 8192, 8192)]
+        assert [extent.pages for extent in sorted(seen, key=lambda e: e.offset)] == [3, 1]
+        assert not any(extent.writes for extent in seen)
+        assert all(extent.started_s <= extent.finished_s for extent in seen)
+
+    bench.run(scenario)
+
+
+def test_an_unexpected_error_in_a_worker_is_a_failed_page_and_logged(bench, monkeypatch, caplog):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1])
+        monkeypatch.setattr(os, "preadv", lambda *_: 1 / 0)
+        statuses, reasons = await bench.get(backend, batch)
+        assert (statuses, reasons) == ([Status.FAILED], [Reason.IO_ERROR])
+        for _ in range(5):
+            await bench.get(backend, batch)
+
+    bench.run(scenario)
+    warnings = [record for record in caplog.records if "ZeroDivisionError" in record.message]
+    assert len(warnings) == 1  # the other five wait for the next interval
+
+
+def test_a_failed_sync_fails_its_pages_and_is_not_retried(bench, monkeypatch, caplog):
+    async def scenario(backend):
+        calls = failing(monkeypatch, "fdatasync", lambda _: len(calls) == 1)
+        batch, transfer = await bench.put(backend, [1, 2], Durability.SYNC)
+        assert transfer.statuses.tolist() == [Status.FAILED] * 2
+        assert len(calls) == 1
+        assert (await bench.get(backend, batch))[0] == [Status.MISS] * 2
+        assert not len(backend.entries().keys)
+        _, transfer = await bench.put(backend, [3], Durability.SYNC)  # new pages, a new sync
+        assert transfer.statuses.tolist() == [Status.LANDED]
+        assert len(calls) == 3
+
+    bench.run(scenario)
+
+
+def test_a_sync_that_failed_elsewhere_fails_what_was_written_before_it(bench, monkeypatch, caplog):
+    async def scenario(backend):
+        gate = Gate(monkeypatch, "pwritev")
+        first = asyncio.ensure_future(bench.put(backend, [1], Durability.SYNC))
+        await asyncio.sleep(0)
+        await gate.wait()
+        backend._medium.syncs.failures += 1  # as a sync of another put between write and sync
+        gate.opened.set()
+        _, transfer = await first
+        assert transfer.statuses.tolist() == [Status.FAILED]
+
+    bench.run(scenario)
+
+
+def test_only_a_durable_put_syncs(bench, monkeypatch):
+    async def scenario(backend):
+        calls = failing(monkeypatch, "fdatasync", lambda _: False)
+        await bench.put(backend, [1, 2])
+        assert not calls
+        await bench.put(backend, [3, 4], Durability.SYNC)
+        assert len(calls) == 2  # payload and headers, once for the whole put
+
+    bench.run(scenario)
+
+
+def test_a_page_is_late_at_its_deadline_and_its_buffer_in_use_until_drained(bench, monkeypatch):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1, 2])
+        gate = Gate(monkeypatch, "preadv")
+        buffers = bench.pages.buffers(2)
+        deadline_s = asyncio.get_running_loop().time() + 0.02
+        transfer = backend.get(batch, buffers, deadline_s=deadline_s)
+        await gate.wait()
+        await transfer.finished()
+        assert transfer.statuses.tolist() == [Status.LATE] * 2
+        assert not transfer.is_drained
+        gate.opened.set()
+        await transfer.drained()
+        assert (buffers[1] == bench.pages.payload(2)).all()  # it did write, late
+        assert transfer.statuses.tolist() == [Status.LATE] * 2
+
+    bench.run(scenario)
+
+
+def test_an_abandoned_transfer_lets_what_is_in_flight_land(bench, monkeypatch):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1, 2, 3, 4])
+        gate = Gate(monkeypatch, "preadv")
+        transfer = backend.get(batch, bench.pages.buffers(4), deadline_s=math.inf)
+        await gate.wait()
+        transfer.abandon()
+        assert transfer.statuses.tolist() == [0, 0, Status.LATE, Status.LATE]
+        gate.opened.set()
+        await transfer.drained()
+        assert transfer.statuses.tolist() == [Status.LANDED] * 2 + [Status.LATE] * 2
+        assert transfer.reasons.tolist() == [0, 0, Reason.CANCELLED, Reason.CANCELLED]
+
+    bench.run(scenario, queue_depth=1, chunk_nbytes=16384)
+
+
+def test_a_put_that_ends_after_its_deadline_is_not_found(bench, monkeypatch):
+    async def scenario(backend):
+        gate = Gate(monkeypatch, "pwritev")
+        batch = bench.pages.batch([1], backend.reserve(1, after=-1))
+        deadline_s = asyncio.get_running_loop().time() + 0.01
+        transfer = backend.put(batch, bench.pages.buffers(1), deadline_s=deadline_s)
+        await transfer.finished()
+        assert transfer.statuses.tolist() == [Status.LATE]
+        gate.opened.set()
+        await transfer.drained()
+        assert (await bench.get(backend, batch))[0] == [Status.MISS]
+
+    bench.run(scenario)
+
+
+def test_a_frame_released_while_it_is_written_is_free_only_afterwards(bench, monkeypatch):
+    async def scenario(backend):
+        gate = Gate(monkeypatch, "pwritev")
+        batch = bench.pages.batch([1], backend.reserve(1, after=-1))
+        transfer = backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
+        await gate.wait()
+        backend.release(batch["frame"])
+        assert backend.usage.used_frames == 1
+        with pytest.raises(LeaseError):
+            backend.release(batch["frame"])
+        gate.opened.set()
+        await transfer.drained()
+        assert backend.usage.used_frames == 0
+        assert (await bench.get(backend, batch))[0] == [Status.MISS]
+        assert not len(backend.entries().keys)
+
+    bench.run(scenario)
+
+
+def test_a_get_that_races_with_a_put_into_its_frame_never_returns_the_new_page(bench, monkeypatch):
+    async def scenario(backend):
+        old, _ = await bench.put(backend, [1])
+        gate = Gate(monkeypatch, "preadv")
+        transfer = backend.get(old, bench.pages.buffers(1), deadline_s=math.inf)
+        await gate.wait()
+        backend.release(old["frame"])
+        new, _ = await bench.put(backend, [2])
+        assert new["frame"] == old["frame"]
+        gate.opened.set()
+        await transfer.drained()
+        assert transfer.statuses.tolist() == [Status.MISS]
+        assert (await bench.get(backend, new))[0] == [Status.LANDED]  # not held against it
+
+    bench.run(scenario)
+
+
+@pytest.mark.parametrize("frames", [[5], [0, 0], [-1], [99]])
+def test_a_put_to_frames_that_are_not_reserved_is_refused(bench, frames):
+    async def scenario(backend):
+        backend.reserve(1, after=-1)
+        batch = bench.pages.batch(list(range(len(frames))), np.array(frames))
+        with pytest.raises(LeaseError):
+            backend.put(batch, bench.pages.buffers(2), deadline_s=math.inf)
+
+    bench.run(scenario)
+
+
+def test_a_second_put_into_a_frame_waits_for_the_first(bench, monkeypatch):
+    async def scenario(backend):
+        gate = Gate(monkeypatch, "pwritev")
+        batch = bench.pages.batch([1], backend.reserve(1, after=-1))
+        first = backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
+        with pytest.raises(LeaseError, match="still being written"):
+            backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
+        gate.opened.set()
+        await first.drained()
+
+    bench.run(scenario)
+
+
+@pytest.mark.parametrize("slot", [-1, 2])
+def test_a_slot_outside_the_buffers_is_refused(bench, slot):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1])
+        batch["slot"] = slot
+        with pytest.raises(LayoutError, match="slots"):
+            backend.get(batch, bench.pages.buffers(2), deadline_s=math.inf)
+
+    bench.run(scenario)
+
+
+def test_buffers_of_another_shape_are_refused(bench):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1])
+        frozen = bench.pages.buffers(1)
+        frozen.flags.writeable = False
+        for buffers in (np.zeros((1, 4096), np.uint8), np.zeros((1, 16384), np.uint8), frozen):
+            with pytest.raises(LayoutError):
+                backend.get(batch, buffers, deadline_s=math.inf)
+        batch["nbytes"] = 4096
+        with pytest.raises(LayoutError, match="8192 bytes"):
+            backend.get(batch, bench.pages.buffers(1), deadline_s=math.inf)
+
+    bench.run(scenario)
+
+
+@pytest.mark.parametrize("access", Access)
+def test_buffers_at_odd_addresses_are_served(bench, access):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1, 2])
+        buffers = np.zeros(3 * 8192, np.uint8)
+        start = -buffers.ctypes.data % 4096 + 16
+        odd = buffers[start : start + 2 * 8192].reshape(2, 8192)
+        transfer = backend.get(batch, odd, deadline_s=math.inf)
+        await transfer.drained()
+        assert (transfer.statuses == Status.LANDED).all()
+        assert (odd[1] == bench.pages.payload(2)).all()
+
+    bench.run(scenario, access=access)
+
+
+def test_padding_on_disk_holds_no_older_bytes(bench):
+    async def scenario(backend):
+        buffers = np.full((1, 5008), 7, np.uint8)
+        batch = bench.pages.batch([1], backend.reserve(1, after=-1))
+        batch["nbytes"] = 5008
+        await backend.put(batch, buffers, deadline_s=math.inf).drained()
+
+    bench.stored(list(range(16)))
+    bench.run(scenario, page_nbytes=5008)
+    data = bench.payload.read_bytes()[:8192]
+    assert data[:5008] == b"\7" * 5008
+    assert not any(data[5008:])
+
+
+def test_closing_lets_what_is_in_flight_end(bench, monkeypatch):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1, 2])
+        gate = Gate(monkeypatch, "preadv")
+        transfer = backend.get(batch, bench.pages.buffers(2), deadline_s=math.inf)
+        await gate.wait()
+        closing = asyncio.ensure_future(backend.close())
+        await asyncio.sleep(0)
+        assert transfer.statuses.tolist() == [0, Status.LATE]
+        gate.opened.set()
+        await closing
+        assert transfer.statuses.tolist() == [Status.LANDED, Status.LATE]
+        assert transfer.is_drained
+
+    bench.run(scenario, queue_depth=1, chunk_nbytes=8192)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+import math
+import threading
+import time
+
+import numpy as np
+
+from bodocache.clock import RealClock
+from bodocache.io.backend import Status
+from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.io.workers import WorkerPool
+
+
+class Piece:
+    """A request of one page that notes when it was run, after ``gate``."""
+
+    def __init__(self, transfer, position, name, log, *, writes=False, gate=None):
+        self.transfer = transfer
+        self.positions = np.array([position])
+        self.writes = writes
+        self._name, self._log, self._gate = name, log, gate
+
+    def run(self):
+        self._log.append(self._name)
+        if self._gate is not None:
+            assert self._gate.wait(10)
+        return Outcome.all(1, Status.LANDED)
+
+    def settle(self, outcome):
+        self.transfer.finish(self.positions, outcome)
+
+
+def with_pool(count, scenario):
+    async def whole():
+        pool = WorkerPool(count, RealClock(), asyncio.get_running_loop())
+        try:
+            await scenario(pool)
+        finally:
+            pool.stop()
+            await asyncio.to_thread(pool.join)
+
+    asyncio.run(whole())
+
+
+def transfer_of(pool, pages, deadline_s=math.inf):
+    return BatchTransfer(pages, deadline_s, RealClock(), pool)
+
+
+async def until_begun(log):
+    """Wait until a worker has begun something."""
+    deadline_s = time.monotonic() + 10
+    while not log and time.monotonic() < deadline_s:
+        await asyncio.to_thread(time.sleep, 0)
+
+
+def test_reads_go_before_writes_and_each_by_deadline():
+    async def scenario(pool):
+        log, gate = [], threading.Event()
+        blocker = transfer_of(pool, 1)
+        blocker.submit([Piece(blocker, 0, "blocker", log, gate=gate)])
+        await until_begun(log)
+        now_s = RealClock().now_s()
+        transfers = []
+        for name, writes, deadline_s in [
+            ("write", True, now_s + 50),
+            ("lazy read", False, math.inf),
+            ("urgent read", False, now_s + 90),
+        ]:
+            transfers.append(transfer_of(pool, 1, deadline_s))
+            transfers[-1].submit([Piece(transfers[-1], 0, name, log, writes=writes)])
+        gate.set()
+        for transfer in transfers:
+            await transfer.drained()
+        assert log == ["blocker", "urgent read", "lazy read", "write"]
+
+    with_pool(1, scenario)
+
+
+def test_a_read_finds_a_thread_however_many_writes_there_are():
+    async def scenario(pool):
+        log, gate = [], threading.Event()
+        writing = transfer_of(pool, 9)
+        pieces = [Piece(writing, i, "write", log, writes=True, gate=gate) for i in range(9)]
+        writing.submit(pieces)
+        reading = transfer_of(pool, 1)
+        reading.submit([Piece(reading, 0, "read", log)])
+        await reading.finished()
+        assert log.count("write") <= 2
+        gate.set()
+        await writing.finished()
+
+    with_pool(4, scenario)
+
+
+def test_pages_that_end_while_the_loop_is_busy_wake_it_once(monkeypatch):
+    async def scenario(pool):
+        log, wakes = [], []
+        loop = asyncio.get_running_loop()
+        announce = loop.call_soon_threadsafe
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *call: (wakes.append(call), announce(*call))
+        )
+        transfer = transfer_of(pool, 500)
+        transfer.submit([Piece(transfer, i, "read", log) for i in range(500)])
+        while len(pool._done) < 500:  # the loop is busy for as long
+            time.sleep(0)  # noqa: ASYNC251 -- the loop must be busy
+        assert 1 <= len(wakes) <= 4  # a wake by each thread at most, where they race
+        await transfer.finished()
+
+    with_pool(4, scenario)
+
+
+def test_every_waiter_hears_of_the_end():
+    async def scenario(pool):
+        gate = threading.Event()
+        transfer = transfer_of(pool, 1)
+        transfer.submit([Piece(transfer, 0, "read", [], gate=gate)])
+        waits = [transfer.finished(), transfer.finished(), transfer.drained(), transfer.progress()]
+        waiting = asyncio.gather(*waits)
+        await asyncio.sleep(0)
+        gate.set()
+        assert (await waiting)[-1] is False
+
+    with_pool(2, scenario)
+
+
+def test_a_withdrawn_request_is_never_run():
+    async def scenario(pool):
+        log, gate = [], threading.Event()
+        transfer = transfer_of(pool, 5)
+        transfer.submit([Piece(transfer, i, i, log, gate=gate) for i in range(5)])
+        await until_begun(log)
+        transfer.abandon()
+        gate.set()
+        await transfer.drained()
+        assert log == [0]
+        assert transfer.statuses.tolist() == [Status.LANDED] + [Status.LATE] * 4
+
+    with_pool(1, scenario)
