@@ -27,24 +27,25 @@ PolicyArray = NDArray[np.void]  # POLICY[1]
 Rows = NDArray[np.int64]
 
 RIPE, YOUNG = 0, 1  # the two heaps of a tier: leaves by key, under-age leaves by arrival
+LANES = 2 * TIERS  # heap k of tier t is lane 2t + k
 
 
 class Queues(NamedTuple):
     """The eviction queues of every tier. Memory that no row has used yet is never touched."""
 
-    nodes: NDArray[np.void]  # heap.NODE[TIERS, 2, rows]
-    places: NDArray[np.int32]  # [TIERS, 2, rows]
-    counts: NDArray[np.int64]  # [TIERS, 2]
-    since_s: NDArray[np.float64]  # [TIERS, rows]: when the page came to that tier
+    nodes: NDArray[np.void]  # heap.NODE[LANES, rows]
+    places: NDArray[np.int32]  # [rows, LANES]
+    counts: NDArray[np.int64]  # [LANES]
+    since_s: NDArray[np.float64]  # [rows, TIERS]: when the page came to that tier
     clock_s: NDArray[np.float64]  # [1]: the latest time any call has told
 
 
 PAGES, POLICIES, ROWS = jit.array(PAGE), jit.array(POLICY), jit.array("i8")
 QUEUES = jit.named(
     Queues,
-    jit.array(heap.NODE, 3),
-    jit.array("i4", 3),
-    jit.array("i8", 2),
+    jit.array(heap.NODE, 2),
+    jit.array("i4", 2),
+    jit.array("i8"),
     jit.array("f8", 2),
     jit.array("f8"),
 )
@@ -53,10 +54,10 @@ QUEUES = jit.named(
 def open_queues(rows: int) -> Queues:
     """Empty queues for a page table of ``rows`` records."""
     return Queues(
-        np.zeros((TIERS, 2, rows), heap.NODE),
-        np.zeros((TIERS, 2, rows), np.int32),
-        np.zeros((TIERS, 2), np.int64),
-        np.zeros((TIERS, rows)),
+        np.zeros((LANES, rows), heap.NODE),
+        np.zeros((rows, LANES), np.int32),
+        np.zeros(LANES, np.int64),
+        np.zeros((rows, TIERS)),
         np.zeros(1),
     )
 
@@ -64,15 +65,16 @@ def open_queues(rows: int) -> Queues:
 def grown(queues: Queues, rows: int) -> Queues:
     """The same queues with room for ``rows`` records (the page table has grown)."""
     larger = open_queues(rows)
-    before = queues.since_s.shape[1]
-    for name in ("nodes", "places", "since_s"):
-        getattr(larger, name)[..., :before] = getattr(queues, name)
+    before = len(queues.since_s)
+    larger.nodes[:, :before] = queues.nodes
+    larger.places[:before] = queues.places
+    larger.since_s[:before] = queues.since_s
     larger.counts[:] = queues.counts
     larger.clock_s[:] = queues.clock_s
     return larger
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, ROWS, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, ROWS, jit.i8, jit.f8)
 def arrive(
     pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, tier: Int, now_s: float
 ) -> None:
@@ -81,7 +83,7 @@ def arrive(
         arrive_one(pages, queues, policy, row, tier, now_s)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, ROWS, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, ROWS, jit.i8)
 def depart(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, tier: Int) -> None:
     """``rows`` no longer lie in ``tier``. A row that did not lie there is left alone.
 
@@ -92,28 +94,28 @@ def depart(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, ti
         depart_one(pages, queues, policy, row, tier)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, ROWS, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, ROWS, jit.f8)
 def touch(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, now_s: float) -> None:
     """One use of each of ``rows`` at ``now_s``; they are requeued wherever they lie."""
     for row in rows:
         touch_one(pages, queues, policy, row, now_s)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, ROWS)
+@jit.kernel(PAGES, QUEUES, POLICIES, ROWS)
 def pin(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
     """Hold ``rows``: until as many unpins, neither they nor their ancestors are evicted."""
     for row in rows:
         pin_one(pages, queues, policy, row)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, ROWS)
+@jit.kernel(PAGES, QUEUES, POLICIES, ROWS)
 def unpin(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
     """Let go of ``rows`` once. A row that is not pinned is an AssertionError."""
     for row in rows:
         unpin_one(pages, queues, policy, row)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, ROWS)
+@jit.kernel(PAGES, QUEUES, POLICIES, ROWS)
 def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
     """Weigh ``rows`` anew: after their recompute_s, heat or nbytes, or the policy, changed."""
     for row in rows:
@@ -121,7 +123,7 @@ def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -
         _weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8, ROWS)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8, ROWS)
 def coldest(
     pages: PageArray,
     queues: Queues,
@@ -139,8 +141,8 @@ def coldest(
     _ripen(pages, queues, policy, tier, now_s)
     taken = 0
     floor = -np.inf
-    while taken < count and queues.counts[tier, RIPE] > 0:
-        node = queues.nodes[tier, RIPE, 0]
+    while taken < count and queues.counts[2 * tier + RIPE] > 0:
+        node = queues.nodes[2 * tier + RIPE, 0]
         row, key = np.int64(node["row"]), node["key"]
         if _is_young(queues, policy, row, tier):  # min_residence_s was raised since it was queued
             _weigh(pages, queues, policy, row, tier)
@@ -157,17 +159,17 @@ def coldest(
     return taken
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
 def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> float:
     """Density (s/byte) at ``now_s`` of the page that would leave ``tier`` next; inf: none can."""
     _ripen(pages, queues, policy, tier, now_s)
-    if queues.counts[tier, RIPE] == 0:
+    if queues.counts[2 * tier + RIPE] == 0:
         return np.inf
-    key = queues.nodes[tier, RIPE, 0]["key"]
+    key = queues.nodes[2 * tier + RIPE, 0]["key"]
     return float(np.exp2(key - now_s / policy[0]["half_life_s"]))
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
 def arrive_one(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, now_s: float
 ) -> None:
@@ -178,7 +180,7 @@ def arrive_one(
     if (tiers >> tier) & 1:
         return
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
-    queues.since_s[tier, row] = now_s
+    queues.since_s[row, tier] = now_s
     page["tiers"] = tiers | (1 << tier)
     if tiers & ((1 << tier) - 1) == 0:
         page["arrived_s"] = now_s
@@ -187,7 +189,7 @@ def arrive_one(
     _weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
 def depart_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """As :func:`depart`, for one row, from compiled code."""
     assert 0 <= row < len(pages)
@@ -196,11 +198,12 @@ def depart_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, 
     if not (tiers >> tier) & 1:
         return
     page["tiers"] = tiers & ~(1 << tier)
+    _leave_queue(queues, row, tier)
     _weigh_everywhere(pages, queues, policy, row)
     _count_child(pages, queues, policy, row, tier, -1)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
 def touch_one(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, now_s: float
 ) -> None:
@@ -209,10 +212,10 @@ def touch_one(
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
     heat.add_hit(pages, row, now_s, policy[0]["half_life_s"])
     _lift(pages, queues, policy, row)
-    _weigh_everywhere(pages, queues, policy, row)
+    _rekey(pages, queues, policy, row)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
 def pin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """As :func:`pin`, for one row, from compiled code."""
     assert 0 <= row < len(pages)
@@ -221,7 +224,7 @@ def pin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> 
         _weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
 def unpin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """As :func:`unpin`, for one row, from compiled code."""
     assert 0 <= row < len(pages)
@@ -231,28 +234,42 @@ def unpin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -
         _weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
 def _weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     for tier in range(TIERS):
-        _weigh(pages, queues, policy, row, tier)
+        if (np.int64(pages[row]["tiers"]) >> tier) & 1:
+            _weigh(pages, queues, policy, row, tier)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
 def _weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """Put the row where it belongs in ``tier``: among the ripe, among the young, or in neither."""
-    leaf = _is_leaf(pages, row, tier)
-    young = leaf and _is_young(queues, policy, row, tier)
-    if young:
-        _put(pages, queues, row, tier, YOUNG, queues.since_s[tier, row])
-    elif queues.places[tier, YOUNG, row] > 0:
-        _drop(queues, row, tier, YOUNG)
-    if leaf and not young:
-        _put(pages, queues, row, tier, RIPE, value.log_density(pages, policy, row, tier))
-    elif queues.places[tier, RIPE, row] > 0:
-        _drop(queues, row, tier, RIPE)
+    if not _is_leaf(pages, row, tier):
+        _leave_queue(queues, row, tier)
+    elif _is_young(queues, policy, row, tier):
+        _drop(queues, row, 2 * tier + RIPE)
+        _put(pages, queues, row, 2 * tier + YOUNG, queues.since_s[row, tier])
+    else:
+        _drop(queues, row, 2 * tier + YOUNG)
+        _put(pages, queues, row, 2 * tier + RIPE, value.log_density(pages, policy, row, tier))
 
 
-@jit.compiled(PAGES, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
+def _rekey(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
+    """Bring the row's keys up to date where it is queued; where it is queued stays."""
+    for tier in range(TIERS):
+        if queues.places[row, 2 * tier + RIPE] > 0:
+            key = value.log_density(pages, policy, row, tier)
+            _put(pages, queues, row, 2 * tier + RIPE, key)
+
+
+@jit.kernel(QUEUES, jit.i8, jit.i8)
+def _leave_queue(queues: Queues, row: Int, tier: Int) -> None:
+    _drop(queues, row, 2 * tier + RIPE)
+    _drop(queues, row, 2 * tier + YOUNG)
+
+
+@jit.kernel(PAGES, jit.i8, jit.i8)
 def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     """Whether the page's copy in ``tier`` can go without taking anything from anyone."""
     page = pages[row]
@@ -264,24 +281,24 @@ def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     return bool(page["children"][tier] == 0)
 
 
-@jit.compiled(QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(QUEUES, POLICIES, jit.i8, jit.i8)
 def _is_young(queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> bool:
-    ripe_s = queues.since_s[tier, row] + policy[0]["min_residence_s"]
+    ripe_s = queues.since_s[row, tier] + policy[0]["min_residence_s"]
     return bool(ripe_s > queues.clock_s[0])
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
 def _ripen(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> None:
     """Move the young that have come of age among the ripe: each once in its stay, oldest first."""
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
-    while queues.counts[tier, YOUNG] > 0:
-        row = np.int64(queues.nodes[tier, YOUNG, 0]["row"])
+    while queues.counts[2 * tier + YOUNG] > 0:
+        row = np.int64(queues.nodes[2 * tier + YOUNG, 0]["row"])
         if _is_young(queues, policy, row, tier):
             return
         _weigh(pages, queues, policy, row, tier)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.i8)
 def _count_child(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, change: Int
 ) -> None:
@@ -298,18 +315,18 @@ def _count_child(
         _weigh(pages, queues, policy, parent, tier)
 
 
-@jit.compiled(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
 def _lift(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """Enforce p_reuse(parent) >= p_reuse(child): who uses a page uses the pages before it."""
     parent: Int = np.int64(pages[row]["parent"])
     while parent >= 0 and _is_hotter(pages, row, parent, policy[0]["half_life_s"]):
         pages[parent]["heat"] = pages[row]["heat"]
         pages[parent]["stamp_s"] = pages[row]["stamp_s"]
-        _weigh_everywhere(pages, queues, policy, parent)
+        _rekey(pages, queues, policy, parent)
         row, parent = parent, np.int64(pages[parent]["parent"])
 
 
-@jit.compiled(PAGES, jit.i8, jit.i8, jit.f8)
+@jit.kernel(PAGES, jit.i8, jit.i8, jit.f8)
 def _is_hotter(pages: PageArray, row: Int, other: Int, half_life_s: float) -> bool:
     one, two = pages[row], pages[other]
     if one["stamp_s"] == two["stamp_s"]:
@@ -318,25 +335,26 @@ def _is_hotter(pages: PageArray, row: Int, other: Int, half_life_s: float) -> bo
     return bool(one_score > heat.score(np.float64(two["heat"]), two["stamp_s"], half_life_s))
 
 
-@jit.compiled(PAGES, QUEUES, jit.i8, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.f8)
 def _raise_to(pages: PageArray, queues: Queues, row: Int, tier: Int, floor: float) -> None:
     """A parent whose last child left in this round keeps that child's key, if greater, for it."""
-    if row < 0 or queues.places[tier, RIPE, row] == 0:
+    lane = 2 * tier + RIPE
+    if row < 0 or queues.places[row, lane] == 0:
         return
-    key = queues.nodes[tier, RIPE, np.int64(queues.places[tier, RIPE, row]) - 1]["key"]
-    if key < floor:
-        _put(pages, queues, row, tier, RIPE, floor)
+    if queues.nodes[lane, np.int64(queues.places[row, lane]) - 1]["key"] < floor:
+        _put(pages, queues, row, lane, floor)
 
 
-@jit.compiled(PAGES, QUEUES, jit.i8, jit.i8, jit.i8, jit.f8)
-def _put(pages: PageArray, queues: Queues, row: Int, tier: Int, kind: Int, key: float) -> None:
-    nodes, places = queues.nodes[tier, kind], queues.places[tier, kind]
+@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.f8)
+def _put(pages: PageArray, queues: Queues, row: Int, lane: Int, key: float) -> None:
     tie = -np.int64(pages[row]["depth"])  # deepest first
-    count = queues.counts[tier, kind]
-    queues.counts[tier, kind] = heap.put(nodes, places, count, row, key, tie)
+    count = queues.counts[lane]
+    nodes = queues.nodes[lane]
+    queues.counts[lane] = heap.put(nodes, queues.places, lane, count, row, key, tie)
 
 
-@jit.compiled(QUEUES, jit.i8, jit.i8, jit.i8)
-def _drop(queues: Queues, row: Int, tier: Int, kind: Int) -> None:
-    nodes, places = queues.nodes[tier, kind], queues.places[tier, kind]
-    queues.counts[tier, kind] = heap.drop(nodes, places, queues.counts[tier, kind], row)
+@jit.kernel(QUEUES, jit.i8, jit.i8)
+def _drop(queues: Queues, row: Int, lane: Int) -> None:
+    if queues.places[row, lane] > 0:
+        count = queues.counts[lane]
+        queues.counts[lane] = heap.drop(queues.nodes[lane], queues.places, lane, count, row)

@@ -14,13 +14,13 @@ from bodocache.pages import PAGE
 from bodocache.plan.records import Int
 
 
-@jit.compiled(jit.f8, jit.f8, jit.f8, jit.f8)
+@jit.kernel(jit.f8, jit.f8, jit.f8, jit.f8)
 def decayed(heat: float, stamp_s: float, now_s: float, half_life_s: float) -> float:
     """Heat at ``now_s`` of a page that had ``heat`` at ``stamp_s``; time never runs backwards."""
     return float(heat * np.exp2(-max(0.0, now_s - stamp_s) / half_life_s))
 
 
-@jit.compiled(jit.f8, jit.f8, jit.f8)
+@jit.kernel(jit.f8, jit.f8, jit.f8)
 def score(heat: float, stamp_s: float, half_life_s: float) -> float:
     """``log2(heat) + stamp / half_life``: orders pages by heat at any one later time.
 
@@ -32,7 +32,7 @@ def score(heat: float, stamp_s: float, half_life_s: float) -> float:
     return float(np.log2(heat) + stamp_s / half_life_s)
 
 
-@jit.compiled(jit.array(PAGE), jit.i8, jit.f8, jit.f8)
+@jit.kernel(jit.array(PAGE), jit.i8, jit.f8, jit.f8)
 def add_hit(pages: NDArray[np.void], row: Int, now_s: float, half_life_s: float) -> None:
     """Count one use of the page at ``now_s``."""
     page = pages[row]

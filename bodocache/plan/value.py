@@ -17,7 +17,7 @@ from bodocache.plan.records import POLICY, TIERS, Int
 SAVED_FLOOR_S = 1e-9  # where holding a page saves nothing, heat still orders it
 
 
-@jit.compiled(jit.array(PAGE), jit.array(POLICY), jit.i8, jit.i8)
+@jit.kernel(jit.array(PAGE), jit.array(POLICY), jit.i8, jit.i8)
 def log_density(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tier: Int) -> float:
     """log2(density at time t) + t / half_life of the page's copy, had or planned, in ``tier``.
 
@@ -35,7 +35,7 @@ def log_density(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tie
     return float(warmth + np.log2(saved_s / max(nbytes, np.int64(1))))
 
 
-@jit.compiled(jit.array(POLICY), jit.i8, jit.i8)
+@jit.kernel(jit.array(POLICY), jit.i8, jit.i8)
 def load_s(policy: NDArray[np.void], tier: Int, nbytes: Int) -> float:
     """Seconds one op takes to bring ``nbytes`` from ``tier`` to the device."""
     return float(policy[0]["load_latency_s"][tier] + nbytes * policy[0]["load_s_per_byte"][tier])

@@ -67,7 +67,7 @@ def own_key(pages, queues, policy, row, tier, now_s):
     children = pages["tiers"][pages["parent"] == row]
     last = pages["tiers"][row] == tier.bit
     others = (children & (0xFF - tier.bit)).any()  # a child that stays when this tier's have left
-    young = queues.since_s[tier, row] + policy["min_residence_s"][0] > now_s
+    young = queues.since_s[row, tier] + policy["min_residence_s"][0] > now_s
     held = pages["pins"][row] > 0 or young or (last and others)
     return np.inf if held else density(pages, policy, row, tier)
 
@@ -84,7 +84,7 @@ def check(pages, queues, policy):
         queued = [row for kind in (0, 1) for row in check_heap(queues, tier, kind)]
         assert len(queued) == len(set(queued))
         assert set(queued) == {row for row in np.flatnonzero(here) if leaf(pages, row, tier)}
-        for node in queues.nodes[tier, 0, : queues.counts[tier, 0]]:
+        for node in queues.nodes[2 * tier, : queues.counts[2 * tier]]:
             assert node["key"] == pytest.approx(density(pages, policy, node["row"], tier))
     for row in np.flatnonzero(present & (pages["parent"] >= 0)):
         parent = pages["parent"][row]
@@ -99,10 +99,11 @@ def leaf(pages, row, tier):
 
 
 def check_heap(queues, tier, kind):
-    count = queues.counts[tier, kind]
-    nodes = [node.item() for node in queues.nodes[tier, kind, :count]]
+    lane = 2 * tier + kind
+    count = queues.counts[lane]
+    nodes = [node.item() for node in queues.nodes[lane, :count]]
     assert all(nodes[(i - 1) // 4] < nodes[i] for i in range(1, count))
-    places = queues.places[tier, kind]
+    places = queues.places[:, lane]
     assert all(places[row] == i + 1 for i, (_, _, row) in enumerate(nodes))
     assert np.count_nonzero(places) == count
     return [row for _, _, row in nodes]
@@ -206,7 +207,7 @@ class Evictions(RuleBasedStateMachine):
 
     @rule()
     def grow(self):
-        rows = self.queues.since_s.shape[1]
+        rows = len(self.queues.since_s)
         self.queues = evict.grown(self.queues, rows + 1)
         pages = np.zeros(rows + 1, PAGE)
         pages[:rows] = self.pages
