@@ -69,7 +69,7 @@ def index_tensor(op: str, name: str, indices: Indices) -> torch.Tensor:
 def row_tensor(
     op: str, rows: Indices | None, slots: torch.Tensor, pages: torch.Tensor, of: str
 ) -> torch.Tensor:
-    """``rows`` as :func:`index_tensor` sees it; by default 0..n-1 beside ``slots``, within ``of``."""
+    """``rows`` as :func:`index_tensor` sees it; by default 0..n-1, which ``of`` must have."""
     if rows is None:
         if len(slots) > len(pages):
             raise LayoutError(f"{op}: slots has {len(slots)} pages; {of} has {len(pages)}")

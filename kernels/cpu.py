@@ -23,6 +23,8 @@ _PLAIN = 8  # copy without a digest: the yardstick of bench/kernels_cpu.py
 # plain stores 12 and libc's memcpy 14; into 4 MiB it is 28 against 47 (one Zen 4 core).
 _STREAM_FROM_NBYTES = 32 << 20
 _VECTOR_NBYTES = 8 * simd.WIDE
+# A gather reads scattered runs: fetching the next block into L2 meanwhile lifts 64 KiB pages of 8
+# runs in DRAM from 0.70 to 1.06 of memcpy's rate with huge pages, from 0.63 to 0.91 without.
 _BLOCK_NBYTES = 4096
 
 
@@ -165,7 +167,8 @@ def _move(
                 next_paged = _run_address(bases, numbers, slots[j], 0)
                 next_row = pages + rows[j] * row_stride
             if mode & _SCATTER:
-                _run(paged, row, nbytes, next_row, state.ctypes.data, mode)
+                # Rows are long: hardware prefetches them better than we do.
+                _step(paged, row, nbytes, row, state.ctypes.data, mode)
             else:
                 _run(row, paged, nbytes, next_paged, state.ctypes.data, mode)
             paged, row = next_paged, next_row

@@ -31,13 +31,14 @@ def _operation(name: str, loop: _Loop) -> Any:
     It prefetches ``nbytes`` from ``ahead``: what the next call reads.
     """
 
-    def operation(  # noqa: PLR0913, PLR0917 -- numba counts the arguments of this signature
-        typingctx: Any,  # noqa: ARG001 -- numba's protocol
-        target: Any,
-        source: Any,
-        nbytes: Any,
-        ahead: Any,
-        state: Any,
+    # numba counts the arguments of this signature; what they hold is known when emit runs.
+    def operation(
+        typingctx: Any,  # noqa: ARG001
+        target: Any,  # noqa: ARG001
+        source: Any,  # noqa: ARG001
+        nbytes: Any,  # noqa: ARG001
+        ahead: Any,  # noqa: ARG001
+        state: Any,  # noqa: ARG001
     ) -> Any:
         def emit(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             _emit(builder, loop, *arguments)
@@ -76,11 +77,11 @@ def _load(b: Any, pointer: Any, align: int) -> Any:
 
 
 def _prefetch(b: Any, pointer: Any) -> None:
-    """Ask for the line at ``pointer``, to be read soon and kept; an invalid address is ignored."""
+    """Ask for the line at ``pointer`` in L2; an address that is not mapped is ignored."""
     byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
     signature = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
     prefetch = b.module.declare_intrinsic("llvm.prefetch", [byte], signature)
-    b.call(prefetch, [b.bitcast(pointer, byte), i32(0), i32(3), i32(1)])
+    b.call(prefetch, [b.bitcast(pointer, byte), i32(0), i32(2), i32(1)])
 
 
 def _variable(b: Any, value: Any) -> Any:

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels, interpreted: a process of their own, because it cannot compile them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.timeout(90)  # 75 tests in an interpreter: 8 s alone, more beside busy neighbours
+def test_kernels_equal_their_twins_in_the_interpreter():
+    pages = Path(__file__).with_name("test_pages.py")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(pages)],
+        cwd=pages.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
