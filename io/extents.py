@@ -5,6 +5,7 @@ File-adjacent frames become one request whatever their order in memory: 16 KiB p
 go three times faster that way from a thread pool, for a tenth of the CPU.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,15 +19,13 @@ class Merged(NamedTuple):
     """A batch in file order, cut into extents."""
 
     order: NDArray[np.int64]  # positions in the batch, by frame
-    bounds: NDArray[np.int64]  # extent i is order[bounds[i]:bounds[i + 1]]
+    bounds: NDArray[np.int64]  # extent i is order[bounds[i] : bounds[i + 1]]
 
     @property
-    def extents(self) -> list[NDArray[np.int64]]:
-        """Positions in the batch of each extent's pages, by file offset."""
-        return [
-            self.order[first:end]
-            for first, end in zip(self.bounds[:-1], self.bounds[1:], strict=True)
-        ]
+    def slices(self) -> list[slice]:
+        """Where each extent stands in ``order``."""
+        bounds = self.bounds.tolist()
+        return [slice(first, end) for first, end in pairwise(bounds)]
 
 
 def merge(frames: NDArray[np.int64], *, frame_nbytes: int, chunk_nbytes: int) -> Merged:

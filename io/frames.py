@@ -57,16 +57,14 @@ class FrameAllocator:
         Raises:
             LeaseError: one is not reserved, or named twice; none is released.
         """
-        frames = np.sort(frames)
         self.check_reserved(frames)
-        if (np.diff(frames) == 0).any():
-            raise LeaseError("slab: a frame was released twice in one call")
+        frames = np.sort(frames)
         for run in np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1):
             if len(run):
                 self._give(int(run[0]), int(run[-1]) + 1)
 
     def check_reserved(self, frames: NDArray[np.int64]) -> None:
-        """Raise LeaseError unless each of ``frames`` is reserved."""
+        """Raise LeaseError unless each of ``frames`` is reserved, and named once."""
         inside = (frames >= 0) & (frames < len(self.reserved))
         wrong = frames[~inside | ~self.reserved[np.where(inside, frames, 0)]]
         if len(wrong):
@@ -74,6 +72,8 @@ class FrameAllocator:
                 f"slab: frame {wrong[0]} of {len(self.reserved)} is not reserved "
                 f"({len(wrong)} such frames); reserve it first, release it once"
             )
+        if len(np.unique(frames)) != len(frames):
+            raise LeaseError("slab: one call names a frame twice")
 
     def _choose(self, count: int, after: int) -> tuple[int, int]:
         """The run to take from: (first frame, frames <= count)."""

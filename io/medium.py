@@ -4,6 +4,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,3 +55,11 @@ class Buffers:
     pages: NDArray[np.uint8]  # [slots, page_nbytes]
     memory: memoryview  # the same, flat
     aligned: bool  # fit for O_DIRECT
+
+
+class PageRun(NamedTuple):
+    """Pages of a batch whose frames are adjacent, by frame; read-only from here on."""
+
+    positions: NDArray[np.int64]  # in the batch
+    records: NDArray[np.void]  # TRANSFER
+    generations: NDArray[np.uint64]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bodocache.digest import digest_rows, seeded
 from bodocache.io import extents
 from bodocache.io.backend import Status
-from bodocache.io.medium import Buffers, Medium
+from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.transfer import BatchTransfer, Outcome
 from bodocache.pages import Reason
 
@@ -29,21 +29,13 @@ class ReadExtent:
     writes = False
 
     def __init__(
-        self,
-        medium: Medium,
-        transfer: BatchTransfer,
-        positions: NDArray[np.int64],
-        records: NDArray[np.void],
-        buffers: Buffers,
+        self, medium: Medium, transfer: BatchTransfer, pages: PageRun, buffers: Buffers
     ) -> None:
+        """The records of ``pages`` say what the frames hold now, digests included."""
         self.transfer = transfer
-        self.positions = positions
+        self.positions, self._records, self._generations = pages
         self._medium = medium
         self._buffers = buffers
-        self._records = records.copy()
-        # What the frame holds now is what is asked for, whatever is put there meanwhile.
-        self._records["digest"] = medium.columns.digests[records["frame"]]
-        self._generations = medium.columns.generations[records["frame"]]
 
     def run(self) -> Outcome:
         """Read, then compare every whole page with its digest."""
@@ -61,6 +53,8 @@ class ReadExtent:
     def settle(self, outcome: Outcome) -> None:
         """Make the pages final; a frame that failed its check holds nothing from now on."""
         self.transfer.finish(self.positions, outcome)
+        if not (outcome.statuses == Status.MISS).any():
+            return
         columns, frames = self._medium.columns, self._records["frame"]
         unchanged = columns.generations[frames] == self._generations
         stored = columns.reasons[frames] == Reason.NONE

@@ -19,7 +19,7 @@ from bodocache.io import directory, extents
 from bodocache.io.backend import Durability, Entries, Extent, Status, Usage
 from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.frames import FrameAllocator
-from bodocache.io.medium import Buffers, Medium
+from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.puts import PutBatch
 from bodocache.io.read import ReadExtent
 from bodocache.io.transfer import BatchTransfer, Outcome
@@ -133,10 +133,7 @@ class SlabBackend:
         transfer.finish(misses, Outcome(statuses, reasons[misses]))
         there = np.flatnonzero(reasons == Reason.NONE)
         transfer.submit(
-            [
-                ReadExtent(self._medium, transfer, positions, batch[positions], memory)
-                for positions in self._extents(batch, there)
-            ]
+            [ReadExtent(self._medium, transfer, run, memory) for run in self._runs(batch, there)]
         )
         return transfer
 
@@ -164,36 +161,48 @@ class SlabBackend:
         self._writing[frames] = True
         put = PutBatch(self._medium, transfer, durability, self._end_writing)
         generations = self._next_generations(len(batch))
-        put.begin(
-            [
-                WriteExtent(
-                    *(self._medium, transfer, positions, batch[positions]),
-                    *(generations[positions], memory, put.settle),
-                )
-                for positions in self._extents(batch, np.arange(len(batch)))
-            ]
-        )
+        runs = self._runs(batch, np.arange(len(batch)), generations)
+        put.begin([WriteExtent(self._medium, transfer, run, memory, put.settle) for run in runs])
         return transfer
 
     async def close(self) -> None:
         """Let what is in flight end; what is still waiting is LATE. Calling twice is harmless."""
         self._is_closed = True
+        self._drop_waiting()
+        await asyncio.to_thread(self._pool.join)
+        self._pool.settle()
+        self._drop_waiting()  # syncs of what was in flight
+        self._slab.close()
+
+    def _drop_waiting(self) -> None:
         for request in self._pool.stop():
             late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
             request.transfer.settle(request, late)
-        await asyncio.to_thread(self._pool.join)
-        self._pool.settle()
-        self._slab.close()
 
-    def _extents(
-        self, batch: NDArray[np.void], positions: NDArray[np.int64]
-    ) -> list[NDArray[np.int64]]:
+    def _runs(
+        self,
+        batch: NDArray[np.void],
+        positions: NDArray[np.int64],
+        generations: NDArray[np.uint64] | None = None,
+    ) -> list[PageRun]:
+        """The pages at ``positions`` by extent; without ``generations``: what the frames hold now.
+
+        A get asks for what is there when it is called, whatever is put there meanwhile.
+        """
         merged = extents.merge(
             batch["frame"][positions],
             frame_nbytes=self._config.frame_nbytes,
             chunk_nbytes=self._config.chunk_nbytes,
         )
-        return [positions[chosen] for chosen in merged.extents]
+        positions = positions[merged.order]
+        records = batch[positions]
+        if generations is None:
+            records["digest"] = self._columns.digests[records["frame"]]
+            generations = self._columns.generations[records["frame"]]
+        return [
+            PageRun(positions[chosen], records[chosen], generations[chosen])
+            for chosen in merged.slices
+        ]
 
     def _end_writing(self, frames: NDArray[np.int64]) -> None:
         self._writing[frames] = False
@@ -228,8 +237,6 @@ class SlabBackend:
         self._frames.check_reserved(frames)
         if self._writing[frames].any():
             raise LeaseError("slab: put to a frame that is still being written; await drained()")
-        if len(np.unique(frames)) != len(frames):
-            raise LeaseError("slab: one put names a frame twice")
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bodocache.io import extents, header
 from bodocache.io.backend import Status
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
-from bodocache.io.medium import Buffers, Medium
+from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.posix import DataFile
 from bodocache.io.transfer import BatchTransfer, Outcome
 
@@ -31,18 +31,14 @@ class WriteExtent:
         self,
         medium: Medium,
         transfer: BatchTransfer,
-        positions: NDArray[np.int64],
-        records: NDArray[np.void],
-        generations: NDArray[np.uint64],
+        pages: PageRun,
         buffers: Buffers,
         on_settled: Callable[["WriteExtent", Outcome], None],
     ) -> None:
         self.transfer = transfer
-        self.positions = positions
+        self.positions, self._records, self._generations = pages
         self._medium = medium
         self._buffers = buffers
-        self._records = records.copy()
-        self._generations = generations
         self._on_settled = on_settled
 
     @property

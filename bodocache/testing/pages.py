@@ -59,4 +59,5 @@ class NumberedPages:
     def digest(self, number: int) -> NDArray[np.uint64]:
         """The seeded digest of page ``number``: u64[2]."""
         raw = digest_rows(self.payload(number)[None], np.zeros(1, np.int64))
-        return seeded(raw, self.key(number)[None])[0]
+        bound: NDArray[np.uint64] = seeded(raw, self.key(number)[None])[0]
+        return bound

@@ -8,7 +8,8 @@ from bodocache.io.extents import PAGES_MAX, buffers_of, merge
 
 def runs(frames, **sizes):
     frames = np.array(frames, np.int64)
-    return [frames[chosen].tolist() for chosen in merge(frames, **sizes).extents]
+    merged = merge(frames, **sizes)
+    return [frames[merged.order[chosen]].tolist() for chosen in merged.slices]
 
 
 def test_adjacent_frames_are_one_extent_in_whatever_order_they_come():
@@ -39,10 +40,10 @@ def test_nothing_merges_to_nothing():
 @given(st.lists(st.integers(0, 60), max_size=60), st.integers(1, 9))
 def test_extents_cover_the_batch_once_and_are_adjacent_and_short(frames, limit):
     merged = merge(np.array(frames, np.int64), frame_nbytes=1, chunk_nbytes=limit)
-    positions = [position for extent in merged.extents for position in extent.tolist()]
-    assert sorted(positions) == list(range(len(frames)))
-    for extent in merged.extents:
-        chosen = [frames[position] for position in extent.tolist()]
+    assert sorted(merged.order.tolist()) == list(range(len(frames)))
+    assert sum(extent.stop - extent.start for extent in merged.slices) == len(frames)
+    for extent in merged.slices:
+        chosen = [frames[position] for position in merged.order[extent].tolist()]
         assert chosen == list(range(chosen[0], chosen[0] + len(chosen)))
         assert len(chosen) <= limit
 

@@ -206,9 +206,13 @@ def test_an_abandoned_transfer_lets_what_is_in_flight_land(bench, monkeypatch):
 def test_a_put_that_ends_after_its_deadline_is_not_found(bench, monkeypatch):
     async def scenario(backend):
         gate = Gate(monkeypatch, "pwritev")
-        batch = bench.pages.batch([1], backend.reserve(1, after=-1))
+        batch, buffers = (
+            bench.pages.batch([1], backend.reserve(1, after=-1)),
+            bench.pages.buffers(1),
+        )
+        bench.pages.fill(buffers, [1])
         deadline_s = asyncio.get_running_loop().time() + 0.01
-        transfer = backend.put(batch, bench.pages.buffers(1), deadline_s=deadline_s)
+        transfer = backend.put(batch, buffers, deadline_s=deadline_s)
         await transfer.finished()
         assert transfer.statuses.tolist() == [Status.LATE]
         gate.opened.set()
@@ -278,6 +282,38 @@ def test_a_second_put_into_a_frame_waits_for_the_first(bench, monkeypatch):
     bench.run(scenario)
 
 
+def test_a_page_is_a_miss_as_soon_as_its_frame_is_put_to(bench, monkeypatch):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1])
+        gate = Gate(monkeypatch, "pwritev")
+        transfer = backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
+        await gate.wait()
+        assert (await bench.get(backend, batch))[0] == [Status.MISS]
+        assert not len(backend.entries().keys)
+        gate.opened.set()
+        await transfer.drained()
+
+    bench.run(scenario)
+
+
+@pytest.mark.parametrize("moved", [0, 4096])
+def test_a_write_that_moves_too_little_fails_its_pages(bench, monkeypatch, caplog, moved):
+    async def scenario(backend):
+        real = os.pwritev
+        left = [moved]
+
+        def short(fd, buffers, offset):
+            return real(fd, [buffers[0][:4096]], offset) if left and left.pop() else 0
+
+        monkeypatch.setattr(os, "pwritev", short)
+        _, transfer = await bench.put(backend, [1, 2])
+        assert transfer.statuses.tolist() == [Status.FAILED] * 2
+        assert not len(backend.entries().keys)
+
+    bench.run(scenario)
+    assert f"{moved} of 16384 bytes written" in caplog.text
+
+
 @pytest.mark.parametrize("slot", [-1, 2])
 def test_a_slot_outside_the_buffers_is_refused(bench, slot):
     async def scenario(backend):
@@ -331,6 +367,24 @@ def test_padding_on_disk_holds_no_older_bytes(bench):
     data = bench.payload.read_bytes()[:8192]
     assert data[:5008] == b"\7" * 5008
     assert not any(data[5008:])
+
+
+def test_closing_during_a_durable_put_leaves_nothing_pending(bench, monkeypatch):
+    async def scenario(backend):
+        gate = Gate(monkeypatch, "pwritev")
+        batch = bench.pages.batch([1], backend.reserve(1, after=-1))
+        transfer = backend.put(
+            batch, bench.pages.buffers(1), deadline_s=math.inf, durability=Durability.SYNC
+        )
+        await gate.wait()
+        closing = asyncio.ensure_future(backend.close())
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await closing
+        assert transfer.statuses.tolist() == [Status.LATE]  # written, never synced
+        assert transfer.is_drained
+
+    bench.run(scenario)
 
 
 def test_closing_lets_what_is_in_flight_end(bench, monkeypatch):
