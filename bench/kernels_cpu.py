@@ -23,7 +23,7 @@ KIB, MIB = 1 << 10, 1 << 20
 PAGE_NBYTES = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, 1 * MIB, 2 * MIB)
 LAYERS, HEADS, HEAD_DIM, ITEMSIZE = 4, 2, 32, 2  # 128-byte tokens: 4 KiB pages are 4 tokens
 POOLS = {"dram": 256 * MIB, "cache": 4 * MIB}
-RUNS = {"dram": 9, "cache": 101}
+RUNS = {"dram": 15, "cache": 101}
 
 
 class Case(NamedTuple):
