@@ -53,7 +53,7 @@ def record(dtype: np.dtype[Any]) -> Any:
 
 def named(cls: type[tuple[Any, ...]], *elements: Any) -> Any:
     """The type of a NamedTuple ``cls`` whose fields have the types ``elements``."""
-    return types.NamedTuple(elements, cls)  # type: ignore[no-untyped-call]
+    return types.BaseTuple.from_types(elements, cls)  # type: ignore[no-untyped-call]
 
 
 def kernel(*arguments: Any) -> Callable[[F], F]:
