@@ -74,11 +74,12 @@ def timing(seconds: Sequence[float]) -> Timing:
 
 def environment() -> dict[str, Any]:
     """What a figure depends on: processor, cores, memory, kernel, versions, load."""
+    release = platform.release().partition("-")[0]  # what follows may name a provider
     return {
         "cpu": _line("/proc/cpuinfo", "model name") or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "memory": _line("/proc/meminfo", "MemTotal"),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {release} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "load_1min": round(os.getloadavg()[0], 2),
