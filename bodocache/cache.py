@@ -8,7 +8,6 @@ All methods are called from the event loop that opened it.
 import asyncio
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from bodocache.identity import Domain, KeyChain, Root, Shard
 from bodocache.io.backend import Backend, Extent
 from bodocache.io.config import SlabConfig
 from bodocache.io.slab import SlabBackend
+from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import LayoutKind
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
@@ -70,7 +70,7 @@ class Cache:
         self._chain = KeyChain(domain, root)
         self._older: KeyChain | None = None
         self._version = 0
-        self._misses: Counter[Reason] = Counter()
+        self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
         self.recovered_pages = 0
 
@@ -95,7 +95,7 @@ class Cache:
         if isinstance(config, Path):
             config = load_config(config)
         clock = clock or RealClock()
-        await asyncio.get_running_loop().run_in_executor(None, jit.warm)
+        await asyncio.get_running_loop().run_in_executor(None, _warm)
         root = _root_of(config, pool)
         host = _host_pool(config, pool)
         backend = await _open_disk(config, pool, root, clock, on_extent)
@@ -156,9 +156,9 @@ class Cache:
         """Begin at once to bring the pages of ``match`` to the device.
 
         The pool's own slots are used, or ``slots`` (one per page of ``match.pages``) of a borrowed
-        pool. ``deadline_s`` counts from now. ``await load`` gives the pages that landed, exactly the
-        bytes that were stored; ``load.recompute`` is the rest. Close the load when the pages are no
-        longer used.
+        pool. ``deadline_s`` counts from now. ``await load`` gives the pages that landed, exactly
+        the bytes that were stored; ``load.recompute`` is the rest. Close the load when the pages
+        are no longer used.
         """
         self._check_open()
         load = self._orchestrator.load(match.keys[: match.pages], slots, deadline_s)
@@ -207,7 +207,7 @@ class Cache:
     def stats(self) -> CacheStats:
         """Everything counted since the cache was opened."""
         traffic = self._orchestrator.traffic()
-        return CacheStats(traffic, sum(traffic.hits.values()), dict(self._misses))
+        return CacheStats(traffic, sum(traffic.hits.values()), self._misses_by_reason())
 
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
@@ -237,14 +237,23 @@ class Cache:
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
         return Match(keys, len(rows), residency.fastest(rows).astype(np.uint8), reasons)
 
+    def _misses_by_reason(self) -> dict[Reason, int]:
+        return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}
+
     def _count(self, reasons: NDArray[np.uint8]) -> None:
-        self._misses.update(Reason(reason) for reason in reasons.tolist())
+        self._misses += np.bincount(reasons, minlength=len(Reason))
 
     def _count_undelivered(self, load: Load, matched: int) -> None:
         self._count(load.reasons)
         vanished = matched - len(load.rows)  # evicted between match and load
         if vanished:
             self._misses[Reason.EVICTED] += vanished
+
+
+def _warm() -> None:
+    """Compile what loads and stores run, the CPU path of the kernels included."""
+    host_path()
+    jit.warm()
 
 
 def _root_of(config: CacheConfig, pool: OwnedPool) -> Root:

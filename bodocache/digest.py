@@ -25,7 +25,8 @@ U8Array = NDArray[np.uint8]
 def seeded(digests: U64Array, keys: U8Array) -> U64Array:
     """Bind ``digests`` (u64[N, 2]) to ``keys`` (u8[N, 32]): one digest fits one identity alone."""
     words = np.ascontiguousarray(keys[:, :16]).view("<u8")
-    return digests + words
+    bound: U64Array = digests + words
+    return bound
 
 
 def digest_rows(pages: U8Array, rows: NDArray[np.int64]) -> U64Array:

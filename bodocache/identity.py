@@ -182,7 +182,8 @@ def _hash(key: bytes, person: bytes, message: bytes = b"") -> "hashlib.blake2b":
 
 
 def _as_keys(keys: list[bytes]) -> KeyArray:
-    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_NBYTES)
+    # A bytearray: compiled code takes writable arrays 10 times as fast as read-only ones.
+    return np.frombuffer(bytearray().join(keys), np.uint8).reshape(-1, KEY_NBYTES)
 
 
 def _tagged(name: str, value: object) -> bytes:

@@ -110,6 +110,11 @@ class Usage(NamedTuple):
     total_frames: int
     nbytes_on_disk: int
 
+    @property
+    def free_frames(self) -> int:
+        """Frames that :meth:`Backend.reserve` could give now."""
+        return self.total_frames - self.used_frames
+
 
 class Backend(Protocol):
     """Storage for pages of one size and form."""

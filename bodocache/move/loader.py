@@ -1,34 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executes loads: windows of demands become ops, ops become verified pages in device slots.
+"""Executes loads: demands become ops, ops become verified pages in device slots.
 
 A *part* is what one load takes from one tier. A part keeps its pages pinned and its slots taken
 until it has drained, whatever became of the load meanwhile.
 """
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.io.backend import TRANSFER, Status, Transfer
-from bodocache.kernels import scatter_pages
+from bodocache.move.copies import Copies
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind
-from bodocache.plan.window import plan_window
 from bodocache.pools import OwnedPool
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -41,9 +35,8 @@ class Part:
     rows: RowArray
     positions: RowArray
     staging: SlotArray  # host slots that the pages pass through
-    open_ops: int = 0
+    ops: list[RowArray] = field(default_factory=list)  # indices into rows, op by op
     landed: int = 0
-    batch: list[RowArray] = field(default_factory=list)  # of a disk part: positions, op by op
 
 
 class Loader:
@@ -54,7 +47,7 @@ class Loader:
         residency: Residency,
         *,
         links: dict[Tier, Link],
-        copies: Executor,
+        copies: Copies,
         nursery: Nursery,
         now_s: Callable[[], float],
         page_tokens: int,
@@ -70,7 +63,6 @@ class Loader:
         self._now_s = now_s
         self._page_tokens = page_tokens
         self._loop = asyncio.get_running_loop()
-        self._demands: list[Part] = []
         self._live: set[Load] = set()
 
     def begin(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
@@ -146,9 +138,13 @@ class Loader:
         if tier is Tier.DISK:
             self.disk_idle.clear()
         part = Part(load, tier, link, rows, positions, staging)
-        if not self._demands:
-            self._loop.call_soon(self._window)
-        self._demands.append(part)
+        self._plan(part)
+        if tier is Tier.DISK:
+            self._nursery.spawn(self._fetch(part))
+        elif len(part.ops) == 1 and self._copies.runs_inline(len(rows)):
+            self._copy_from_host_now(part)
+        else:
+            self._nursery.spawn(self._copy_from_host(part))
 
     def _without_room(self, load: Load, positions: RowArray) -> None:
         load.fail(positions, np.full(len(positions), Reason.NO_ROOM, np.uint8))
@@ -164,73 +160,57 @@ class Loader:
         load.settle()
         load.abandon()
 
-    # Planning: everything called for since the last window, together.
-
-    def _window(self) -> None:
-        parts, self._demands = self._demands, []
-        records = self._residency.table.records
-        demands = np.zeros(sum(len(part.rows) for part in parts), DEMAND)
-        start = 0
-        for number, part in enumerate(parts):
-            chosen = demands[start : start + len(part.rows)]
-            chosen["page"] = part.rows
-            chosen["request"] = number
-            chosen["kind"] = OpKind.LOAD
-            chosen["deadline_s"] = part.load.deadline_s
-            chosen["arrival_s"] = part.load.begun_s
-            start += len(part.rows)
-        plan = plan_window(demands, records, self._residency.policy)
+    def _plan(self, part: Part) -> None:
+        """Decide the ops of ``part``: positions of the load, op by op."""
+        demands = np.zeros(len(part.rows), DEMAND)
+        demands["page"] = part.rows
+        demands["kind"] = OpKind.LOAD
+        demands["deadline_s"] = part.load.deadline_s
+        demands["arrival_s"] = part.load.begun_s
+        plan = self._residency.plan(demands)
+        depths = self._residency.table.records["depth"]
         for op in plan.ops:
-            part = parts[op["request"]]
             rows = plan.rows[op["first"] : op["first"] + op["count"]]
-            part.batch.append(np.searchsorted(part.positions, records["depth"][rows]))
-        for part in parts:
-            part.open_ops = len(part.batch)
-            if part.source is Tier.DISK:
-                self._nursery.spawn(self._fetch(part))
-            else:
-                self._copy_from_host(part)
+            part.ops.append(np.searchsorted(part.positions, depths[rows]))
 
     # Host to device
 
-    def _copy_from_host(self, part: Part) -> None:
-        slots = self._residency.slots(part.rows, Tier.HOST)
-        self._residency.host.hold(slots)
-        for chosen in part.batch:
-            job = self._scatter_job(part, chosen, slots[chosen])
-            arrived = partial(self._copied, part, chosen, slots[chosen])
-            self._copies.submit(job).add_done_callback(
-                partial(self._loop.call_soon_threadsafe, arrived)
-            )
+    async def _copy_from_host(self, part: Part) -> None:
+        """Copy op by op; other callbacks of the loop run between two."""
+        try:
+            for chosen in part.ops:
+                copy = self._copy_of(part, chosen, self._host_slots(part, chosen))
+                self._land(part, chosen, await self._copies.run(len(chosen), copy))
+                await asyncio.sleep(0)
+        finally:
+            self._end_part(part)
 
-    def _scatter_job(
+    def _copy_from_host_now(self, part: Part) -> None:
+        """As above for one short op: it has landed when the call returns."""
+        try:
+            (chosen,) = part.ops
+            copy = self._copy_of(part, chosen, self._host_slots(part, chosen))
+            self._land(part, chosen, copy())
+        finally:
+            self._end_part(part)
+
+    def _host_slots(self, part: Part, chosen: RowArray) -> SlotArray:
+        return self._residency.slots(part.rows[chosen], Tier.HOST)
+
+    def _copy_of(
         self, part: Part, chosen: RowArray, host_slots: SlotArray
     ) -> Callable[[], NDArray[np.bool_]]:
-        """A function for the copy executor: moves pages, returns which of them verified."""
-        residency = self._residency
+        """A function that moves pages to their device slots and returns which of them verified."""
+        rows, table = part.rows[chosen], self._residency.table
         device_slots = part.load.slots[part.positions[chosen]]
-        rows = part.rows[chosen]
-        keys, expected = residency.table.keys[rows], residency.table.digests[rows]
-        host, device = residency.host.pages, residency.device.memory
+        keys, expected = table.keys[rows], table.digests[rows]
 
         def move() -> NDArray[np.bool_]:
-            raw = scatter_pages(host, device, device_slots, rows=host_slots)
-            found = digest.seeded(raw.numpy().view(np.uint64), keys)
-            return (found == expected).all(axis=1)
+            found = digest.seeded(self._copies.to_device(host_slots, device_slots), keys)
+            verified: NDArray[np.bool_] = (found == expected).all(axis=1)
+            return verified
 
         return move
-
-    def _copied(
-        self, part: Part, chosen: RowArray, slots: SlotArray, copy: Future[NDArray[np.bool_]]
-    ) -> None:
-        self._residency.host.drop(slots)
-        error = copy.exception()
-        if error is not None:
-            _log.error("copying %d pages to the device failed", len(chosen), exc_info=error)
-        self._land(part, chosen, np.zeros(len(chosen), np.bool_) if error else copy.result())
-        part.open_ops -= 1
-        if not part.open_ops:
-            self._end_part(part)
 
     def _land(self, part: Part, chosen: RowArray, verified: NDArray[np.bool_]) -> None:
         """Pages ``chosen`` are in their device slots; those not ``verified`` are worth nothing."""
@@ -259,8 +239,8 @@ class Loader:
     async def _fetch(self, part: Part) -> None:
         residency, backend = self._residency, self._residency.backend
         assert backend is not None, "a page lies on disk only where there is a disk tier"
-        order = np.concatenate(part.batch)
-        buffers = residency.host.pages.numpy()
+        order = np.concatenate(part.ops)
+        buffers = residency.host.rows
         residency.host.hold(part.staging)
         batch = self._transfer_batch(part, order)
         try:
@@ -305,8 +285,8 @@ class Loader:
         if lost.any():
             self._lose(part, chosen[lost], Tier.DISK, reasons[lost])
         if len(landed):
-            job = self._scatter_job(part, landed, part.staging[landed])
-            verified = await self._loop.run_in_executor(self._copies, job)
+            copy = self._copy_of(part, landed, part.staging[landed])
+            verified = await self._copies.run(len(landed), copy)
             self._keep_on_host(part, landed[verified])
             self._land(part, landed, verified)
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The orchestrator: one loop that owns the residency and runs loads, stores and write-through.
 
-It owns the host pool, the executor for copies and the background tasks; the device pool and the
+It owns the host pool, the copies and the background tasks; the device pool and the
 backend are handed to it, and the backend is closed with it.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from bodocache.clock import Clock
 from bodocache.io.backend import Backend
+from bodocache.move.copies import Copies
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
@@ -23,8 +23,6 @@ from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool, OwnedPool
-
-COPY_THREADS = 2  # copies release the GIL; more only share the same memory bandwidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class Orchestrator:
     ) -> None:
         self._clock = clock
         self._backend = backend
-        self._copies = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="bodocache-copy")
+        self._copies = Copies(device, host)
         self._nursery = Nursery()
         names = ("host->device", "disk->device", "device->host", "host->disk")
         self._links = {name: Link(name) for name in names}
@@ -138,6 +136,6 @@ class Orchestrator:
             await self._storer.idle()
             self._writer.close()
         await self._nursery.close()
-        self._copies.shutdown(wait=True)
+        self._copies.close()
         if self._backend is not None:
             await self._backend.close()

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where every page is: page table, prefix index, slots and frames, kept in step.
 
-One writer, the orchestrator's loop. A row stays in the table while its page lies in a tier or is
-pinned; only pages that lie in a tier can be found.
+One writer, the orchestrator's loop. A page that lies in no tier any more is a *ghost*: its row stays
+for a while, to say why the page was a miss and how hot it had been.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ from bodocache.errors import TierFull
 from bodocache.io.backend import Backend, Entries
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict
+from bodocache.plan.records import Plan
+from bodocache.plan.window import plan_window
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.prefix import PrefixIndex
 
@@ -26,7 +27,7 @@ KeyArray = NDArray[np.uint8]
 
 NEXT = -2  # in add(): "the row of the page before this one in the same call"
 RECOVERED_HEAT = 1.0  # a page found on disk counts as used once, at the start
-GHOSTS_KEPT = 262_144  # pages whose going we remember: about 40 MB
+GHOSTS_KEPT = 262_144  # pages that went, whose rows are kept to say why: about 50 MB
 _COLUMN = {Tier.DEVICE: "device_slot", Tier.HOST: "host_slot", Tier.DISK: "frame"}
 
 
@@ -48,7 +49,8 @@ class RecomputeModel:
 
     def seconds(self, depths: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Seconds for the pages at ``depths`` (pages before each)."""
-        return self.page_tokens * (self.base_s + self.slope_s * depths * self.page_tokens)
+        positions = depths.astype(np.float64) * self.page_tokens
+        return self.page_tokens * (self.base_s + self.slope_s * positions)
 
 
 class Residency:
@@ -70,7 +72,9 @@ class Residency:
         self.index = PrefixIndex(self.table)
         self._now_s = now_s
         self._queues = evict.open_queues(self.table.capacity)
-        self._ghosts: OrderedDict[bytes, Reason] = OrderedDict()
+        self._ghosts = np.full(GHOSTS_KEPT, NOWHERE)  # a ring of rows
+        self._ghosts_made = 0
+        self._ghost_places = np.full(self.table.capacity, NOWHERE)  # place in the ring, by row
         self._victims = np.empty(4096, np.int64)
         self.evicted = dict.fromkeys(_COLUMN, 0)
 
@@ -84,36 +88,42 @@ class Residency:
 
     def lies_in(self, rows: RowArray, tier: Tier) -> NDArray[np.bool_]:
         """Whether each page has a copy in ``tier``."""
-        return (self.table.records["tiers"][rows] & tier.bit) != 0
+        there: NDArray[np.bool_] = (self.table.records["tiers"][rows] & tier.bit) != 0
+        return there
 
     def fastest(self, rows: RowArray) -> NDArray[np.int64]:
         """The fastest tier that holds each page."""
         bits = self.table.records["tiers"][rows].astype(np.int64)
         lowest = bits & -bits
-        return np.log2(lowest).astype(np.int64)
+        tiers: NDArray[np.int64] = np.log2(lowest).astype(np.int64)
+        return tiers
 
     def slots(self, rows: RowArray, tier: Tier) -> SlotArray:
         """Slot or frame of each page in ``tier``; NOWHERE where it has none."""
-        return self.table.records[_COLUMN[tier]][rows].astype(np.int64)
+        slots: SlotArray = self.table.records[_COLUMN[tier]][rows].astype(np.int64)
+        return slots
 
     def holds(self, keys: KeyArray) -> NDArray[np.bool_]:
         """Whether each of ``keys`` lies in some tier, reachable or not."""
         rows = self.index.find(keys)
-        return (rows != NOWHERE) & (self.table.records["tiers"][rows] != 0)
+        held: NDArray[np.bool_] = (rows != NOWHERE) & (self.table.records["tiers"][rows] != 0)
+        return held
+
+    def is_held(self, rows: RowArray) -> NDArray[np.bool_]:
+        """Whether each page lies in a tier or is on its way to one; ``rows`` may be NOWHERE."""
+        records = self.table.records
+        held = (records["tiers"][rows] != 0) | (records["pins"][rows] != 0)
+        there: NDArray[np.bool_] = (rows != NOWHERE) & held
+        return there
 
     def why_missing(self, keys: KeyArray, present: int) -> NDArray[np.uint8]:
         """Reason of each page of the chain ``keys`` from page ``present`` on."""
         rows = self.index.find(keys[present:])
-        fresh = self._why_new(keys, present)
-        reasons = np.full(len(rows), fresh, np.uint8)
-        for i, row in enumerate(rows.tolist()):
-            if row != NOWHERE and self.table.records["tiers"][row]:
-                reasons[i] = Reason.UNREACHABLE
-            else:
-                ghost = self._ghosts.get(keys[present + i].tobytes())
-                if ghost is not None:
-                    reasons[i] = ghost
-        return reasons
+        records = self.table.records
+        reasons = np.where(rows == NOWHERE, self._why_new(keys, present), records["reason"][rows])
+        there = (rows != NOWHERE) & (records["tiers"][rows] != 0)
+        reasons[there] = Reason.UNREACHABLE
+        return reasons.astype(np.uint8)
 
     # Placing
 
@@ -145,22 +155,27 @@ class Residency:
         return rows
 
     def add(self, keys: KeyArray, parents: RowArray, depths: NDArray[np.integer[Any]]) -> RowArray:
-        """Rows for new pages, pinned once and in no tier yet: nobody finds them.
+        """Rows for pages that lie nowhere yet, pinned once; a ghost keeps its row and its heat.
 
         ``parents`` are rows; NEXT stands for the row that this call gives to the page before.
         """
-        rows = self.table.add(keys)
+        rows = self.index.find(keys)
+        unknown = rows == NOWHERE
+        rows[unknown] = self.table.add(keys[unknown])
         records = self.table.records
-        if len(records) > self._queues.since_s.shape[1]:
+        if len(records) > len(self._ghost_places):
             self._queues = evict.grown(self._queues, len(records))
+            self._ghost_places = np.resize(self._ghost_places, len(records))
+        self._ghost_places[rows] = NOWHERE
         before = np.concatenate((parents[:1], rows[:-1]))
         records["parent"][rows] = np.where(parents == NEXT, before, parents)
         records["depth"][rows] = depths
         records["nbytes"][rows] = self.host.layout.page_nbytes
         records["recompute_s"][rows] = self._recompute.seconds(depths)
-        records["stamp_s"][rows] = self._now_s()
+        records["stamp_s"][rows[unknown]] = self._now_s()
+        records["reason"][rows] = Reason.NONE
         records["pins"][rows] = 1
-        self.index.insert(rows)
+        self.index.insert(rows[unknown])
         return rows
 
     def take(self, tier: Tier, count: int) -> SlotArray:
@@ -188,8 +203,7 @@ class Residency:
             TierFull: as for :meth:`take`.
         """
         assert self.backend is not None, "frames are taken only where there is a disk tier"
-        usage = self.backend.usage
-        short = count - (usage.total_frames - usage.used_frames)
+        short = count - self.backend.usage.free_frames
         if short > 0:
             self._evict(Tier.DISK, short)
         return self.backend.reserve(count, after=after)
@@ -197,11 +211,11 @@ class Residency:
     def place(self, rows: RowArray, tier: Tier, slots: SlotArray) -> None:
         """Pages ``rows`` now lie in ``slots`` of ``tier``, verified; they can be found."""
         self.table.records[_COLUMN[tier]][rows] = slots
-        evict.arrive(self.table.records, self._queues, self.policy, rows, tier, self._now_s())
+        evict.arrive(self.table.records, self._queues, self.policy, rows, int(tier), self._now_s())
 
     def drop(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
         """The copies of ``rows`` in ``tier`` are gone or worthless."""
-        evict.depart(self.table.records, self._queues, self.policy, rows, tier)
+        evict.depart(self.table.records, self._queues, self.policy, rows, int(tier))
         self._vacate(rows, tier, reason)
 
     def give_back(self, slots: SlotArray, tier: Tier) -> None:
@@ -254,6 +268,13 @@ class Residency:
             if pages
         }
 
+    # Planning
+
+    def plan(self, demands: NDArray[np.void]) -> Plan:
+        """Ops for ``demands`` (DEMAND records), in the order they should start."""
+        free = 0 if self.backend is None else self.backend.usage.free_frames
+        return plan_window(demands, self.table.records, self._queues, self.policy, free_frames=free)
+
     # Going
 
     def _owned(self, tier: Tier) -> OwnedPool:
@@ -265,7 +286,13 @@ class Residency:
         while count > 0:
             out = self._victims[:count]
             found = evict.coldest(
-                self.table.records, self._queues, self.policy, tier, len(out), self._now_s(), out
+                self.table.records,
+                self._queues,
+                self.policy,
+                int(tier),  # an enum costs compiled code 40 us to look at
+                len(out),
+                self._now_s(),
+                out,
             )
             if not found:
                 return
@@ -288,21 +315,29 @@ class Residency:
             self._forget(rows[gone])
 
     def _forget(self, rows: RowArray) -> None:
-        """Remove rows that lie nowhere; children that a failed page leaves behind become roots."""
+        """Pages that lie nowhere become ghosts, and the oldest ghosts lose their rows.
+
+        Children that a failed page leaves behind become roots.
+        """
         records = self.table.records
-        for key, reason in zip(self.table.keys[rows], records["reason"][rows], strict=True):
-            self._ghosts[key.tobytes()] = Reason(reason)
-        while len(self._ghosts) > GHOSTS_KEPT:
-            self._ghosts.popitem(last=False)
         if records["descended"][rows].any():
             records["parent"][np.isin(records["parent"], rows)] = NOWHERE
-        self.index.remove(rows)
-        self.table.remove(rows)
+        records["descended"][rows] = 0
+        records["children"][rows] = 0
+        records["parent"][rows] = NOWHERE
+        places = (self._ghosts_made + np.arange(len(rows))) % GHOSTS_KEPT
+        self._ghosts_made += len(rows)
+        oldest = self._ghosts[places]
+        oldest = oldest[(oldest != NOWHERE) & (self._ghost_places[oldest] == places)]
+        self.index.remove(oldest)
+        self.table.remove(oldest)
+        self._ghosts[places] = rows
+        self._ghost_places[rows] = places
 
     def _why_new(self, keys: KeyArray, present: int) -> Reason:
-        """Why a page that nobody remembers is missing: its prefix ends here, or goes elsewhere."""
+        """Why a page that nobody remembers is missing: what is stored ends here, or goes elsewhere."""
         if present:
             row = int(self.index.find(keys[present - 1 : present])[0])
-            if row != NOWHERE and self.table.records["descended"][row]:
+            if self.table.records["descended"][row]:
                 return Reason.DIVERGED
         return Reason.NEVER_STORED

@@ -5,16 +5,13 @@ A page becomes visible only with its digest known. The engine's slots are pinned
 store (an owned pool) or are its own again when the store is visible (a borrowed one).
 """
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bodocache import digest
-from bodocache.kernels import gather_pages
+from bodocache.move.copies import Copies
 from bodocache.move.link import Link
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store, Stored
@@ -22,9 +19,6 @@ from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.pools import OwnedPool
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +37,7 @@ class Storer:
         residency: Residency,
         *,
         link: Link,
-        copies: Executor,
+        copies: Copies,
         nursery: Nursery,
         writer: Writer | None,
         now_s: Callable[[], float],
@@ -66,9 +60,11 @@ class Storer:
             self._refuse(store, slots, known=0)
             return store
         chain = residency.index.find(keys[first:])
-        fresh = np.flatnonzero(chain == NOWHERE)
+        new = ~residency.is_held(chain)
+        fresh = np.flatnonzero(new)
         residency.pin(before)
-        residency.pin(chain[chain != NOWHERE])
+        residency.pin(chain[~new])
+        chain[new] = NOWHERE
         chain[fresh] = self._add(keys, before, chain, fresh, origin)
         held = np.concatenate((before, chain))
         store.hold(held, spare=np.delete(slots, fresh))
@@ -120,21 +116,16 @@ class Storer:
             return
         residency, begun_s = self._residency, self._now_s()
         self._link.begin(begun_s)
-        job = self._gather_job(slots, host_slots)
         with residency.host.lease(host_slots), residency.device.lease(slots):
-            raw = await asyncio.get_running_loop().run_in_executor(self._copies, job)
+            raw = await self._copies.run(len(rows), lambda: self._copies.to_host(slots, host_slots))
         nbytes = len(rows) * residency.host.layout.page_nbytes
         self._link.end(self._now_s(), begun_s=begun_s, pages=len(rows), nbytes=nbytes)
         table = residency.table
-        table.digests[rows] = digest.seeded(raw.numpy().view(np.uint64), table.keys[rows])
+        table.digests[rows] = digest.seeded(raw, table.keys[rows])
         residency.place(rows, Tier.HOST, host_slots)
         if isinstance(residency.device, OwnedPool):
             residency.place(rows, Tier.DEVICE, slots)
         residency.touch(rows)
-
-    def _gather_job(self, slots: SlotArray, host_slots: SlotArray) -> "Callable[[], torch.Tensor]":
-        host, device = self._residency.host.pages, self._residency.device.memory
-        return lambda: gather_pages(device, slots, out=host, rows=host_slots).digests
 
     def _close(self, store: Store) -> None:
         residency = self._residency

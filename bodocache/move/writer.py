@@ -109,7 +109,7 @@ class Writer:
     async def _write(self, batch: list[_Waiting]) -> None:
         rows = np.concatenate([waiting.rows for waiting in batch])
         try:
-            taken, frames = self._plan(batch)
+            taken, frames = self._place(batch)
             written = await self._put(taken, frames) if len(taken) else taken
         finally:
             self._queued -= len(rows)
@@ -122,29 +122,31 @@ class Writer:
             waiting.store.settle(len(waiting.rows), reached)
             self._residency.unpin(waiting.rows)
 
-    def _plan(self, batch: list[_Waiting]) -> tuple[RowArray, SlotArray]:
+    def _place(self, batch: list[_Waiting]) -> tuple[RowArray, SlotArray]:
         """The admitted rows and a frame for each, runs of one prefix side by side."""
         rows, frames = [], []
-        for op, chosen in self._ops(batch):
+        for chosen in self._admitted(batch):
+            before = self._frame_before(chosen)
             try:
-                frames.append(
-                    self._residency.take_frames(int(op["count"]), after=self._frame_before(chosen))
-                )
+                frames.append(self._residency.take_frames(len(chosen), after=before))
             except TierFull:
                 break
             rows.append(chosen)
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *rows]), np.concatenate([empty, *frames])
 
-    def _ops(self, batch: list[_Waiting]) -> list[tuple[np.void, RowArray]]:
+    def _admitted(self, batch: list[_Waiting]) -> list[RowArray]:
+        """Runs of rows that are worth their room on disk, shallow to deep."""
         fresh = [self._not_on_disk(waiting.rows) for waiting in batch]
+        if not self._admits:
+            return [rows for rows in fresh if len(rows)]
         demands = np.zeros(sum(map(len, fresh)), DEMAND)
         demands["page"] = np.concatenate(fresh)
         demands["request"] = np.repeat(np.arange(len(fresh)), [len(rows) for rows in fresh])
         demands["kind"] = OpKind.WRITE
         demands["deadline_s"] = np.inf
-        plan = self._residency.plan_writes(demands, admits=self._admits)
-        return [(op, plan.rows[op["first"] : op["first"] + op["count"]]) for op in plan.ops]
+        plan = self._residency.plan(demands)
+        return [plan.rows[op["first"] : op["first"] + op["count"]] for op in plan.ops]
 
     def _not_on_disk(self, rows: RowArray) -> RowArray:
         return rows[~self._residency.lies_in(rows, Tier.DISK)]
@@ -161,7 +163,7 @@ class Writer:
         self._link.begin(begun_s)
         with residency.host.lease(slots):
             transfer = self._backend.put(
-                self._batch(rows, frames, slots), residency.host.pages.numpy(), deadline_s=np.inf
+                self._batch(rows, frames, slots), residency.host.rows, deadline_s=np.inf
             )
             await transfer.finished()
             await transfer.drained()
@@ -170,7 +172,8 @@ class Writer:
         self._link.end(self._now_s(), begun_s=begun_s, pages=int(landed.sum()), nbytes=nbytes)
         residency.give_back(frames[~landed], Tier.DISK)
         residency.place(rows[landed], Tier.DISK, frames[landed])
-        return rows[landed]
+        written: RowArray = rows[landed]
+        return written
 
     def _batch(self, rows: RowArray, frames: SlotArray, slots: SlotArray) -> NDArray[np.void]:
         table = self._residency.table

@@ -63,7 +63,7 @@ def judge(trace: Trace, run: LiveRun) -> Outcome:
     """Set a replay beside the optimum and the plain reader; reads the disk for some seconds."""
     assert run.stats is not None, "the replay has ended"
     optimum = min_hits(
-        trace.pages, trace.offsets, trace.parent, run.sizes.total, resident=run.recovered
+        trace.pages, trace.offsets, trace.distinct, run.sizes.total, resident=run.recovered
     )
     reads = [extent for extent in run.extents if not extent.writes]
     pages = sum(extent.pages for extent in reads)
@@ -71,7 +71,7 @@ def judge(trace: Trace, run: LiveRun) -> Outcome:
         trace,
         run,
         run.stats,
-        optimum,
+        optimum.hits,
         _measure_disk(run, run.stats) if reads else None,
         pages / len(reads) if reads else 0.0,
     )

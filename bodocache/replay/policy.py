@@ -8,7 +8,7 @@ inserted. Requests are served in trace order. Ties go deepest first, then to the
 """
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def simulate(
     Raises:
         ValueError: the columns do not fit together, or a parameter is out of range.
     """
-    _check(touches)
+    touches = _checked(touches)
     if capacity_pages < 0 or not half_life_s > 0:
         raise ValueError(f"capacity_pages={capacity_pages}, half_life_s={half_life_s}: too small")
     distinct = len(touches.parents)
@@ -115,7 +115,11 @@ def simulate(
     return Simulation(hits, int(counts[_INSERTED]), int(counts[_EVICTED]))
 
 
-def _check(touches: Touches) -> None:
+def _checked(touches: Touches) -> Touches:
+    touches = Touches(
+        *(_read_only(column, np.int64) for column in touches[:4]),
+        timestamps_s=_read_only(touches.timestamps_s, np.float64),
+    )
     ids, offsets, parents, depths, timestamps_s = touches
     lengths = np.diff(offsets)
     if len(lengths) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or lengths.min() < 0:
@@ -127,6 +131,13 @@ def _check(touches: Touches) -> None:
     wrong = _first_broken_chain(touches)
     if wrong >= 0:
         raise ValueError(f"ids: request {wrong} does not follow parents and depths")
+    return touches
+
+
+def _read_only(column: NDArray[Any], dtype: type) -> NDArray[Any]:
+    view = np.ascontiguousarray(column, dtype).view()
+    view.flags.writeable = False  # compiled code takes a tuple of such only
+    return view
 
 
 def _pages_of(touches: Touches, cost_s: Floats) -> NDArray[np.void]:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import os
+
+import pytest
+
+from bodocache.config import CacheConfig, load_config, parse
+from bodocache.errors import ConfigError
+
+GOOD = """
+[identity]
+model = "llama"
+dtype = "bfloat16"
+
+[tiers.host]
+capacity_bytes = "1 GiB"
+
+[tiers.disk]
+directory = "{directory}"
+capacity_bytes = 1048576
+"""
+
+BAD = [
+    ("tiers.host.capacity_bytes", 0, "greater than 0"),
+    ("tiers.host.capacity_bytes", -1, "8 GiB"),
+    ("tiers.host.capacity_bytes", "8 parsecs", "8 GiB"),
+    ("tiers.host.capacity_bytes", float("nan"), "8 GiB"),
+    ("tiers.host.capacity_bytes", True, "8 GiB"),
+    ("tiers.host.capacity_bytes", "900 TiB", "memory"),
+    ("tiers.disk.capacity_bytes", "900 PiB", "has room for"),
+    ("tiers.disk.directory", "/nowhere/at/all", "directory"),
+    ("tiers.disk.queue_depth", 0, "greater than or equal to 1"),
+    ("tiers.disk.queue_depht", 8, "unknown key"),
+    ("planner.half_life_s", 0, "greater than 0"),
+    ("planner.half_life_s", -2.0, "greater than 0"),
+    ("planner.half_life_s", float("nan"), "finite"),
+    ("planner.half_life_s", float("inf"), "finite"),
+    ("planner.half_life_s", "10 s", "number"),
+    ("identity.model", "", "at least 1"),
+    ("identity.domain_secret_hex", "xyz", "match"),
+    ("features.admit", "perhaps", "boolean"),
+    ("teirs", {}, "unknown key"),
+]
+
+
+def good(tmp_path):
+    return {
+        "identity": {"model": "llama", "dtype": "bfloat16"},
+        "tiers": {
+            "host": {"capacity_bytes": 1 << 20},
+            "disk": {"directory": str(tmp_path), "capacity_bytes": 1 << 20},
+        },
+    }
+
+
+def with_value(values, field, value):
+    changed = copy.deepcopy(values)
+    *sections, name = field.split(".")
+    place = changed
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[name] = value
+    return changed
+
+
+def test_a_good_file_loads(tmp_path):
+    file = tmp_path / "cache.toml"
+    file.write_text(GOOD.format(directory=tmp_path))
+    config = load_config(file)
+    assert config.tiers.host.capacity_bytes == 1 << 30
+    assert config.tiers.disk.capacity_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), BAD)
+def test_an_error_names_field_value_and_what_is_allowed(tmp_path, field, value, allowed):
+    values = with_value(good(tmp_path), field, value)
+    with pytest.raises(ConfigError) as caught:
+        parse(CacheConfig, values)
+    message = str(caught.value)
+    assert field.rpartition(".")[2] in message
+    assert allowed in message
+    assert str(value) in message
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), BAD)
+def test_a_bad_configuration_creates_nothing(tmp_path, field, value, allowed):
+    with pytest.raises(ConfigError):
+        parse(CacheConfig, with_value(good(tmp_path), field, value))
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 -- names are enough
+
+
+def test_every_problem_is_told_at_once(tmp_path):
+    values = with_value(good(tmp_path), "tiers.host.capacity_bytes", 0)
+    values = with_value(values, "planner.half_life_s", 0)
+    with pytest.raises(ConfigError) as caught:
+        parse(CacheConfig, values)
+    assert str(caught.value).count("\n") == 1
+
+
+def test_a_missing_section_is_named(tmp_path):
+    values = good(tmp_path)
+    del values["identity"]
+    with pytest.raises(ConfigError, match="identity: missing"):
+        parse(CacheConfig, values)
+
+
+@pytest.mark.parametrize("text", ["not toml = = =", '"\\xff"'])
+def test_a_file_that_is_no_toml_is_named(tmp_path, text):
+    file = tmp_path / "cache.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"cache\.toml"):
+        load_config(file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.toml"):
+        load_config(tmp_path / "nothing.toml")
