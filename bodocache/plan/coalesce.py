@@ -90,7 +90,7 @@ def coalesce(
             _note(scratch.op_items[num_ops - 1], demand, page)
         else:
             _begin(scratch.ops[num_ops], item, demand, page, i)
-            _list_op(scratch.op_items[num_ops], item, demand, page, num_ops)
+            _list_op(scratch.op_items[num_ops], demand, page, num_ops)
             num_ops += 1
     order = scratch.order[_sort(scratch.op_items, scratch.order, num_ops)]
     for i in range(num_ops):
@@ -165,12 +165,12 @@ def _begin(op: Any, item: Any, demand: Any, page: Any, first: Int) -> None:
     op["nbytes"] = page["nbytes"]
 
 
-@jit.kernel(*(jit.record(ITEM), jit.record(ITEM), jit.record(DEMAND), jit.record(PAGE), jit.i8))
-def _list_op(listed: Any, item: Any, demand: Any, page: Any, index: Int) -> None:
+@jit.kernel(jit.record(ITEM), jit.record(DEMAND), jit.record(PAGE), jit.i8)
+def _list_op(listed: Any, demand: Any, page: Any, index: Int) -> None:
     listed["deadline_s"] = demand["deadline_s"]
     listed["arrival_s"] = demand["arrival_s"]
-    listed["request"] = item["request"]
-    listed["lane"] = item["lane"]
+    listed["request"] = demand["request"]
+    listed["lane"] = np.int64(demand["kind"]) * TIERS  # whatever the source, shallow first
     listed["place"] = page["depth"]
     listed["index"] = index
 

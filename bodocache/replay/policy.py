@@ -116,11 +116,9 @@ def simulate(
 
 
 def _checked(touches: Touches) -> Touches:
-    touches = Touches(
-        *(_read_only(column, np.int64) for column in touches[:4]),
-        timestamps_s=_read_only(touches.timestamps_s, np.float64),
-    )
-    ids, offsets, parents, depths, timestamps_s = touches
+    ids, offsets, parents, depths = (_read_only(column, np.int64) for column in touches[:4])
+    timestamps_s = _read_only(touches.timestamps_s, np.float64)
+    touches = Touches(ids, offsets, parents, depths, timestamps_s)
     lengths = np.diff(offsets)
     if len(lengths) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or lengths.min() < 0:
         raise ValueError(f"offsets: must rise from 0 to {len(ids)}, the number of touches")
@@ -135,7 +133,7 @@ def _checked(touches: Touches) -> Touches:
 
 
 def _read_only(column: NDArray[Any], dtype: type) -> NDArray[Any]:
-    view = np.ascontiguousarray(column, dtype).view()
+    view: NDArray[Any] = np.ascontiguousarray(column, dtype).view()
     view.flags.writeable = False  # compiled code takes a tuple of such only
     return view
 
