@@ -47,6 +47,11 @@ class Durability(IntEnum):
     SYNC = 1  # a power cut too: payload, header, fdatasync, then the acknowledgement
 
 
+# Told, in a thread of the backend's, which positions of a batch are in their slots and verified, so
+# that they can be sent on at once. What it raises makes those pages FAILED.
+OnLanded = Callable[[NDArray[np.int64]], None]
+
+
 class Extent(NamedTuple):
     """One contiguous read or write that a transfer made, as told to :attr:`Backend.observer`."""
 
@@ -57,6 +62,7 @@ class Extent(NamedTuple):
     finished_s: float
     pages: int
     writes: bool
+    batch: int  # the transfer's number: extents of one get or put share it
 
 
 class Transfer(Protocol):
@@ -161,12 +167,18 @@ class Backend(Protocol):
         ...
 
     def get(
-        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        on_landed: OnLanded | None = None,
     ) -> Transfer:
         """Begin to read ``batch`` (TRANSFER records) into rows ``slot`` of ``buffers``.
 
         ``buffers`` is u8[slots, page_nbytes], C-ordered. A page is LANDED only when its bytes have
         the digest stored under its key. ``deadline_s`` is on the backend's clock; ``inf`` for none.
+        ``on_landed`` is told of verified pages before they are reported.
         """
         ...
 

@@ -40,12 +40,20 @@ class Medium:
     observer: Callable[[Extent], None] | None = None
 
     def observe(
-        self, file: DataFile, offset: int, nbytes: int, *, pages: int, since_s: float, writes: bool
+        self,
+        file: DataFile,
+        offset: int,
+        nbytes: int,
+        *,
+        pages: int,
+        since_s: float,
+        writes: bool,
+        batch: int,
     ) -> None:
         """Tell the observer of one completed extent."""
         if self.observer is not None:
             now_s = self.clock.now_s()
-            self.observer(Extent(file.path, offset, nbytes, since_s, now_s, pages, writes))
+            self.observer(Extent(file.path, offset, nbytes, since_s, now_s, pages, writes, batch))
 
 
 @dataclass(slots=True)

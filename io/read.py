@@ -71,7 +71,11 @@ class ReadExtent:
         since_s = medium.clock.now_s()
         nbytes = medium.payload.read(views, offset, aligned=self._buffers.aligned)
         medium.observe(
-            medium.payload, offset, nbytes, pages=len(records), since_s=since_s, writes=False
+            *(medium.payload, offset, nbytes),
+            pages=len(records),
+            since_s=since_s,
+            writes=False,
+            batch=self.transfer.number,
         )
         return min(len(records), (nbytes + frame_nbytes - page_nbytes) // frame_nbytes)
 

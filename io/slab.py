@@ -16,7 +16,7 @@ from bodocache.clock import Clock
 from bodocache.digest import check_pages, digest_rows
 from bodocache.errors import BackendError, CacheClosed, LayoutError, LeaseError
 from bodocache.io import directory, extents
-from bodocache.io.backend import Durability, Entries, Extent, Status, Usage
+from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
 from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.frames import FrameAllocator
 from bodocache.io.medium import Buffers, Medium, PageRun
@@ -118,13 +118,20 @@ class SlabBackend:
         self._released[frames[busy]] = True
 
     def get(
-        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        on_landed: OnLanded | None = None,
     ) -> BatchTransfer:
         """Begin to read; see :meth:`bodocache.io.backend.Backend.get`."""
         memory = self._check(batch, buffers)
         if not buffers.flags.writeable:
             raise LayoutError("slab: get into read-only buffers")
-        transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
+        transfer = BatchTransfer(
+            len(batch), deadline_s, self._clock, self._pool, on_landed=on_landed
+        )
         if transfer.is_final:
             return transfer
         reasons = self._columns.look_up(batch["frame"], batch["key"])

@@ -6,6 +6,7 @@ the loop, which settles it here. Buffers are in use until the last request has b
 """
 
 import asyncio
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
-from bodocache.io.backend import Status
+from bodocache.io.backend import OnLanded, Status
 from bodocache.pages import Reason
 
+_NUMBERS = itertools.count()
 _TIMER_MAX_S = 3600.0  # a later deadline is looked at again then
 
 
@@ -78,14 +80,34 @@ class BatchTransfer:
     """
 
     __slots__ = (
-        *("_clock", "_in_use", "_loop", "_pending", "_queue", "_seen", "_timer", "_waiters"),
-        *("deadline_s", "reasons", "statuses"),
+        *(
+            "_clock",
+            "_in_use",
+            "_loop",
+            "_on_landed",
+            "_pending",
+            "_queue",
+            "_seen",
+            "_timer",
+            "_waiters",
+        ),
+        *("deadline_s", "number", "reasons", "statuses"),
     )
 
-    def __init__(self, count: int, deadline_s: float, clock: Clock, queue: Queue) -> None:
+    def __init__(
+        self,
+        count: int,
+        deadline_s: float,
+        clock: Clock,
+        queue: Queue,
+        *,
+        on_landed: OnLanded | None = None,
+    ) -> None:
         self.statuses = np.zeros(count, np.uint8)
         self.reasons = np.zeros(count, np.uint8)
         self.deadline_s = deadline_s
+        self.number = next(_NUMBERS)
+        self._on_landed = on_landed
         self._clock = clock
         self._queue = queue
         self._loop = asyncio.get_running_loop()
@@ -110,6 +132,15 @@ class BatchTransfer:
     def is_drained(self) -> bool:
         """Whether nothing can touch the buffers any more."""
         return not self._in_use
+
+    def run(self, request: Request) -> Outcome:
+        """Do ``request`` and tell who waits for landed pages. In the thread of a queue."""
+        outcome = request.run()
+        if self._on_landed is not None:
+            landed = request.positions[outcome.statuses == Status.LANDED]
+            if len(landed):
+                self._on_landed(landed)
+        return outcome
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Begin ``requests``. Once a page is final, its request must not be submitted."""

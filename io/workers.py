@@ -126,7 +126,7 @@ class WorkerPool:
         if request.transfer.is_late:  # the loop's timer may lag
             return Outcome.all(count, Status.LATE, Reason.LATE)
         try:
-            return request.run()
+            return request.transfer.run(request)
         except Exception as error:  # noqa: BLE001 -- nothing may vanish in a thread: it is a status
             self._warn(error)
             return Outcome.all(count, Status.FAILED, Reason.IO_ERROR)

@@ -86,7 +86,11 @@ class WriteExtent:
         if written != wanted:
             raise OSError(f"{file.path}: {written} of {wanted} bytes written at {offset}")
         self._medium.observe(
-            file, offset, written, pages=len(self._records), since_s=since_s, writes=True
+            *(file, offset, written),
+            pages=len(self._records),
+            since_s=since_s,
+            writes=True,
+            batch=self.transfer.number,
         )
 
 

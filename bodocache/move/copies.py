@@ -56,8 +56,10 @@ class Copies:
 
     async def run(self, pages: int, copy: Callable[[], T]) -> T:
         """Do ``copy``, which moves ``pages``: here if it is short, else in a thread."""
-        if self.runs_inline(pages):
-            return copy()
+        return copy() if self.runs_inline(pages) else await self.in_thread(copy)
+
+    async def in_thread(self, copy: Callable[[], T]) -> T:
+        """Do ``copy`` in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, copy)
 
     def close(self) -> None:

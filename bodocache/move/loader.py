@@ -1,42 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executes loads: demands become ops, ops become verified pages in device slots.
-
-A *part* is what one load takes from one tier. A part keeps its pages pinned and its slots taken
-until it has drained, whatever became of the load meanwhile.
-"""
+"""Executes loads: demands become ops, ops become verified pages in device slots."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache import digest
+from bodocache.errors import BodoCacheError
 from bodocache.io.backend import TRANSFER, Status, Transfer
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
 from bodocache.move.load import Load
+from bodocache.move.part import Part
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind
 from bodocache.pools import OwnedPool
 
-
-@dataclass(slots=True)
-class Part:
-    """What one load takes from one tier: ``rows[i]`` goes to ``load.slots[positions[i]]``."""
-
-    load: Load
-    source: Tier
-    link: Link
-    rows: RowArray
-    positions: RowArray
-    staging: SlotArray  # host slots that the pages pass through
-    ops: list[RowArray] = field(default_factory=list)  # indices into rows, op by op
-    landed: int = 0
+_log = logging.getLogger(__name__)
 
 
 class Loader:
@@ -123,25 +109,37 @@ class Loader:
         return target, wanted, sources
 
     def _begin_part(self, load: Load, tier: Tier, positions: RowArray) -> None:
-        staging = np.empty(0, np.int64)
+        residency, table = self._residency, self._residency.table
         if tier is Tier.DISK:
-            staging = self._residency.take_most(Tier.HOST, len(positions))
-            self._without_room(load, positions[len(staging) :])
-            positions = positions[: len(staging)]
-            if not len(positions):
-                return
+            host_slots = residency.take_most(Tier.HOST, len(positions))
+            self._without_room(load, positions[len(host_slots) :])
+            positions = positions[: len(host_slots)]
         rows = load.rows[positions]
-        self._residency.pin(rows)
+        if tier is Tier.HOST:
+            host_slots = residency.slots(rows, Tier.HOST)
+        if not len(rows):
+            return
+        residency.pin(rows)
+        residency.host.hold(host_slots)
         load.begin_part()
         link = self._links[tier]
         link.begin(load.begun_s)
-        if tier is Tier.DISK:
-            self.disk_idle.clear()
-        part = Part(load, tier, link, rows, positions, staging)
+        part = Part(
+            load=load,
+            source=tier,
+            link=link,
+            rows=rows,
+            positions=positions,
+            host_slots=host_slots,
+            device_slots=load.slots[positions],
+            keys=table.keys[rows],
+            digests=table.digests[rows],
+            verified=np.zeros(len(rows), np.bool_),
+        )
         self._plan(part)
         if tier is Tier.DISK:
-            self._nursery.spawn(self._fetch(part))
-        elif len(part.ops) == 1 and self._copies.runs_inline(len(rows)):
+            self._fetch(part)
+        elif self._copies.runs_inline(len(rows)):
             self._copy_from_host_now(part)
         else:
             self._nursery.spawn(self._copy_from_host(part))
@@ -175,49 +173,30 @@ class Loader:
 
     # Host to device
 
-    async def _copy_from_host(self, part: Part) -> None:
-        """Copy op by op; other callbacks of the loop run between two."""
-        try:
-            for chosen in part.ops:
-                copy = self._copy_of(part, chosen, self._host_slots(part, chosen))
-                self._land(part, chosen, await self._copies.run(len(chosen), copy))
-                await asyncio.sleep(0)
-        finally:
-            self._end_part(part)
-
     def _copy_from_host_now(self, part: Part) -> None:
-        """As above for one short op: it has landed when the call returns."""
+        """A short part: it has landed when the call returns."""
         try:
-            (chosen,) = part.ops
-            copy = self._copy_of(part, chosen, self._host_slots(part, chosen))
-            self._land(part, chosen, copy())
+            part.send_all(self._copies, self._now_s)
+            self._land(part, np.arange(len(part.rows)))
         finally:
             self._end_part(part)
 
-    def _host_slots(self, part: Part, chosen: RowArray) -> SlotArray:
-        return self._residency.slots(part.rows[chosen], Tier.HOST)
+    async def _copy_from_host(self, part: Part) -> None:
+        try:
+            await self._copies.in_thread(partial(part.send_all, self._copies, self._now_s))
+            self._land(part, np.arange(len(part.rows)))
+        finally:
+            self._end_part(part)
 
-    def _copy_of(
-        self, part: Part, chosen: RowArray, host_slots: SlotArray
-    ) -> Callable[[], NDArray[np.bool_]]:
-        """A function that moves pages to their device slots and returns which of them verified."""
-        rows, table = part.rows[chosen], self._residency.table
-        device_slots = part.load.slots[part.positions[chosen]]
-        keys, expected = table.keys[rows], table.digests[rows]
-
-        def move() -> NDArray[np.bool_]:
-            found = digest.seeded(self._copies.to_device(host_slots, device_slots), keys)
-            verified: NDArray[np.bool_] = (found == expected).all(axis=1)
-            return verified
-
-        return move
-
-    def _land(self, part: Part, chosen: RowArray, verified: NDArray[np.bool_]) -> None:
-        """Pages ``chosen`` are in their device slots; those not ``verified`` are worth nothing."""
+    def _land(self, part: Part, chosen: RowArray) -> None:
+        """Pages ``chosen`` were sent; those that did not verify are worth nothing."""
+        verified = part.verified[chosen]
         good, bad = chosen[verified], chosen[~verified]
-        if len(bad):
+        if len(bad) and not part.load.done:  # a cut load did not send all of them
             self.failed_checks += len(bad)
             self._lose(part, bad, Tier.HOST, np.full(len(bad), Reason.CORRUPT, np.uint8))
+        if part.source is Tier.DISK:
+            self._keep_on_host(part, good)
         if isinstance(self._residency.device, OwnedPool):
             self._settle_on_device(part, good)
         part.landed += len(good)
@@ -236,64 +215,71 @@ class Loader:
 
     # Disk to host, then to the device
 
-    async def _fetch(self, part: Part) -> None:
+    def _fetch(self, part: Part) -> None:
+        """Begin to read; pages go on to the device from the thread that read them."""
         residency, backend = self._residency, self._residency.backend
         assert backend is not None, "a page lies on disk only where there is a disk tier"
+        self.disk_idle.clear()
         order = np.concatenate(part.ops)
-        buffers = residency.host.rows
-        residency.host.hold(part.staging)
-        batch = self._transfer_batch(part, order)
         try:
-            transfer = backend.get(batch, buffers, deadline_s=part.load.deadline_s)
-            try:
-                part.load.on_cancel(transfer.abandon)
-                await self._follow(part, order, transfer)
-            finally:
-                transfer.abandon()
-                await transfer.drained()
-        finally:
-            residency.host.drop(part.staging)
+            transfer = backend.get(
+                self._transfer_batch(part, order),
+                residency.host.rows,
+                deadline_s=part.load.deadline_s,
+                on_landed=lambda found: part.send(order[found], self._copies, self._now_s),
+            )
+        except BodoCacheError as error:
+            _log.warning("disk tier: %s", error)
+            self._fail(part, order, Reason.IO_ERROR)
             self._end_part(part)
+            return
+        part.load.on_cancel(transfer.abandon)
+        self._nursery.spawn(self._follow(part, order, transfer))
 
     async def _follow(self, part: Part, order: RowArray, transfer: Transfer) -> None:
+        """Take note of pages as they become final, until nothing can touch the slots any more."""
         seen, more = np.zeros(len(order), np.bool_), True
-        while more:
-            more = await transfer.progress()
-            fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
-            seen[fresh] = True
-            statuses, reasons = transfer.statuses[fresh], transfer.reasons[fresh]
-            await self._take_over(part, order[fresh], statuses, reasons)
+        try:
+            while more:
+                more = await transfer.progress()
+                fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
+                seen[fresh] = True
+                self._take_over(
+                    part, order[fresh], transfer.statuses[fresh], transfer.reasons[fresh]
+                )
+        finally:
+            transfer.abandon()
+            await transfer.drained()
+            self._end_part(part)
 
     def _transfer_batch(self, part: Part, order: RowArray) -> NDArray[np.void]:
-        rows, table = part.rows[order], self._residency.table
-        batch = np.zeros(len(rows), TRANSFER)
-        batch["key"] = table.keys[rows]
-        batch["digest"] = table.digests[rows]
-        batch["frame"] = table.records["frame"][rows]
-        batch["slot"] = part.staging[order]
-        batch["nbytes"] = table.records["nbytes"][rows]
+        records = self._residency.table.records[part.rows[order]]
+        batch = np.zeros(len(order), TRANSFER)
+        batch["key"] = part.keys[order]
+        batch["digest"] = part.digests[order]
+        batch["frame"] = records["frame"]
+        batch["slot"] = part.host_slots[order]
+        batch["nbytes"] = records["nbytes"]
         return batch
 
-    async def _take_over(
+    def _take_over(
         self, part: Part, chosen: RowArray, statuses: NDArray[np.uint8], reasons: NDArray[np.uint8]
     ) -> None:
-        """Pages ``chosen`` have become final at the backend: send on the good, forget the bad."""
-        landed = chosen[statuses == Status.LANDED]
-        late = statuses == Status.LATE
-        lost = (statuses != Status.LANDED) & ~late
+        landed, late = statuses == Status.LANDED, statuses == Status.LATE
+        lost = ~landed & ~late
         part.load.fail(part.positions[chosen[late]], reasons[late])
         if lost.any():
             self._lose(part, chosen[lost], Tier.DISK, reasons[lost])
-        if len(landed):
-            copy = self._copy_of(part, landed, part.staging[landed])
-            verified = await self._copies.run(len(landed), copy)
-            self._keep_on_host(part, landed[verified])
-            self._land(part, landed, verified)
+        self._land(part, chosen[landed])
 
     def _keep_on_host(self, part: Part, chosen: RowArray) -> None:
+        """Pages read from disk stay on the host, unless another load brought them first."""
         rows = part.rows[chosen]
         fresh = ~self._residency.lies_in(rows, Tier.HOST)
-        self._residency.place(rows[fresh], Tier.HOST, part.staging[chosen[fresh]])
+        self._residency.place(rows[fresh], Tier.HOST, part.host_slots[chosen[fresh]])
+
+    def _fail(self, part: Part, chosen: RowArray, reason: Reason) -> None:
+        part.load.fail(part.positions[chosen], np.full(len(chosen), reason, np.uint8))
 
     def _lose(self, part: Part, chosen: RowArray, tier: Tier, reasons: NDArray[np.uint8]) -> None:
         """Copies that failed are dropped: the next lookup does not find them."""
@@ -307,11 +293,16 @@ class Loader:
 
     def _end_part(self, part: Part) -> None:
         residency = self._residency
+        residency.host.drop(part.host_slots)
         if part.source is Tier.DISK:
-            unused = part.staging[residency.slots(part.rows, Tier.HOST) != part.staging]
+            unused = part.host_slots[residency.slots(part.rows, Tier.HOST) != part.host_slots]
             residency.give_back(unused, Tier.HOST)
-        now_s, nbytes = self._now_s(), part.landed * residency.host.layout.page_nbytes
-        part.link.end(now_s, begun_s=part.load.begun_s, pages=part.landed, nbytes=nbytes)
+        part.link.end(
+            part.landed_s if part.landed == len(part.rows) else self._now_s(),
+            begun_s=part.load.begun_s,
+            pages=part.landed,
+            nbytes=part.landed * residency.host.layout.page_nbytes,
+        )
         if part.source is Tier.DISK and not part.link.in_flight:
             self.disk_idle.set()
         self._free_targets(part.load, part.positions)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where every page is: page table, prefix index, slots and frames, kept in step.
 
-One writer, the orchestrator's loop. A page that lies in no tier any more is a *ghost*: its row stays
-for a while, to say why the page was a miss and how hot it had been.
+One writer, the orchestrator's loop. A page that lies in no tier any more is a *ghost*: its row
+stays for a while, to say why the page was a miss and how hot it had been.
 """
 
 from collections.abc import Callable
@@ -335,7 +335,7 @@ class Residency:
         self._ghost_places[rows] = places
 
     def _why_new(self, keys: KeyArray, present: int) -> Reason:
-        """Why a page that nobody remembers is missing: what is stored ends here, or goes elsewhere."""
+        """Why a page that nobody remembers is missing: its prefix ends, or goes on elsewhere."""
         if present:
             row = int(self.index.find(keys[present - 1 : present])[0])
             if self.table.records["descended"][row]:

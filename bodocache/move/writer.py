@@ -16,21 +16,22 @@ from numpy.typing import NDArray
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Status
 from bodocache.move.link import Link
-from bodocache.move.residency import Residency, RowArray, SlotArray
+from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind
 
 STARVED_S = 0.25  # a page that has waited so long is written beside the loads
-BATCH_NBYTES = 16 << 20  # 8 chunks of 2 MiB: one for each of the default queue's threads
+BATCH_NBYTES = 4 << 20  # about 2 ms of a disk: what a load that comes meanwhile waits for
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """Pages of one store that wait for the disk, pinned."""
+    """Pages of one store that wait for the disk; meanwhile they may be evicted."""
 
     store: Store
     rows: RowArray
+    keys: KeyArray  # a row may be another page's by then
     since_s: float
 
 
@@ -66,9 +67,8 @@ class Writer:
         """Queue ``rows`` (on the host) for the disk; returns when the backlog is short enough."""
         if not len(rows):
             return
-        self._residency.pin(rows)
         store.expect(len(rows))
-        self._queue.append(_Waiting(store, rows, self._now_s()))
+        self._queue.append(_Waiting(store, rows, self._residency.table.keys[rows], self._now_s()))
         self._queued += len(rows)
         self._tell()
         while self._queued > self._backlog_pages:
@@ -107,25 +107,37 @@ class Writer:
         return batch
 
     async def _write(self, batch: list[_Waiting]) -> None:
-        rows = np.concatenate([waiting.rows for waiting in batch])
+        residency = self._residency
+        fresh = [self._still_wanted(waiting) for waiting in batch]
+        rows = np.concatenate(fresh)
+        residency.pin(rows)
         try:
-            taken, frames = self._place(batch)
-            written = await self._put(taken, frames) if len(taken) else taken
+            taken, frames = self._place(fresh)
+            if len(taken):
+                await self._put(taken, frames)
         finally:
-            self._queued -= len(rows)
+            on_disk = residency.lies_in(rows, Tier.DISK)
+            residency.table.records["reason"][rows[~on_disk]] = Reason.NOT_ADMITTED
+            residency.unpin(rows)
+            self.refused += int((~on_disk).sum())
+            for waiting, mine in zip(batch, fresh, strict=True):
+                reached = int(residency.lies_in(mine, Tier.DISK).sum())
+                waiting.store.settle(len(waiting.rows), reached)
+                self._queued -= len(waiting.rows)
             self._tell()
-        on_disk = self._residency.lies_in(rows, Tier.DISK)
-        self.refused += len(rows) - len(written)
-        self._residency.table.records["reason"][rows[~on_disk]] = Reason.NOT_ADMITTED
-        for waiting in batch:
-            reached = int(self._residency.lies_in(waiting.rows, Tier.DISK).sum())
-            waiting.store.settle(len(waiting.rows), reached)
-            self._residency.unpin(waiting.rows)
 
-    def _place(self, batch: list[_Waiting]) -> tuple[RowArray, SlotArray]:
+    def _still_wanted(self, waiting: _Waiting) -> RowArray:
+        """The rows that still are those pages, on the host and not on disk."""
+        rows, residency = waiting.rows, self._residency
+        same = (residency.table.keys[rows] == waiting.keys).all(axis=1)
+        here = residency.lies_in(rows, Tier.HOST) & ~residency.lies_in(rows, Tier.DISK)
+        wanted: RowArray = rows[same & here]
+        return wanted
+
+    def _place(self, fresh: list[RowArray]) -> tuple[RowArray, SlotArray]:
         """The admitted rows and a frame for each, runs of one prefix side by side."""
         rows, frames = [], []
-        for chosen in self._admitted(batch):
+        for chosen in self._admitted(fresh):
             before = self._frame_before(chosen)
             try:
                 frames.append(self._residency.take_frames(len(chosen), after=before))
@@ -135,9 +147,8 @@ class Writer:
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *rows]), np.concatenate([empty, *frames])
 
-    def _admitted(self, batch: list[_Waiting]) -> list[RowArray]:
+    def _admitted(self, fresh: list[RowArray]) -> list[RowArray]:
         """Runs of rows that are worth their room on disk, shallow to deep."""
-        fresh = [self._not_on_disk(waiting.rows) for waiting in batch]
         if not self._admits:
             return [rows for rows in fresh if len(rows)]
         demands = np.zeros(sum(map(len, fresh)), DEMAND)
@@ -148,15 +159,12 @@ class Writer:
         plan = self._residency.plan(demands)
         return [plan.rows[op["first"] : op["first"] + op["count"]] for op in plan.ops]
 
-    def _not_on_disk(self, rows: RowArray) -> RowArray:
-        return rows[~self._residency.lies_in(rows, Tier.DISK)]
-
     def _frame_before(self, rows: RowArray) -> int:
         records = self._residency.table.records
         parent = int(records["parent"][rows[0]])
         return NOWHERE if parent == NOWHERE else int(records["frame"][parent])
 
-    async def _put(self, rows: RowArray, frames: SlotArray) -> RowArray:
+    async def _put(self, rows: RowArray, frames: SlotArray) -> None:
         """Write ``rows`` to ``frames``; those that landed lie on disk from then on."""
         residency, begun_s = self._residency, self._now_s()
         slots = residency.slots(rows, Tier.HOST)
@@ -172,8 +180,6 @@ class Writer:
         self._link.end(self._now_s(), begun_s=begun_s, pages=int(landed.sum()), nbytes=nbytes)
         residency.give_back(frames[~landed], Tier.DISK)
         residency.place(rows[landed], Tier.DISK, frames[landed])
-        written: RowArray = rows[landed]
-        return written
 
     def _batch(self, rows: RowArray, frames: SlotArray, slots: SlotArray) -> NDArray[np.void]:
         table = self._residency.table

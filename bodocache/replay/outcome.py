@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bodocache.cache import CacheStats
+from bodocache.io.config import QUEUE_DEPTH
 from bodocache.move.link import LinkStats
 from bodocache.plan.optimum import min_hits
 from bodocache.replay.live import LiveRun
@@ -28,6 +29,8 @@ GB = 1e9
 class DiskYardstick:
     """The plain reader's rates beside the cache's own."""
 
+    queue_depth: float  # the cache's mean number of extents in flight while a load was
+    loads: int  # and of loads
     same_extents: Rate
     blocks: Rate
 
@@ -79,8 +82,14 @@ def judge(trace: Trace, run: LiveRun) -> Outcome:
 
 def _measure_disk(run: LiveRun, stats: CacheStats) -> DiskYardstick:
     reads = [extent for extent in run.extents if not extent.writes]
-    depth = queue_depth_of(reads, stats.traffic.links["disk->device"].busy_s)
-    return DiskYardstick(read_same_extents(reads, depth), read_blocks(Path(reads[0].path), depth))
+    link = stats.traffic.links["disk->device"]
+    loads = max(1, round(sum(link.latencies_s) / link.busy_s))
+    return DiskYardstick(
+        queue_depth=queue_depth_of(reads, link.busy_s),
+        loads=loads,
+        same_extents=read_same_extents(reads, loads=loads, threads=QUEUE_DEPTH),
+        blocks=read_blocks(Path(reads[0].path), threads=QUEUE_DEPTH),
+    )
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -141,7 +150,9 @@ def _disk_reads(outcome: Outcome) -> dict[str, Any] | None:
     same = outcome.disk.same_extents
     return {
         "pages_per_extent": outcome.pages_per_extent,
-        "queue_depth": same.queue_depth,
+        "loads_in_flight": outcome.disk.loads,
+        "queue_depth": outcome.disk.queue_depth,
+        "plain_reader_queue_depth": same.queue_depth,
         "gb_per_s": ours / GB,
         "plain_reader_gb_per_s": same.bytes_per_s / GB,
         "ratio_to_plain_reader": ours / same.bytes_per_s,
@@ -189,7 +200,8 @@ def _disk_rows(disk: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     plain = (
         f"{disk['plain_reader_gb_per_s']:.2f} GB/s on the same extents at queue depth"
-        f" {disk['queue_depth']}; ours is {disk['ratio_to_plain_reader']:.0%} of it"
+        f" {disk['plain_reader_queue_depth']:.1f} (ours: {disk['queue_depth']:.1f});"
+        f" our loads reach {disk['ratio_to_plain_reader']:.0%} of it"
     )
     return [
         ("pages per disk extent", f"{disk['pages_per_extent']:.1f}"),

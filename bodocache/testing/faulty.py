@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
-from bodocache.io.backend import Backend, Durability, Status, Transfer
+from bodocache.io.backend import Backend, Durability, OnLanded, Status, Transfer
 from bodocache.pages import Reason
 from bodocache.testing.wrapper import WrappedBackend
 
@@ -62,11 +62,22 @@ class FaultyBackend(WrappedBackend):
         return super().reserve(count, after=after)
 
     def get(
-        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        on_landed: OnLanded | None = None,
     ) -> Transfer:
         """Read the pages without a fault."""
         statuses, reasons = self._faults(Operation.GET, len(batch))
-        inner = super().get(batch[statuses == 0], buffers, deadline_s=deadline_s)
+        kept = np.flatnonzero(statuses == 0)
+
+        def tell(positions: NDArray[np.int64]) -> None:
+            if on_landed is not None:
+                on_landed(kept[positions])
+
+        inner = super().get(batch[kept], buffers, deadline_s=deadline_s, on_landed=tell)
         return _FaultyTransfer(inner, statuses, reasons)
 
     def put(

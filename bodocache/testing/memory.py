@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bodocache.clock import Clock
 from bodocache.digest import check_pages, digest_rows, seeded
 from bodocache.errors import CacheClosed
-from bodocache.io.backend import Durability, Entries, Extent, Status, Usage
+from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
 from bodocache.io.columns import Columns
 from bodocache.io.frames import FrameAllocator
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
@@ -71,7 +71,12 @@ class MemoryBackend:
         self._disk.columns.evict(frames)
 
     def get(
-        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        on_landed: OnLanded | None = None,
     ) -> BatchTransfer:
         """Begin to copy pages out."""
 
@@ -86,7 +91,7 @@ class MemoryBackend:
             buffers[record["slot"]] = self._disk.pages[record["frame"]]
             return Outcome.all(1, Status.LANDED)
 
-        return self._begin(batch, buffers, deadline_s, read)
+        return self._begin(batch, buffers, deadline_s, read, on_landed)
 
     def put(
         self,
@@ -118,11 +123,14 @@ class MemoryBackend:
         buffers: NDArray[np.uint8],
         deadline_s: float,
         move: Callable[[NDArray[np.void]], Outcome],
+        on_landed: OnLanded | None = None,
     ) -> BatchTransfer:
         if self._is_closed:
             raise CacheClosed("memory backend is closed")
         check_pages(buffers)
-        transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._queue)
+        transfer = BatchTransfer(
+            len(batch), deadline_s, self._clock, self._queue, on_landed=on_landed
+        )
         if not transfer.is_final:
             requests = [
                 _OnePage(transfer, i, batch[i : i + 1].copy(), move) for i in range(len(batch))
@@ -174,4 +182,4 @@ class _LoopQueue:
     def _do_one(self) -> None:
         if self._waiting:  # withdrawn ones left their turns behind
             request = self._waiting.pop(0)
-            request.transfer.settle(request, request.run())
+            request.transfer.settle(request, request.transfer.run(request))

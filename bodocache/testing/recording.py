@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.io.backend import Backend, Durability, Transfer
+from bodocache.io.backend import Backend, Durability, OnLanded, Transfer
 from bodocache.testing.wrapper import WrappedBackend
 
 
@@ -38,11 +38,16 @@ class RecordingBackend(WrappedBackend):
         self._record("release", frames=frames)
 
     def get(
-        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        on_landed: OnLanded | None = None,
     ) -> Transfer:
         """Record the batch."""
         self._record("get", batch, deadline_s=deadline_s)
-        return super().get(batch, buffers, deadline_s=deadline_s)
+        return super().get(batch, buffers, deadline_s=deadline_s, on_landed=on_landed)
 
     def put(
         self,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bodocache.clock import Clock
 from bodocache.errors import BodoCacheError, CacheClosed
-from bodocache.io.backend import Backend, Durability, Status, Transfer
+from bodocache.io.backend import Backend, Durability, OnLanded, Status, Transfer
 from bodocache.pages import Reason
 from bodocache.testing.wrapper import WrappedBackend
 
@@ -27,11 +27,17 @@ class SlowBackend(WrappedBackend):
         self._is_closed = False
 
     def get(
-        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        on_landed: OnLanded | None = None,
     ) -> Transfer:
         """Read later."""
         return self._later(
-            len(batch), deadline_s, lambda: self._inner.get(batch, buffers, deadline_s=deadline_s)
+            *(len(batch), deadline_s),
+            lambda: self._inner.get(batch, buffers, deadline_s=deadline_s, on_landed=on_landed),
         )
 
     def put(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.io.backend import Backend, Durability, Entries, Extent, Transfer, Usage
+from bodocache.io.backend import Backend, Durability, Entries, Extent, OnLanded, Transfer, Usage
 
 
 class WrappedBackend:
@@ -52,10 +52,15 @@ class WrappedBackend:
         self._inner.release(frames)
 
     def get(
-        self, batch: NDArray[np.void], buffers: NDArray[np.uint8], *, deadline_s: float
+        self,
+        batch: NDArray[np.void],
+        buffers: NDArray[np.uint8],
+        *,
+        deadline_s: float,
+        on_landed: OnLanded | None = None,
     ) -> Transfer:
         """Read by the inner backend."""
-        return self._inner.get(batch, buffers, deadline_s=deadline_s)
+        return self._inner.get(batch, buffers, deadline_s=deadline_s, on_landed=on_landed)
 
     def put(
         self,

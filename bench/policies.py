@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hits of every eviction policy on a trace, beside the exact optimum, and touches per second.
+
+The default trace is Mooncake's conversation trace where it lies in ../shared/traces; the exact
+figures are claimed for it alone.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from _common import Claim, interleaved, parser, write
+
+from bodocache import jit
+from bodocache.plan.optimum import infinite_hits
+from bodocache.replay.policy import HALF_LIFE_S, Policy, Recompute, Touches, simulate
+from bodocache.replay.trace import load_trace
+
+CONVERSATION = Path(__file__).parents[2] / "shared" / "traces" / "conversation_trace.jsonl"
+CAPACITIES = (1_000, 3_000, 10_000, 30_000, 100_000)
+KNOWN = {
+    (Policy.LRU, 3_000): 18_850,
+    (Policy.LRU, 10_000): 61_046,
+    (Policy.MIN, 3_000): 84_953,
+    (Policy.MIN, 10_000): 105_710,
+}
+TIMED_PAGES = 3_000
+TOUCHES_PER_S = 2e6
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("trace", nargs="?", type=Path, help="a .jsonl or .jsonl.gz trace")
+    chosen = arguments.parse_args()
+    path = chosen.trace or CONVERSATION
+    if not path.exists():
+        sys.exit(f"{path.name}: not there; pass the path of a trace (bodocache trace fetch)")
+    trace = load_trace(path)
+    touches = Touches(trace.pages, trace.offsets, trace.parent, trace.depth, trace.timestamps_s)
+    begin = time.perf_counter()
+    jit.warm()
+    compile_s = time.perf_counter() - begin
+    rows = [*hit_rows(touches)]
+    speeds = [*speed_rows(touches)]
+    claims = [*known_claims(rows)] if path.name == CONVERSATION.name else []
+    claims += [
+        Claim.at_least(
+            f"{row['policy']}: one core", row["touches_per_s"], TOUCHES_PER_S, "touches/s"
+        )
+        for row in speeds
+    ]
+    extra = {"trace": path.name, "touches": len(touches.ids), "distinct": len(touches.parents)}
+    model = {"half_life_s": HALF_LIFE_S, "recompute": Recompute()._asdict()}
+    write(chosen.json, rows + speeds, claims, **extra, **model, compile_s=round(compile_s, 2))
+
+
+def hit_rows(touches: Touches) -> Iterator[dict[str, Any]]:
+    for capacity in CAPACITIES:
+        done = {policy: simulate(policy, touches, capacity) for policy in Policy}
+        most = int(done[Policy.MIN].hits.sum())
+        for policy, result in done.items():
+            hits = int(result.hits.sum())
+            yield {
+                "policy": policy.value,
+                "capacity_pages": capacity,
+                "hits": hits,
+                "hit_ratio": round(hits / len(touches.ids), 4),
+                "regret": most - hits,
+                "inserted": result.inserted,
+            }
+    endless = infinite_hits(touches.ids, touches.offsets, len(touches.parents))
+    yield {"policy": "infinite", "capacity_pages": None, "hits": int(endless.sum())}
+
+
+def speed_rows(touches: Touches) -> Iterator[dict[str, Any]]:
+    """Whole calls at 3,000 pages, set-up included."""
+    calls = {policy: partial(simulate, policy, touches, TIMED_PAGES) for policy in Policy}
+    timings = interleaved(calls, runs=15)
+    for policy, timing in timings.items():
+        yield {
+            "policy": policy,
+            "capacity_pages": TIMED_PAGES,
+            "touches_per_s": round(len(touches.ids) / timing.median_s),
+            "touches_per_s_p99": round(len(touches.ids) / timing.p99_s),
+        }
+
+
+def known_claims(rows: list[dict[str, Any]]) -> Iterator[Claim]:
+    found = {(row["policy"], row["capacity_pages"]): row["hits"] for row in rows}
+    for (policy, capacity), hits in KNOWN.items():
+        measured = found[policy, capacity]
+        yield Claim(f"{policy}: hits at {capacity:,}", measured, f"= {hits}", measured == hits)
+    measured = found["infinite", None]
+    yield Claim("infinite: hits", measured, "= 105710", measured == 105_710)
+
+
+if __name__ == "__main__":
+    main()
