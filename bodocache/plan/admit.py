@@ -67,7 +67,7 @@ def _weigh(
     for i in range(len(rows) - 1, -1, -1):
         densities[i] = np.exp2(value.log_density(pages, policy, rows[i], tier) - age)
         if i + 1 < len(rows) and np.int64(pages[rows[i + 1]]["parent"]) == rows[i]:
-            pass
+            densities[i] = max(densities[i], densities[i + 1])
 
 
 @jit.kernel(evict.PAGES, jit.i8, jit.i8)
