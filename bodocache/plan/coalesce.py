@@ -124,12 +124,10 @@ def _list_pages(demands: Records, wanted: NDArray[np.bool_], pages: Records, ite
 @jit.kernel(jit.i8, jit.i8)
 def _source(tiers: Int, kind: Int) -> int:
     """The fastest tier to copy from, or -1: nothing to copy, or nowhere to copy from."""
-    first, end = _DEVICE, TIERS
-    if kind == _WRITE:
-        end = _DISK
-    if (tiers >> (_DISK if kind == _WRITE else _DEVICE)) & 1:
+    done, end = (_DISK, _DISK) if kind == _WRITE else (_DEVICE, TIERS)
+    if (tiers >> done) & 1:
         return -1
-    for tier in range(first, end):
+    for tier in range(end):
         if (tiers >> tier) & 1:
             return tier
     return -1
