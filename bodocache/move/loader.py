@@ -139,10 +139,10 @@ class Loader:
         self._plan(part)
         if tier is Tier.DISK:
             self._fetch(part)
-        elif self._copies.runs_inline(len(rows)):
-            self._copy_from_host_now(part)
+        elif not self._copies.runs_here:
+            self._nursery.spawn(self._copy_in_thread(part))
         else:
-            self._nursery.spawn(self._copy_from_host(part))
+            self._copy_from_host(part)
 
     def _without_room(self, load: Load, positions: RowArray) -> None:
         load.fail(positions, np.full(len(positions), Reason.NO_ROOM, np.uint8))
@@ -173,18 +173,40 @@ class Loader:
 
     # Host to device
 
-    def _copy_from_host_now(self, part: Part) -> None:
-        """A short part: it has landed when the call returns."""
+    def _copy_from_host(self, part: Part) -> None:
+        """The first turn at once: a short part has landed when the call returns."""
+        more = False
         try:
-            part.send_all(self._copies, self._now_s)
-            self._land(part, np.arange(len(part.rows)))
+            more = self._copy_turn(part)
+        finally:
+            if not more:
+                self._end_part(part)
+        if more:
+            self._nursery.spawn(self._copy_rest(part))
+
+    def _copy_turn(self, part: Part) -> bool:
+        """Copy what one turn allows; whether anything is left."""
+        chosen = part.take_turn(self._copies.turn_pages)
+        part.send(chosen, self._copies, self._now_s)
+        self._land(part, chosen)
+        return part.next_op < len(part.ops)
+
+    async def _copy_rest(self, part: Part) -> None:
+        """Turn by turn, the loop's other work between two; a cut takes effect at the next."""
+        try:
+            while not part.load.done:
+                await asyncio.sleep(0)
+                if not self._copy_turn(part):
+                    return
         finally:
             self._end_part(part)
 
-    async def _copy_from_host(self, part: Part) -> None:
+    async def _copy_in_thread(self, part: Part) -> None:
+        everything = part.take_turn(len(part.rows))
         try:
-            await self._copies.in_thread(partial(part.send_all, self._copies, self._now_s))
-            self._land(part, np.arange(len(part.rows)))
+            send = partial(part.send, everything, self._copies, self._now_s)
+            await self._copies.run(len(everything), send)
+            self._land(part, everything)
         finally:
             self._end_part(part)
 
@@ -192,7 +214,7 @@ class Loader:
         """Pages ``chosen`` were sent; those that did not verify are worth nothing."""
         verified = part.verified[chosen]
         good, bad = chosen[verified], chosen[~verified]
-        if len(bad) and not part.load.done:  # a cut load did not send all of them
+        if len(bad):
             self.failed_checks += len(bad)
             self._lose(part, bad, Tier.HOST, np.full(len(bad), Reason.CORRUPT, np.uint8))
         if part.source is Tier.DISK:

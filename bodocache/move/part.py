@@ -37,6 +37,7 @@ class Part:
     digests: NDArray[np.uint64]  # seeded
     verified: NDArray[np.bool_]
     ops: list[RowArray] = field(default_factory=list)  # indices into rows, op by op
+    next_op: int = 0
     landed: int = 0
     landed_s: float = 0.0  # when the last page had landed
 
@@ -47,9 +48,10 @@ class Part:
         self.verified[chosen] = (found == self.digests[chosen]).all(axis=1)
         self.landed_s = max(self.landed_s, now_s())
 
-    def send_all(self, copies: Copies, now_s: Callable[[], float]) -> None:
-        """Copy op by op, until done or the load is cut. Any thread."""
-        for chosen in self.ops:
-            if self.load.done:
-                return
-            self.send(chosen, copies, now_s)
+    def take_turn(self, pages: int) -> RowArray:
+        """The next ops of about ``pages`` pages; empty when there are no more."""
+        first, count = self.next_op, 0
+        while self.next_op < len(self.ops) and count < pages:
+            count += len(self.ops[self.next_op])
+            self.next_op += 1
+        return np.concatenate([np.empty(0, np.int64), *self.ops[first : self.next_op]])
