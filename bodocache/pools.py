@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache import jit
 from bodocache.errors import BodoCacheError, LayoutError, LeaseError, TierFull
 from bodocache.layout import Layout, LayoutKind, PagedMemory
 
@@ -31,10 +32,16 @@ REGISTER_CHUNK_NBYTES = (
 class BorrowedPool:
     """Leases and generations over an engine's memory; the engine allocates the slots."""
 
+    name = "engine"
+
     def __init__(self, memory: PagedMemory) -> None:
         self.memory = memory
         self.generation = np.zeros(memory.num_pages, np.uint32)  # counts how often a slot was freed
+        # Free slots are a stack: the first _count[0] of _stack.
         self._leases = np.zeros(memory.num_pages, np.int32)
+        self._taken = np.ones(memory.num_pages, np.bool_)  # by the engine
+        self._stack = np.empty(memory.num_pages, np.int64)
+        self._count = np.zeros(1, np.int64)
 
     @property
     def num_pages(self) -> int:
@@ -47,19 +54,28 @@ class BorrowedPool:
         return int(np.count_nonzero(self._leases))
 
     def hold(self, slots: SlotArray) -> None:
-        """Take one lease on each of ``slots``, all distinct; pair it with :meth:`drop`."""
-        self._check(slots)
-        self._leases[slots] += 1  # np.add.at would allow repeats, at 30 us a call
+        """Take one lease on each of ``slots``; pair it with :meth:`drop`.
+
+        Raises:
+            LayoutError: a slot is beyond the pool; none is leased.
+            LeaseError: a slot is free; none is leased.
+        """
+        wrong = _hold(slots, self._leases, self._taken)
+        if wrong < 0:
+            return
+        if not 0 <= slots[wrong] < self.num_pages:
+            raise LayoutError(f"{self.name}: slot {slots[wrong]}; the pool has {self.num_pages}")
+        raise LeaseError(f"{self.name}: slot {slots[wrong]} is free; acquire it first")
 
     def drop(self, slots: SlotArray) -> None:
-        """End one lease on each of ``slots``.
+        """End one lease on each of ``slots``; a slot that was released is free with its last.
 
         Raises:
             LeaseError: a slot has no lease to end; none is ended.
         """
-        if (self._leases[slots] < 1).any():
-            raise LeaseError(f"slots {slots.tolist()}: a lease ended that was not held")
-        self._leases[slots] -= 1
+        wrong = _drop(slots, self._leases, self._taken, self._stack, self._count)
+        if wrong >= 0:
+            raise LeaseError(f"{self.name}: slot {slots[wrong]}: a lease ended that was not held")
 
     @contextmanager
     def lease(self, slots: SlotArray) -> Iterator[SlotArray]:
@@ -69,10 +85,6 @@ class BorrowedPool:
             yield slots
         finally:
             self.drop(slots)
-
-    def _check(self, slots: SlotArray) -> None:
-        if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < self.num_pages:
-            raise LayoutError(f"slots {slots.min()}..{slots.max()}: the pool has {self.num_pages}")
 
 
 class OwnedPool(BorrowedPool):
@@ -84,16 +96,17 @@ class OwnedPool(BorrowedPool):
 
     def __init__(self, layout: Layout, *, device: str = "cpu", name: str = "pool") -> None:
         self.layout = layout
-        self.name = name
         self.buffer = _allocate(layout.pool_nbytes, device)
         super().__init__(PagedMemory.of_layout(self.buffer, layout))
-        self._taken = np.zeros(layout.num_pages, np.bool_)
-        self._free = list(range(layout.num_pages - 1, -1, -1))
+        self.name = name
+        self._taken[:] = False
+        self._stack[:] = np.arange(layout.num_pages)[::-1]
+        self._count[0] = layout.num_pages
 
     @property
     def free(self) -> int:
         """Slots that :meth:`acquire` could give now."""
-        return len(self._free)
+        return int(self._count[0])
 
     @functools.cached_property
     def pages(self) -> "torch.Tensor":
@@ -119,15 +132,12 @@ class OwnedPool(BorrowedPool):
         Raises:
             TierFull: fewer are free; none is taken.
         """
-        if count > len(self._free):
+        slots = np.empty(count, np.int64)
+        if not _acquire(slots, self._taken, self._stack, self._count):
             raise TierFull(
-                f"{self.name}: {count} slots asked for, {len(self._free)} of {self.num_pages} free"
+                f"{self.name}: {count} slots asked for, {self.free} of {self.num_pages} free"
                 f" ({self.leased} leased); enlarge the pool or load less at once"
             )
-        cut = len(self._free) - count
-        slots = np.array(self._free[cut:][::-1], np.int64)
-        del self._free[cut:]
-        self._taken[slots] = True
         return slots
 
     def release(self, slots: SlotArray) -> None:
@@ -136,22 +146,90 @@ class OwnedPool(BorrowedPool):
         Raises:
             LeaseError: a slot is not taken, or named twice; none is released.
         """
-        self._check(slots)
-        if not self._taken[slots].all() or len(set(slots.tolist())) != len(slots):
-            raise LeaseError(f"{self.name}: release of slots that are not taken")
-        self._taken[slots] = False
-        self.generation[slots] += 1
-        self._reuse(slots[self._leases[slots] == 0])
+        wrong = _release(
+            slots, self._leases, self._taken, self.generation, self._stack, self._count
+        )
+        if wrong >= 0:
+            raise LeaseError(f"{self.name}: slot {slots[wrong]} is released but not taken")
 
-    def drop(self, slots: SlotArray) -> None:
-        """End one lease on each of ``slots``; released ones become free with their last."""
-        super().drop(slots)
-        ended = slots[(self._leases[slots] == 0) & ~self._taken[slots]]
-        if len(ended):
-            self._reuse(ended)
 
-    def _reuse(self, slots: SlotArray) -> None:
-        self._free.extend(slots.tolist())
+_SLOTS, _LEASES, _TAKEN, _COUNT = (
+    jit.readonly("i8"),
+    jit.array("i4"),
+    jit.array("?"),
+    jit.array("i8"),
+)
+
+
+@jit.compiled(_SLOTS, _LEASES, _TAKEN)
+def _hold(slots: SlotArray, leases: NDArray[np.int32], taken: NDArray[np.bool_]) -> int:
+    """-1, or the index of the first slot that is beyond the pool or free."""
+    for i in range(len(slots)):
+        if not 0 <= slots[i] < len(leases) or (not taken[slots[i]] and leases[slots[i]] == 0):
+            return i
+    for slot in slots:
+        leases[slot] += 1
+    return -1
+
+
+@jit.compiled(_SLOTS, _LEASES, _TAKEN, jit.array("i8"), _COUNT)
+def _drop(
+    slots: SlotArray,
+    leases: NDArray[np.int32],
+    taken: NDArray[np.bool_],
+    stack: SlotArray,
+    count: NDArray[np.int64],
+) -> int:
+    """-1, or the index of the first slot without a lease; then nothing has changed."""
+    for i in range(len(slots)):
+        if not 0 <= slots[i] < len(leases) or leases[slots[i]] < 1:
+            for j in range(i):
+                leases[slots[j]] += 1
+            return i
+        leases[slots[i]] -= 1
+    for slot in slots:
+        if leases[slot] == 0 and not taken[slot]:
+            stack[count[0]] = slot
+            count[0] += 1
+    return -1
+
+
+@jit.compiled(jit.array("i8"), _TAKEN, jit.array("i8"), _COUNT)
+def _acquire(
+    slots: SlotArray, taken: NDArray[np.bool_], stack: SlotArray, count: NDArray[np.int64]
+) -> bool:
+    """Fill ``slots`` from the top of the stack; False, and nothing taken, where it is too short."""
+    if len(slots) > count[0]:
+        return False
+    for i in range(len(slots)):
+        count[0] -= 1
+        slots[i] = stack[count[0]]
+        taken[slots[i]] = True
+    return True
+
+
+@jit.compiled(_SLOTS, _LEASES, _TAKEN, jit.array("u4"), jit.array("i8"), _COUNT)
+def _release(
+    slots: SlotArray,
+    leases: NDArray[np.int32],
+    taken: NDArray[np.bool_],
+    generation: NDArray[np.uint32],
+    stack: SlotArray,
+    count: NDArray[np.int64],
+) -> int:
+    """-1, or the index of the first slot that is not taken; then nothing has changed."""
+    for i in range(len(slots)):
+        if not 0 <= slots[i] < len(taken) or not taken[slots[i]]:
+            for j in range(i):
+                taken[slots[j]] = True
+            return i
+        taken[slots[i]] = False
+    for slot in slots:
+        generation[slot] += np.uint32(1)
+        if leases[slot] == 0:
+            stack[count[0]] = slot
+            count[0] += 1
+    return -1
 
 
 def _allocate(nbytes: int, device: str) -> "torch.Tensor":

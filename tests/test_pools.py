@@ -102,3 +102,9 @@ def test_a_borrowed_pool_leases_without_allocating():
         assert pool.leased == 2
     assert pool.leased == 0
     assert not hasattr(pool, "acquire")
+
+
+def test_a_free_slot_cannot_be_leased():
+    pool = owned()
+    with pytest.raises(LeaseError, match="slot 3 is free"):
+        pool.hold(np.array([3]))

@@ -79,7 +79,8 @@ class Loader:
             positions = wanted[sources == tier]
             if len(positions):
                 self._begin_part(load, tier, positions)
-        self._without_room(load, wanted[sources == NOWHERE])
+        if len(sources) and sources[-1] == NOWHERE:
+            self._without_room(load, wanted[sources == NOWHERE])
         self._watch_deadline(load)
         load.end_part()
         return load
@@ -100,9 +101,7 @@ class Loader:
         residency = self._residency
         if slots is not None:
             return slots[: len(rows)], np.arange(len(rows)), residency.fastest(rows)
-        target = residency.slots(rows, Tier.DEVICE)
-        wanted = np.flatnonzero(target == NOWHERE)
-        sources = residency.fastest(rows[wanted])
+        target, wanted, sources = residency.device_targets(rows)
         taken = residency.take_most(Tier.DEVICE, len(wanted))
         target[wanted[: len(taken)]] = taken
         sources[len(taken) :] = NOWHERE
@@ -112,8 +111,9 @@ class Loader:
         residency, table = self._residency, self._residency.table
         if tier is Tier.DISK:
             host_slots = residency.take_most(Tier.HOST, len(positions))
-            self._without_room(load, positions[len(host_slots) :])
-            positions = positions[: len(host_slots)]
+            if len(host_slots) < len(positions):
+                self._without_room(load, positions[len(host_slots) :])
+                positions = positions[: len(host_slots)]
         rows = load.rows[positions]
         if tier is Tier.HOST:
             host_slots = residency.slots(rows, Tier.HOST)
@@ -327,7 +327,8 @@ class Loader:
         )
         if part.source is Tier.DISK and not part.link.in_flight:
             self.disk_idle.set()
-        self._free_targets(part.load, part.positions)
+        if part.landed < len(part.rows):
+            self._free_targets(part.load, part.positions)
         residency.unpin(part.rows)
         part.load.end_part()
 

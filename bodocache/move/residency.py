@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
 from bodocache.io.backend import Backend, Entries
+from bodocache.move import rows as bookkeeping
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict
 from bodocache.plan.records import Plan
@@ -28,7 +29,6 @@ KeyArray = NDArray[np.uint8]
 NEXT = -2  # in add(): "the row of the page before this one in the same call"
 RECOVERED_HEAT = 1.0  # a page found on disk counts as used once, at the start
 GHOSTS_KEPT = 262_144  # pages that went, whose rows are kept to say why: about 50 MB
-_COLUMN = {Tier.DEVICE: "device_slot", Tier.HOST: "host_slot", Tier.DISK: "frame"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +76,14 @@ class Residency:
         self._ghosts_made = 0
         self._ghost_places = np.full(self.table.capacity, NOWHERE)  # place in the ring, by row
         self._victims = np.empty(4096, np.int64)
-        self.evicted = dict.fromkeys(_COLUMN, 0)
+        self.evicted = dict.fromkeys((Tier.DEVICE, Tier.HOST, Tier.DISK), 0)
 
     # Finding
 
     def leading(self, keys: KeyArray) -> RowArray:
         """Rows of the leading ``keys`` whose pages lie in some tier."""
-        rows = self.index.leading(keys)
-        absent = np.flatnonzero(self.table.records["tiers"][rows] == 0)
-        return rows[: absent[0]] if len(absent) else rows
+        found = self.index.find(keys)
+        return found[: bookkeeping.count_present(self.table.records, found)]
 
     def lies_in(self, rows: RowArray, tier: Tier) -> NDArray[np.bool_]:
         """Whether each page has a copy in ``tier``."""
@@ -100,8 +99,15 @@ class Residency:
 
     def slots(self, rows: RowArray, tier: Tier) -> SlotArray:
         """Slot or frame of each page in ``tier``; NOWHERE where it has none."""
-        slots: SlotArray = self.table.records[_COLUMN[tier]][rows].astype(np.int64)
+        slots = np.empty(len(rows), np.int64)
+        bookkeeping.slots_of(self.table.records, rows, int(tier), slots)
         return slots
+
+    def device_targets(self, rows: RowArray) -> tuple[SlotArray, RowArray, NDArray[np.int64]]:
+        """Device slot of each page or NOWHERE; positions without, and the fastest tier of each."""
+        slots, wanted, sources = np.empty((3, len(rows)), np.int64)
+        count = bookkeeping.device_targets(self.table.records, rows, slots, wanted, sources)
+        return slots, wanted[:count], sources[:count]
 
     def holds(self, keys: KeyArray) -> NDArray[np.bool_]:
         """Whether each of ``keys`` lies in some tier, reachable or not."""
@@ -210,8 +216,9 @@ class Residency:
 
     def place(self, rows: RowArray, tier: Tier, slots: SlotArray) -> None:
         """Pages ``rows`` now lie in ``slots`` of ``tier``, verified; they can be found."""
-        self.table.records[_COLUMN[tier]][rows] = slots
-        evict.arrive(self.table.records, self._queues, self.policy, rows, int(tier), self._now_s())
+        records = self.table.records
+        bookkeeping.put(records, rows, int(tier), slots)
+        evict.arrive(records, self._queues, self.policy, rows, int(tier), self._now_s())
 
     def drop(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
         """The copies of ``rows`` in ``tier`` are gone or worthless."""
@@ -237,10 +244,10 @@ class Residency:
     def unpin(self, rows: RowArray) -> None:
         """End one pin; pages that lie nowhere and are not pinned are forgotten."""
         evict.unpin(self.table.records, self._queues, self.policy, rows)
-        records = self.table.records
-        gone = rows[(records["tiers"][rows] == 0) & (records["pins"][rows] == 0)]
-        if len(gone):
-            self._forget(gone)
+        gone = np.empty(len(rows), np.int64)
+        count = bookkeeping.find_gone(self.table.records, rows, gone)
+        if count:
+            self._forget(gone[:count])
 
     def touch(self, rows: RowArray) -> None:
         """Somebody used ``rows``."""
@@ -302,17 +309,12 @@ class Residency:
             count -= found
 
     def _vacate(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
-        records = self.table.records
-        slots = self.slots(rows, tier)
-        records[_COLUMN[tier]][rows] = NOWHERE
+        slots, gone = np.empty((2, len(rows)), np.int64)
+        count = bookkeeping.vacate(self.table.records, rows, int(tier), int(reason), slots, gone)
         if tier is not Tier.DEVICE or isinstance(self.device, OwnedPool):
             self.give_back(slots, tier)
-        gone = (records["tiers"][rows] == 0) & (records["pins"][rows] == 0)
-        refused = records["reason"][rows] == Reason.NOT_ADMITTED
-        keep = np.uint8(Reason.NOT_ADMITTED) if reason is Reason.EVICTED else np.uint8(reason)
-        records["reason"][rows] = np.where(refused, keep, np.uint8(reason))
-        if gone.any():
-            self._forget(rows[gone])
+        if count:
+            self._forget(gone[:count])
 
     def _forget(self, rows: RowArray) -> None:
         """Pages that lie nowhere become ghosts, and the oldest ghosts lose their rows.
