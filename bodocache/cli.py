@@ -8,16 +8,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bodocache.errors import BodoCacheError
 from bodocache.replay.commands import trace_app
+from bodocache.replay.policy import Policy
 
 app = typer.Typer(
     name="bodocache",
@@ -30,15 +31,12 @@ app.add_typer(trace_app, name="trace")
 
 _STANDARD_OUTPUT = Path("-")
 
-
-class Policy(StrEnum):
-    """Who leaves first when the cache is full."""
-
-    LRU = "lru"
-    LFU = "lfu"
-    GDSF = "gdsf"
-    HEAT = "heat"
-    MIN = "min"
+# Options of one kind of replay; given to the other they would say nothing, so they are refused.
+_POLICY_OPTIONS = ("policy", "capacity_pages")
+_LIVE_OPTIONS = (
+    *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
+    *("deadline_ms", "write_through", "report"),
+)
 
 
 @app.callback()
@@ -47,11 +45,13 @@ def _about() -> None:
 
 
 @app.command(
-    epilog="Examples: [bold]bodocache replay trace.jsonl --max-requests 2000 --json out.json[/bold]"
-    " or [bold]bodocache replay trace.jsonl --policy-only --policy heat --capacity-pages"
-    " 10000[/bold]",
+    epilog="Examples: [bold]bodocache replay[/bold];"
+    " [bold]bodocache replay trace.jsonl --max-requests 2000 --json out.json[/bold];"
+    " [bold]bodocache replay trace.jsonl --dir cache --report report.html[/bold];"
+    " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold]",
 )
 def replay(  # noqa: PLR0913 -- each is an option of the command line
+    context: typer.Context,
     trace: Annotated[
         Path | None,
         typer.Argument(help="JSON lines in Mooncake's format; default: the built-in workload."),
@@ -84,10 +84,16 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     << 10,
     in_flight: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 4,
     device_pages: Annotated[
-        int | None, typer.Option(min=1, help="Default: 5 % of the distinct pages.")
+        int | None,
+        typer.Option(
+            min=1, help="Default: 5 % of the distinct pages, or the longest requests in flight."
+        ),
     ] = None,
     host_pages: Annotated[
-        int | None, typer.Option(min=1, help="Default: 20 % of the distinct pages.")
+        int | None,
+        typer.Option(
+            min=1, help="Default: 20 % of the distinct pages, or 4/3 of those longest requests."
+        ),
     ] = None,
     disk_pages: Annotated[
         int | None, typer.Option(min=1, help="Default: 50 % of the distinct pages.")
@@ -107,14 +113,15 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
 ) -> None:
     """Replay a trace of requests through device, host and disk, and compare with the optimum.
 
-    Every page that a load returns is compared byte by byte with what was stored. The pools hold at
-    least what the longest requests in flight need.
+    Every page that a load returns is compared byte by byte with what was stored.
     """
     if live and policy_only:
         raise typer.BadParameter("choose one of --live and --policy-only")
     if policy_only:
+        _refuse(context, _LIVE_OPTIONS, "not with --policy-only")
         _replay_policy(trace, max_requests, policy, capacity_pages, json_file)
         return
+    _refuse(context, _POLICY_OPTIONS, "only with --policy-only")
     from bodocache.replay.live import LiveOptions
 
     with _folder(directory) as folder:
@@ -129,6 +136,14 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
             write_through=write_through,
         )
         _replay_live(trace, max_requests, options, json_file, report)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """End with a usage error if one of the options ``names`` was given."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]}: {why}")
 
 
 def _replay_live(
@@ -173,16 +188,14 @@ def _replay_policy(
     capacity_pages: int | None,
     json_file: Path | None,
 ) -> None:
-    from bodocache.replay import policy as simulator
+    from bodocache.replay import policy_report
     from bodocache.replay.trace import load_trace
 
     if capacity_pages is None:
         raise typer.BadParameter("--policy-only needs --capacity-pages")
-    console = _console(json_file)
-    trace = load_trace(path, max_requests)
-    result = simulator.replay_policy(trace, policy, capacity_pages)
-    console.print(simulator.render(result))
-    _write_json(json_file, simulator.as_json(result))
+    outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
+    _console(json_file).print(policy_report.render(outcome))
+    _write_json(json_file, policy_report.as_json(outcome))
 
 
 def _console(json_file: Path | None) -> Console:
@@ -225,7 +238,8 @@ def main() -> None:
     try:
         app()
     except (BodoCacheError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False)
+        message = f"[bold red]error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

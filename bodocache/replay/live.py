@@ -11,20 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.cache import Cache, CacheStats, Match
-from bodocache.config import (
-    CacheConfig,
-    DiskConfig,
-    FeaturesConfig,
-    HostConfig,
-    IdentityConfig,
-    PlannerConfig,
-    TiersConfig,
-)
+from bodocache.config import CacheConfig, parse
 from bodocache.errors import ConfigError
 from bodocache.io.backend import Extent
 from bodocache.io.config import BLOCK_NBYTES
@@ -33,6 +26,8 @@ from bodocache.layout import Group, Layout, LayoutKind
 from bodocache.pools import OwnedPool
 from bodocache.replay import payload
 from bodocache.replay.trace import Trace
+
+T = TypeVar("T")
 
 PAGE_UNIT_NBYTES = 4096  # 4 layers x K and V x 8 tokens x 1 head x 32 values x 2 bytes
 DEVICE_SHARE, HOST_SHARE, DISK_SHARE = 0.05, 0.20, 0.50  # of the distinct pages
@@ -191,7 +186,7 @@ class _Engine:
         async with self._cache.store(match, slots):
             pass  # a real engine would decode here, reading its pages
 
-    async def _on_engine(self, work: Callable[..., int], *arguments: NDArray[np.generic]) -> int:
+    async def _on_engine(self, work: Callable[..., T], *arguments: NDArray[np.generic]) -> T:
         return await self._loop.run_in_executor(self._executor, work, *arguments)
 
 
@@ -208,22 +203,23 @@ def _device_pool(num_pages: int, page_nbytes: int) -> OwnedPool:
 
 
 def _config(trace: Trace, options: LiveOptions, sizes: Sizes) -> CacheConfig:
-    return CacheConfig(
-        identity=IdentityConfig(model=f"replay of {trace.name}", dtype="bytes"),
-        tiers=TiersConfig(
-            host=HostConfig(capacity_bytes=sizes.host * options.page_nbytes),
-            disk=DiskConfig(
-                directory=options.directory,
-                capacity_bytes=_slab_nbytes(sizes.disk, options.page_nbytes),
-            ),
-        ),
-        planner=PlannerConfig(
+    values = {
+        "identity": {"model": f"replay of {trace.name}", "dtype": "bytes"},
+        "tiers": {
+            "host": {"capacity_bytes": sizes.host * options.page_nbytes},
+            "disk": {
+                "directory": options.directory,
+                "capacity_bytes": _slab_nbytes(sizes.disk, options.page_nbytes),
+            },
+        },
+        "planner": {
             # A page of a trace stands for 512 tokens, whatever its bytes are here.
-            recompute_s_per_token=RECOMPUTE_S_PER_TOKEN * TOKENS_SCALE,
-            recompute_slope_s=RECOMPUTE_SLOPE_S * TOKENS_SCALE**2,
-        ),
-        features=FeaturesConfig(admit=not options.write_through),
-    )
+            "recompute_s_per_token": RECOMPUTE_S_PER_TOKEN * TOKENS_SCALE,
+            "recompute_slope_s": RECOMPUTE_SLOPE_S * TOKENS_SCALE**2,
+        },
+        "features": {"admit": not options.write_through},
+    }
+    return parse(CacheConfig, values, source="replay")
 
 
 def _slab_nbytes(pages: int, page_nbytes: int) -> int:

@@ -73,7 +73,8 @@ def _read(batches: Sequence[Sequence[_Read]], *, loads: int, threads: int) -> Ra
     local = threading.local()
     with ExitStack() as stack:
         files = {path: _open(path) for path in paths}
-        stack.callback(lambda: [os.close(file) for file in files.values()])
+        for file in files.values():
+            stack.callback(os.close, file)
 
         def read(one: _Read) -> None:
             if not hasattr(local, "buffer"):

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from bodocache import cli
+from bodocache.replay.policy import Policy
+from bodocache.replay.workload import WorkloadConfig
+
+REPLAY = ("replay", "--policy-only", "--capacity-pages")
+POLICY_JSON = {
+    *("trace", "requests", "pages_touched", "policy", "capacity_pages", "page_hits", "hit_ratio"),
+    *("optimum_hits", "regret", "infinite_hits", "touches_per_s"),
+}
+
+
+def run(*arguments, status=0):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+def figures(*arguments):
+    return json.loads(run(*arguments, "--json", "-").stdout)
+
+
+def end_of_main(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bodocache", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("policy", "capacity", "hits", "optimum"),
+    [
+        ("lru", 3_000, 18_850, 84_953),
+        ("lru", 10_000, 61_046, 105_710),
+        ("min", 3_000, 84_953, 84_953),
+        ("min", 10_000, 105_710, 105_710),
+    ],
+)
+def test_policy_only_gives_the_known_figures(conversation_trace, policy, capacity, hits, optimum):
+    found = figures(*REPLAY, capacity, "--policy", policy, conversation_trace)
+    assert found["requests"] == 12_031
+    assert found["pages_touched"] == 288_500
+    assert found["infinite_hits"] == 105_710
+    assert (found["page_hits"], found["optimum_hits"]) == (hits, optimum)
+    assert found["hit_ratio"] == hits / 288_500
+    assert found["regret"] == pytest.approx(1 - hits / optimum)
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_policy_only_takes_every_policy_and_the_names_are_stable(policy):
+    found = figures(*REPLAY, 300, "--policy", policy.value)
+    assert set(found) == POLICY_JSON
+    assert found["policy"] == policy.value
+    assert found["requests"] == WorkloadConfig().requests
+    assert 0 < found["page_hits"] <= found["optimum_hits"] <= found["infinite_hits"]
+
+
+def test_policy_only_prints_a_table():
+    text = run(*REPLAY, 300, "--policy", "min").stdout
+    for part in ("min on built-in workload", "300 pages", "optimum", "0.0%", "touches/s"):
+        assert part in text
+
+
+def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
+    text = run(*REPLAY, 300, "--json", tmp_path / "figures.json").stdout
+    assert "hit ratio" in text
+    assert set(json.loads((tmp_path / "figures.json").read_text())) == POLICY_JSON
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("replay", "--policy-only"), "--capacity-pages"),
+        (("replay", "--live", *REPLAY[1:], "5"), "choose one"),
+        (("replay", "--policy", "lru"), "only with --policy-only"),
+        (("replay", "--capacity-pages", "5"), "only with --policy-only"),
+        ((*REPLAY, "5", "--dir", "x"), "--dir: not with --policy-only"),
+        ((*REPLAY, "5", "--report", "x"), "--report: not with --policy-only"),
+        ((*REPLAY, "0"), "--capacity-pages"),
+        ((*REPLAY, "5", "--policy", "fifo"), "fifo"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments, says):
+    assert says in run(*arguments, status=2).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("replay", "no such file"), "no such file: cannot be read"),
+        (("replay", "--page-bytes", 4095), "expected a multiple of 4096"),
+        (("replay", "--host-pages", 10**9, "--max-requests", 1), "this machine's memory"),
+        ((*REPLAY, 5, "--json", "no/such/folder/x"), "No such file"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    status, text = end_of_main(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert says in text
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+
+
+def test_brackets_in_an_error_are_shown(monkeypatch, capsys, tmp_path):
+    trace = tmp_path / "[bold]trace.jsonl"
+    trace.write_text("nonsense\n")
+    assert f"{trace}:1: not JSON" in end_of_main(monkeypatch, capsys, "replay", trace)[1]
+
+
+def test_help_teaches_by_example():
+    text = " ".join(run("replay", "--help").stdout.split())
+    assert "bodocache replay trace.jsonl --max-requests 2000" in text
+    assert "--policy-only --policy lru --capacity-pages" in text
+
+
+def test_a_live_replay_hits_and_finds_no_wrong_byte(tmp_path):
+    small = ("--max-requests", 40, "--page-bytes", 4096, "--dir", tmp_path / "disk")
+    found = figures("replay", *small, "--write-through")
+    assert found["requests"] == 40
+    assert found["page_hits"] > 0
+    assert found["wrong_bytes"] == 0
