@@ -35,7 +35,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml -p bodocache
-	$(BIN)/lint-imports --config pyproject.toml
+	$(BIN)/lint-imports
 
 bench: install
 	@for script in bench/*.py; do case $$script in bench/_*) ;; *) \
