@@ -75,7 +75,7 @@ class Loader:
         there[wanted] = False
         load.arrive(np.flatnonzero(there))
         self.hits[Tier.DEVICE] += int(there.sum())
-        for tier in (Tier.HOST, Tier.DISK):
+        for tier in (Tier.DISK, Tier.HOST):  # the disk reads while the host copies
             positions = wanted[sources == tier]
             if len(positions):
                 self._begin_part(load, tier, positions)
