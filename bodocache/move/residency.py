@@ -171,7 +171,8 @@ class Residency:
         records = self.table.records
         if len(records) > len(self._ghost_places):
             self._queues = evict.grown(self._queues, len(records))
-            self._ghost_places = np.resize(self._ghost_places, len(records))
+            more = np.full(len(records) - len(self._ghost_places), NOWHERE)
+            self._ghost_places = np.concatenate((self._ghost_places, more))
         self._ghost_places[rows] = NOWHERE
         before = np.concatenate((parents[:1], rows[:-1]))
         records["parent"][rows] = np.where(parents == NEXT, before, parents)
