@@ -25,7 +25,7 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.io.config import SlabConfig
 from bodocache.io.slab import SlabBackend
 from bodocache.kernels.host import compiled as host_path
-from bodocache.layout import LayoutKind
+from bodocache.layout import Group, Layout, LayoutKind
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.residency import RecomputeModel
@@ -33,7 +33,7 @@ from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.pages import Reason, Tier
 from bodocache.plan.records import POLICY
-from bodocache.pools import OwnedPool
+from bodocache.pools import BorrowedPool, OwnedPool
 
 KeyArray = NDArray[np.uint8]
 SlotArray = NDArray[np.int64]
@@ -78,27 +78,41 @@ class Cache:
     async def open(
         cls,
         config: CacheConfig | Path,
-        pool: OwnedPool,
+        pool: BorrowedPool,
         *,
+        group: Group | None = None,
+        backend: Backend | None = None,
         clock: Clock | None = None,
         on_extent: Callable[[Extent], None] | None = None,
     ) -> "Cache":
         """Open a cache that serves the device pool ``pool``.
 
         Planner code is compiled here if no compiled copy is on disk (seconds, once a version).
-        ``on_extent`` is told of every read and write of the disk tier, in a worker thread.
+        ``group`` is what the pages of a borrowed pool hold; an owned pool knows. ``backend`` takes
+        the place of ``tiers.disk``; it is closed with the cache. ``on_extent`` is told of every
+        read and write of the disk tier, in a worker thread.
 
         Raises:
             ConfigError: a tier is too small for one page, or a field is out of range.
+            LayoutError: ``group`` is missing, or not what the pool's memory holds.
             BackendLocked: another process writes to the disk tier's directory.
         """
         if isinstance(config, Path):
             config = load_config(config)
         clock = clock or RealClock()
         await asyncio.get_running_loop().run_in_executor(None, _warm)
-        root = _root_of(config, pool)
-        host = _host_pool(config, pool)
-        backend = await _open_disk(config, pool, root, clock, on_extent)
+        layout = _layout_of(pool, group)
+        root = _root_of(config, layout)
+        host = _host_pool(config, layout)
+        if backend is None:
+            backend = await _open_disk(config, layout, root, clock)
+        if backend is not None and backend.page_nbytes != layout.page_nbytes:
+            raise LayoutError(
+                f"{backend.name}: pages of {backend.page_nbytes} bytes; the pool's have"
+                f" {layout.page_nbytes}"
+            )
+        if backend is not None and on_extent is not None:
+            backend.observer = on_extent
         orchestrator = Orchestrator(
             device=pool,
             host=host,
@@ -106,7 +120,7 @@ class Cache:
             policy=_policy_of(config),
             clock=clock,
             recompute=RecomputeModel(
-                pool.layout.page_tokens,
+                layout.page_tokens,
                 config.planner.recompute_s_per_token,
                 config.planner.recompute_slope_s,
             ),
@@ -159,8 +173,12 @@ class Cache:
         pool. ``deadline_s`` counts from now. ``await load`` gives the pages that landed, exactly
         the bytes that were stored; ``load.recompute`` is the rest. Close the load when the pages
         are no longer used.
+
+        Raises:
+            LayoutError: ``slots`` of an owned pool, or not one per page of a borrowed one.
         """
         self._check_open()
+        slots = self._checked(slots, match.pages)
         load = self._orchestrator.load(match.keys[: match.pages], slots, deadline_s)
         self._count(match.reasons)
         load.on_settled(lambda: self._count_undelivered(load, match.pages))
@@ -219,6 +237,16 @@ class Cache:
         if self._closed:
             raise CacheClosed("the cache was closed")
 
+    def _checked(self, slots: SlotArray | None, pages: int) -> SlotArray | None:
+        if isinstance(self._orchestrator.residency.device, OwnedPool):
+            if slots is not None:
+                raise LayoutError("load: slots were given; an owned pool gives out its own")
+            return None
+        if slots is None or len(slots) != pages:
+            given = "no" if slots is None else len(slots)
+            raise LayoutError(f"load: {given} slots of a borrowed pool for {pages} pages")
+        return np.array(slots, np.int64)  # ours: the engine may use its array again
+
     async def _hashed(
         self, pages: int, hasher: Callable[..., KeyArray], *arguments: Any
     ) -> KeyArray:
@@ -256,12 +284,28 @@ def _warm() -> None:
     jit.warm()
 
 
-def _root_of(config: CacheConfig, pool: OwnedPool) -> Root:
+def _layout_of(pool: BorrowedPool, group: Group | None) -> Layout:
+    """The pages of ``pool``, each as one piece: how they lie outside the device."""
+    if isinstance(pool, OwnedPool):
+        group = pool.layout.group
+    memory = pool.memory
+    if group is None:
+        raise LayoutError("a borrowed pool: say which group its pages hold (group=)")
+    said = (group.layers, group.kv, group.heads, group.row_nbytes)
+    held = (*memory.bases.shape, memory.heads, memory.row_nbytes)
+    if said != held:
+        raise LayoutError(
+            f"group {group.name}: layers, K/V, heads and row bytes {said}; the pool's: {held}"
+        )
+    return Layout(LayoutKind.PAGE, group, memory.page_tokens, memory.num_pages)
+
+
+def _root_of(config: CacheConfig, layout: Layout) -> Root:
     """The root of every key: what the engine said, and what the pool holds."""
-    identity, group = config.identity, pool.layout.group
+    identity, group = config.identity, layout.group
     return Root(
         model=identity.model,
-        page_tokens=pool.layout.page_tokens,
+        page_tokens=layout.page_tokens,
         group=group.name,
         shard=Shard.whole(group),
         dtype=identity.dtype,
@@ -276,24 +320,19 @@ def _root_of(config: CacheConfig, pool: OwnedPool) -> Root:
     )
 
 
-def _host_pool(config: CacheConfig, device: OwnedPool) -> OwnedPool:
-    page_nbytes = device.layout.page_nbytes
+def _host_pool(config: CacheConfig, layout: Layout) -> OwnedPool:
+    page_nbytes = layout.page_nbytes
     num_pages = config.tiers.host.capacity_bytes // page_nbytes
     if num_pages < 1:
         raise ConfigError(
             f"tiers.host.capacity_bytes = {config.tiers.host.capacity_bytes}: expected at least one"
             f" page, {page_nbytes} bytes"
         )
-    layout = replace(device.layout, kind=LayoutKind.PAGE, num_pages=num_pages)
-    return OwnedPool(layout, name="host")
+    return OwnedPool(replace(layout, num_pages=num_pages), name="host")
 
 
 async def _open_disk(
-    config: CacheConfig,
-    pool: OwnedPool,
-    root: Root,
-    clock: Clock,
-    on_extent: Callable[[Extent], None] | None,
+    config: CacheConfig, layout: Layout, root: Root, clock: Clock
 ) -> Backend | None:
     disk = config.tiers.disk
     if disk is None:
@@ -302,14 +341,12 @@ async def _open_disk(
     slab = SlabConfig(
         directory=disk.directory,
         capacity_nbytes=disk.capacity_bytes,
-        page_nbytes=pool.layout.page_nbytes,
+        page_nbytes=layout.page_nbytes,
         form=hashlib.blake2b(form, digest_size=32).digest(),
         queue_depth=disk.queue_depth,
         chunk_nbytes=disk.chunk_bytes,
     )
-    backend = await SlabBackend.open(slab, clock=clock)
-    backend.observer = on_extent
-    return backend
+    return await SlabBackend.open(slab, clock=clock)
 
 
 def _policy_of(config: CacheConfig) -> NDArray[np.void]:

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.pages import Reason
+from bodocache.pages import Reason, Tier
 
 RowArray = NDArray[np.int64]
 
@@ -48,6 +48,7 @@ class Load:
         self.parts = 0  # parts that may still write to our slots
         self._page_tokens = page_tokens
         self._arrived = np.zeros(len(rows), np.bool_)
+        self._came_from = np.zeros(len(rows), np.uint8)
         self._reasons = np.full(len(rows), Reason.LATE, np.uint8)
         self._on_close = on_close
         self._on_cancel: list[Callable[[], None]] = []
@@ -85,6 +86,11 @@ class Load:
         return range(self.landed * self._page_tokens, len(self.rows) * self._page_tokens)
 
     @property
+    def hits(self) -> NDArray[np.int64]:
+        """Pages delivered, by the Tier they came from; final once the load is done."""
+        return np.bincount(self._came_from[: self.landed], minlength=len(Tier))
+
+    @property
     def reasons(self) -> NDArray[np.uint8]:
         """Reason of each page that did not land; final once the load is done."""
         return self._reasons[self.landed :]
@@ -115,18 +121,22 @@ class Load:
         self._on_cancel.append(abandon)
 
     def on_settled(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called when the result is final."""
-        self._on_settled.append(callback)
+        """Have ``callback`` called when the result is final: at once if it is."""
+        if self.done:
+            callback()
+        else:
+            self._on_settled.append(callback)
 
     def abandon(self) -> None:
         """Tell the parts under way to begin nothing more."""
         while self._on_cancel:
             self._on_cancel.pop()()
 
-    def arrive(self, positions: RowArray) -> None:
-        """The pages at ``positions`` are in their slots and verified."""
+    def arrive(self, positions: RowArray, source: Tier) -> None:
+        """The pages at ``positions`` are in their slots and verified; they came from ``source``."""
         if not self.done:
             self._arrived[positions] = True
+            self._came_from[positions] = source
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
         """The pages at ``positions`` will not come."""
@@ -149,6 +159,7 @@ class Load:
         if self.done:
             return
         pages = self._leading()
+        self._reasons[self._arrived] = Reason.UNREACHABLE  # those behind one that did not come
         self._result.set_result(
             Loaded(
                 pages=pages,

@@ -41,7 +41,7 @@ class Loader:
         self.disk_idle = asyncio.Event()  # set while no load reads from disk
         self.disk_idle.set()
         self.failed_checks = 0
-        self.hits = {Tier.DEVICE: 0, Tier.HOST: 0, Tier.DISK: 0}
+        self._hits = np.zeros(len(Tier), np.int64)
         self._residency = residency
         self._links = links
         self._copies = copies
@@ -50,6 +50,11 @@ class Loader:
         self._page_tokens = page_tokens
         self._loop = asyncio.get_running_loop()
         self._live: set[Load] = set()
+
+    @property
+    def hits(self) -> dict[Tier, int]:
+        """Pages that loads delivered, by the tier they came from."""
+        return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
 
     def begin(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
         """Begin to bring the pages of ``keys`` to the device; the leading ones that fit.
@@ -73,8 +78,8 @@ class Loader:
         load.begin_part()  # this call: it ends below, so that a load of nothing ends too
         there = np.ones(len(rows), np.bool_)
         there[wanted] = False
-        load.arrive(np.flatnonzero(there))
-        self.hits[Tier.DEVICE] += int(there.sum())
+        load.arrive(np.flatnonzero(there), Tier.DEVICE)
+        load.on_settled(partial(self._count_hits, load))
         for tier in (Tier.DISK, Tier.HOST):  # the disk reads while the host copies
             positions = wanted[sources == tier]
             if len(positions):
@@ -135,6 +140,7 @@ class Loader:
             keys=table.keys[rows],
             digests=table.digests[rows],
             verified=np.zeros(len(rows), np.bool_),
+            kept=np.zeros(len(rows), np.bool_),
         )
         self._plan(part)
         if tier is Tier.DISK:
@@ -175,14 +181,16 @@ class Loader:
 
     def _copy_from_host(self, part: Part) -> None:
         """The first turn at once: a short part has landed when the call returns."""
-        more = False
         try:
             more = self._copy_turn(part)
-        finally:
-            if not more:
-                self._end_part(part)
+        except Exception:  # noqa: BLE001 -- what cannot be copied is a miss
+            _log.exception("host to device: %d pages could not be copied", len(part.rows))
+            self._break_off(part)
+            more = False
         if more:
             self._nursery.spawn(self._copy_rest(part))
+        else:
+            self._end_part(part)
 
     def _copy_turn(self, part: Part) -> bool:
         """Copy what one turn allows; whether anything is left."""
@@ -198,6 +206,9 @@ class Loader:
                 await asyncio.sleep(0)
                 if not self._copy_turn(part):
                     return
+        except Exception:
+            self._break_off(part)
+            raise
         finally:
             self._end_part(part)
 
@@ -207,6 +218,9 @@ class Loader:
             send = partial(part.send, everything, self._copies, self._now_s)
             await self._copies.run(len(everything), send)
             self._land(part, everything)
+        except Exception:
+            self._break_off(part)
+            raise
         finally:
             self._end_part(part)
 
@@ -222,8 +236,7 @@ class Loader:
         if isinstance(self._residency.device, OwnedPool):
             self._settle_on_device(part, good)
         part.landed += len(good)
-        self.hits[part.source] += len(good)
-        part.load.arrive(part.positions[good])
+        part.load.arrive(part.positions[good], part.source)
 
     def _settle_on_device(self, part: Part, chosen: RowArray) -> None:
         """Place pages that landed; where another load was faster, its copy is the one."""
@@ -252,7 +265,7 @@ class Loader:
             )
         except BodoCacheError as error:
             _log.warning("disk tier: %s", error)
-            self._fail(part, order, Reason.IO_ERROR)
+            self._break_off(part)
             self._end_part(part)
             return
         part.load.on_cancel(transfer.abandon)
@@ -296,12 +309,13 @@ class Loader:
 
     def _keep_on_host(self, part: Part, chosen: RowArray) -> None:
         """Pages read from disk stay on the host, unless another load brought them first."""
-        rows = part.rows[chosen]
-        fresh = ~self._residency.lies_in(rows, Tier.HOST)
-        self._residency.place(rows[fresh], Tier.HOST, part.host_slots[chosen[fresh]])
+        fresh = chosen[~self._residency.lies_in(part.rows[chosen], Tier.HOST)]
+        self._residency.place(part.rows[fresh], Tier.HOST, part.host_slots[fresh])
+        part.kept[fresh] = True
 
-    def _fail(self, part: Part, chosen: RowArray, reason: Reason) -> None:
-        part.load.fail(part.positions[chosen], np.full(len(chosen), reason, np.uint8))
+    def _break_off(self, part: Part) -> None:
+        """What of ``part`` has not arrived will not come."""
+        part.load.fail(part.positions, np.full(len(part.rows), Reason.IO_ERROR, np.uint8))
 
     def _lose(self, part: Part, chosen: RowArray, tier: Tier, reasons: NDArray[np.uint8]) -> None:
         """Copies that failed are dropped: the next lookup does not find them."""
@@ -317,8 +331,7 @@ class Loader:
         residency = self._residency
         residency.host.drop(part.host_slots)
         if part.source is Tier.DISK:
-            unused = part.host_slots[residency.slots(part.rows, Tier.HOST) != part.host_slots]
-            residency.give_back(unused, Tier.HOST)
+            residency.give_back(part.host_slots[~part.kept], Tier.HOST)
         part.link.end(
             part.landed_s if part.landed == len(part.rows) else self._now_s(),
             begun_s=part.load.begun_s,
@@ -342,6 +355,9 @@ class Loader:
         )
         self._residency.give_back(slots[unused], Tier.DEVICE)
         load.slots[positions[unused]] = NOWHERE
+
+    def _count_hits(self, load: Load) -> None:
+        self._hits += load.hits
 
     def _close(self, load: Load) -> None:
         self._live.discard(load)

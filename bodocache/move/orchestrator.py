@@ -122,7 +122,7 @@ class Orchestrator:
         return Traffic(
             links={name: link.stats(now_s) for name, link in self._links.items()},
             tiers=self.residency.stats(),
-            hits=dict(self._loader.hits),
+            hits=self._loader.hits,
             evicted=dict(self.residency.evicted),
             failed_checks=self._loader.failed_checks,
             not_admitted=self._writer.refused if self._writer else 0,

@@ -36,6 +36,7 @@ class Part:
     keys: NDArray[np.uint8]
     digests: NDArray[np.uint64]  # seeded
     verified: NDArray[np.bool_]
+    kept: NDArray[np.bool_]  # pages read from disk whose host slot is the cache's from then on
     ops: list[RowArray] = field(default_factory=list)  # indices into rows, op by op
     next_op: int = 0
     landed: int = 0

@@ -115,13 +115,6 @@ class Residency:
         held: NDArray[np.bool_] = (rows != NOWHERE) & (self.table.records["tiers"][rows] != 0)
         return held
 
-    def is_held(self, rows: RowArray) -> NDArray[np.bool_]:
-        """Whether each page lies in a tier or is on its way to one; ``rows`` may be NOWHERE."""
-        records = self.table.records
-        held = (records["tiers"][rows] != 0) | (records["pins"][rows] != 0)
-        there: NDArray[np.bool_] = (rows != NOWHERE) & held
-        return there
-
     def why_missing(self, keys: KeyArray, present: int) -> NDArray[np.uint8]:
         """Reason of each page of the chain ``keys`` from page ``present`` on."""
         rows = self.index.find(keys[present:])
@@ -129,6 +122,7 @@ class Residency:
         reasons = np.where(rows == NOWHERE, self._why_new(keys, present), records["reason"][rows])
         there = (rows != NOWHERE) & (records["tiers"][rows] != 0)
         reasons[there] = Reason.UNREACHABLE
+        reasons[reasons == Reason.NONE] = Reason.NEVER_STORED  # on its way to its first tier
         return reasons.astype(np.uint8)
 
     # Placing
@@ -161,7 +155,7 @@ class Residency:
         return rows
 
     def add(self, keys: KeyArray, parents: RowArray, depths: NDArray[np.integer[Any]]) -> RowArray:
-        """Rows for pages that lie nowhere yet, pinned once; a ghost keeps its row and its heat.
+        """Rows for pages that lie nowhere, pinned once more; a ghost keeps its row and its heat.
 
         ``parents`` are rows; NEXT stands for the row that this call gives to the page before.
         """
@@ -181,7 +175,7 @@ class Residency:
         records["recompute_s"][rows] = self._recompute.seconds(depths)
         records["stamp_s"][rows[unknown]] = self._now_s()
         records["reason"][rows] = Reason.NONE
-        records["pins"][rows] = 1
+        records["pins"][rows] += 1  # a page that was found corrupt may be held by its load
         self.index.insert(rows[unknown])
         return rows
 

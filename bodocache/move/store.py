@@ -58,7 +58,10 @@ class Store:
         """The engine no longer uses the slots. Takes effect when the pages can be found."""
         if not self._closed:
             self._closed = True
-            self.visible.add_done_callback(lambda _: self._on_close(self))
+            if self.visible.done():  # at once: whoever acquires next may count on the slots
+                self._on_close(self)
+            else:
+                self.visible.add_done_callback(lambda _: self._on_close(self))
 
     # What follows is the orchestrator's side.
 

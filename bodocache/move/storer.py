@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.move.copies import Copies
@@ -49,6 +50,7 @@ class Storer:
         self._writer = writer
         self._now_s = now_s
         self._live: set[Store] = set()
+        self._coming: set[int] = set()  # rows of pages on their way to the host
 
     def begin(self, keys: KeyArray, slots: SlotArray, origin: Origin) -> Store:
         """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
@@ -60,7 +62,7 @@ class Storer:
             self._refuse(store, slots, known=0)
             return store
         chain = residency.index.find(keys[first:])
-        new = ~residency.is_held(chain)
+        new = ~self._is_known(chain)
         fresh = np.flatnonzero(new)
         residency.pin(before)
         residency.pin(chain[~new])
@@ -77,6 +79,17 @@ class Storer:
         for store in list(self._live):
             await store
 
+    def _is_known(self, chain: RowArray) -> NDArray[np.bool_]:
+        """Whether each page lies in a tier or is on its way to one; rows may be NOWHERE.
+
+        A page that lies nowhere may be pinned all the same, by a load that found it corrupt.
+        """
+        tiers = self._residency.table.records["tiers"][chain]
+        known: NDArray[np.bool_] = (chain != NOWHERE) & (tiers != 0)
+        for i in np.flatnonzero(~known).tolist():
+            known[i] = int(chain[i]) in self._coming
+        return known
+
     def _add(
         self, keys: KeyArray, before: RowArray, chain: RowArray, fresh: RowArray, origin: Origin
     ) -> RowArray:
@@ -88,6 +101,7 @@ class Storer:
         records = residency.table.records
         records["version"][rows] = origin.version
         records["tenant"][rows] = origin.tenant
+        self._coming.update(rows.tolist())
         return rows
 
     def _refuse(self, store: Store, slots: SlotArray, *, known: int) -> None:
@@ -96,36 +110,52 @@ class Storer:
         store.settle(0, 0)
 
     async def _run(self, store: Store, rows: RowArray, slots: SlotArray, known: int) -> None:
-        residency, shown = self._residency, 0
-        host_slots = residency.take_most(Tier.HOST, len(rows))
-        kept = len(host_slots)
-        store.spare(slots[kept:])
-        residency.table.records["reason"][rows[kept:]] = Reason.NO_ROOM
+        shown = 0
         try:
-            await self._show(rows[:kept], slots[:kept], host_slots)
-            shown = kept
+            shown = await self._show(rows, slots)
             if self._writer is not None:
-                await self._writer.offer(store, rows[:kept])
+                await self._writer.offer(store, rows[:shown])
         finally:
+            store.spare(slots[shown:])
             store.settle(0, 0)
             self._live.discard(store)
             store.visible.set_result(Stored(new=shown, known=known, refused=len(rows) - shown))
 
-    async def _show(self, rows: RowArray, slots: SlotArray, host_slots: SlotArray) -> None:
-        if not len(rows):
-            return
-        residency, begun_s = self._residency, self._now_s()
+    async def _show(self, rows: RowArray, slots: SlotArray) -> int:
+        """Copy as many of ``rows`` as the host has room for; from then on they can be found."""
+        residency, table = self._residency, self._residency.table
+        host_slots = residency.take_most(Tier.HOST, len(rows))
+        kept, unused = len(host_slots), host_slots
+        try:
+            table.records["reason"][rows[kept:]] = Reason.NO_ROOM
+            raw = await self._copy(slots[:kept], host_slots)
+            table.digests[rows[:kept]] = digest.seeded(raw, table.keys[rows[:kept]])
+            unused = host_slots[:0]
+            residency.place(rows[:kept], Tier.HOST, host_slots)
+            if isinstance(residency.device, OwnedPool):
+                residency.place(rows[:kept], Tier.DEVICE, slots[:kept])
+            residency.touch(rows[:kept])
+        finally:
+            residency.give_back(unused, Tier.HOST)
+            self._coming.difference_update(rows.tolist())
+        return kept
+
+    async def _copy(self, slots: SlotArray, host_slots: SlotArray) -> NDArray[np.uint64]:
+        """Copy device slots to host slots; the digests of what was copied, without seeds."""
+        if not len(slots):
+            return np.empty((0, 2), np.uint64)
+        residency, begun_s, landed = self._residency, self._now_s(), 0
         self._link.begin(begun_s)
-        with residency.host.lease(host_slots), residency.device.lease(slots):
-            raw = await self._copies.run(len(rows), lambda: self._copies.to_host(slots, host_slots))
-        nbytes = len(rows) * residency.host.layout.page_nbytes
-        self._link.end(self._now_s(), begun_s=begun_s, pages=len(rows), nbytes=nbytes)
-        table = residency.table
-        table.digests[rows] = digest.seeded(raw, table.keys[rows])
-        residency.place(rows, Tier.HOST, host_slots)
-        if isinstance(residency.device, OwnedPool):
-            residency.place(rows, Tier.DEVICE, slots)
-        residency.touch(rows)
+        try:
+            with residency.host.lease(host_slots), residency.device.lease(slots):
+                raw = await self._copies.run(
+                    len(slots), lambda: self._copies.to_host(slots, host_slots)
+                )
+            landed = len(slots)
+        finally:
+            nbytes = landed * residency.host.layout.page_nbytes
+            self._link.end(self._now_s(), begun_s=begun_s, pages=landed, nbytes=nbytes)
+        return raw
 
     def _close(self, store: Store) -> None:
         residency = self._residency

@@ -6,6 +6,7 @@ is long, so that writes are never starved by the loads of those who make them.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind
+
+_log = logging.getLogger(__name__)
 
 STARVED_S = 0.25  # a page that has waited so long is written beside the loads
 BATCH_NBYTES = 4 << 20  # about 2 ms of a disk: what a load that comes meanwhile waits for
@@ -87,7 +90,10 @@ class Writer:
             if not self._queue:
                 return
             await self._turn()
-            await self._write(self._next_batch())
+            try:
+                await self._write(self._next_batch())
+            except Exception:  # noqa: BLE001 -- stores wait for the queue: it must go on
+                _log.exception("disk tier: a batch could not be written")
 
     async def _turn(self) -> None:
         """Wait until no load reads from disk, or until the oldest page has waited long enough."""
@@ -167,19 +173,22 @@ class Writer:
     async def _put(self, rows: RowArray, frames: SlotArray) -> None:
         """Write ``rows`` to ``frames``; those that landed lie on disk from then on."""
         residency, begun_s = self._residency, self._now_s()
-        slots = residency.slots(rows, Tier.HOST)
+        slots, landed = residency.slots(rows, Tier.HOST), np.zeros(len(rows), np.bool_)
         self._link.begin(begun_s)
-        with residency.host.lease(slots):
-            transfer = self._backend.put(
-                self._batch(rows, frames, slots), residency.host.rows, deadline_s=np.inf
-            )
-            await transfer.finished()
-            await transfer.drained()
-        landed = transfer.statuses == Status.LANDED
-        nbytes = int(landed.sum()) * self._backend.page_nbytes
-        self._link.end(self._now_s(), begun_s=begun_s, pages=int(landed.sum()), nbytes=nbytes)
-        residency.give_back(frames[~landed], Tier.DISK)
-        residency.place(rows[landed], Tier.DISK, frames[landed])
+        try:
+            with residency.host.lease(slots):
+                transfer = self._backend.put(
+                    self._batch(rows, frames, slots), residency.host.rows, deadline_s=np.inf
+                )
+                await transfer.finished()
+                await transfer.drained()
+            landed = transfer.statuses == Status.LANDED
+        finally:
+            pages = int(landed.sum())
+            nbytes = pages * self._backend.page_nbytes
+            self._link.end(self._now_s(), begun_s=begun_s, pages=pages, nbytes=nbytes)
+            residency.give_back(frames[~landed], Tier.DISK)
+            residency.place(rows[landed], Tier.DISK, frames[landed])
 
     def _batch(self, rows: RowArray, frames: SlotArray, slots: SlotArray) -> NDArray[np.void]:
         table = self._residency.table

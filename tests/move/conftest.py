@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cache on tiny pools, an engine that computes pages from their keys, and what must hold after.
+
+A page's bytes follow from its key alone, so a wrong byte needs no record of what was stored.
+"""
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from bodocache import jit
+from bodocache.cache import Cache
+from bodocache.clock import RealClock
+from bodocache.config import CacheConfig, FeaturesConfig, HostConfig, IdentityConfig, TiersConfig
+from bodocache.digest import digest_rows, seeded
+from bodocache.kernels.host import compiled as host_path
+from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.pages import NOWHERE, Tier
+from bodocache.pools import BorrowedPool, OwnedPool
+from bodocache.replay import payload
+from bodocache.testing import MemoryBackend, MemoryDisk
+
+host_path()
+jit.warm()  # here, not in a test: a cold compile is not part of any test's time
+
+GROUP = Group("kv", layers=4, heads=1, head_dim=32, itemsize=2)
+PAGE_TOKENS = 8
+PAGE_NBYTES = GROUP.page_nbytes(PAGE_TOKENS)
+COLUMNS = {Tier.DEVICE: "device_slot", Tier.HOST: "host_slot", Tier.DISK: "frame"}
+
+
+class Valve:
+    """A backend's queue that a test shuts: what came then is in flight, and cannot be withdrawn."""
+
+    def __init__(self):
+        self.is_shut = False
+        self.in_flight = []
+
+    def submit(self, requests):
+        self.in_flight += requests
+        if not self.is_shut:
+            asyncio.get_running_loop().call_soon(self.flow)
+
+    def withdraw(self, _):
+        return []
+
+    def flow(self):
+        """Do all that is in flight."""
+        while self.in_flight:
+            self.flow_one()
+
+    def flow_one(self):
+        request = self.in_flight.pop(0)
+        request.transfer.settle(request, request.transfer.run(request))
+
+    def open(self):
+        self.is_shut = False
+        self.flow()
+
+
+class House:
+    """One cache with its pools and disk, and the engine it serves."""
+
+    def __init__(self, device, host, disk, wrap):
+        self.engine_pool = OwnedPool(
+            Layout(LayoutKind.LAYER_FIRST, GROUP, PAGE_TOKENS, device), name="device"
+        )
+        self.pool = self.engine_pool
+        self.words = payload.words_of(self.engine_pool)
+        self.disk = MemoryDisk(PAGE_NBYTES, disk) if disk else None
+        self.valve = Valve()
+        self.backend = wrap(self.memory_backend()) if disk else None
+        self.host_pages = host
+
+    def memory_backend(self):
+        backend = MemoryBackend(self.disk, clock=RealClock())
+        backend._queue = self.valve
+        return backend
+
+    def borrow(self):
+        """Let the engine give out the slots."""
+        memory = PagedMemory.of_layout(self.engine_pool.buffer, self.engine_pool.layout)
+        self.pool = BorrowedPool(memory)
+
+    async def open(self, admit):
+        config = CacheConfig(
+            IdentityConfig(model="m", dtype="bytes"),
+            TiersConfig(HostConfig(self.host_pages * PAGE_NBYTES)),
+            features=FeaturesConfig(admit=admit),
+        )
+        self.cache = await Cache.open(config, self.pool, group=GROUP, backend=self.backend)
+        self.orchestrator = self.cache._orchestrator
+        self.residency = self.orchestrator.residency
+        self.host = self.residency.host
+
+    # What an engine does
+
+    def slots(self, count):
+        """Device slots, from whoever gives them out."""
+        owner = self.cache if self.pool is self.engine_pool else self.engine_pool
+        return owner.acquire(count)
+
+    async def compute(self, tokens, have=0):
+        """Begin to store what of ``tokens`` is behind the first ``have`` pages."""
+        match = await self.cache.match(tokens)
+        missing = match.keys[have:]
+        slots = self.slots(len(missing))
+        payload.fill(self.words, slots, payload.seeds(missing))
+        return self.cache.store(match, slots)
+
+    async def put(self, tokens):
+        """Compute and store all of ``tokens``, until it is on disk; what became of it."""
+        store = await self.compute(tokens)
+        stored = await store
+        store.close()
+        await store.written
+        return stored
+
+    async def get(self, tokens, **options):
+        """Load ``tokens``, compare every byte, close; what was delivered."""
+        match = await self.cache.match(tokens)
+        with self.cache.load(match, **options) as load:
+            loaded = await load
+            assert self.wrong_bytes(match.keys, loaded) == 0
+        await load.released
+        return loaded
+
+    async def begin(self, tokens, **options):
+        """A load on its way."""
+        return self.cache.load(await self.cache.match(tokens), **options)
+
+    def wrong_bytes(self, keys, loaded):
+        return payload.count_wrong_bytes(
+            self.words, loaded.slots, payload.seeds(keys[: loaded.pages])
+        )
+
+    def leave_on(self, tier):
+        """Evict all that may go from every tier above ``tier``."""
+        for faster in (Tier.DEVICE, Tier.HOST)[:tier]:
+            self.residency._evict(faster, 1 << 12)
+
+    async def tiers(self, tokens):
+        return (await self.cache.match(tokens)).tiers.tolist()
+
+    # What must hold when nothing is under way
+
+    def check(self, *, failures=0):
+        self.check_idle(failures)
+        for tier in COLUMNS if self.pool is self.engine_pool else (Tier.HOST, Tier.DISK):
+            if tier is not Tier.DISK or self.disk is not None:
+                self.check_tier(tier)
+        self.check_family()
+
+    def check_idle(self, failures):
+        orchestrator, records = self.orchestrator, self.residency.table.records
+        assert records["pins"].sum() == 0
+        assert (self.pool.leased, self.host.leased) == (0, 0)
+        assert not orchestrator._loader._live
+        assert not orchestrator._storer._live
+        assert [link.in_flight for link in orchestrator._links.values()] == [0] * 4
+        assert orchestrator._nursery.failures == failures
+
+    def check_tier(self, tier):
+        """Each slot or frame that is taken holds one page, whose bytes are right."""
+        table = self.residency.table
+        rows = np.flatnonzero(table.records["tiers"] & tier.bit)
+        places = table.records[COLUMNS[tier]]
+        taken = {
+            Tier.DEVICE: lambda: self.pool.num_pages - self.engine_pool.free,
+            Tier.HOST: lambda: self.host.num_pages - self.host.free,
+            Tier.DISK: lambda: self.backend.usage.used_frames,
+        }
+        assert len(set(places[rows].tolist())) == len(rows) == taken[tier](), tier
+        assert (np.delete(places, rows) == NOWHERE)[: table._used - len(rows)].all()
+        assert (self.residency.index.find(table.keys[rows]) == rows).all()
+        assert self.digests_hold(tier, rows)
+
+    def digests_hold(self, tier, rows):
+        table = self.residency.table
+        places = table.records[COLUMNS[tier]][rows].astype(np.int64)
+        if tier is Tier.DEVICE:
+            seeds = payload.seeds(table.keys[rows])
+            return payload.count_wrong_bytes(self.words, places, seeds) == 0
+        pages = self.host.rows if tier is Tier.HOST else self.disk.pages
+        return (seeded(digest_rows(pages, places), table.keys[rows]) == table.digests[rows]).all()
+
+    def check_family(self):
+        """Counts of children are what a recount gives."""
+        records = self.residency.table.records
+        rows = np.flatnonzero(records["tiers"])
+        parents = records["parent"][rows]
+        rows, parents = rows[parents != NOWHERE], parents[parents != NOWHERE]
+        descended = np.bincount(parents, minlength=len(records))
+        assert (records["descended"] == descended).all()
+
+
+@pytest.fixture
+def house():
+    """``async with house(device=8, ...) as it``: opened, closed at the end, nothing left behind."""
+
+    @asynccontextmanager
+    async def opened(
+        *,
+        device=8,
+        host=8,
+        disk=32,
+        admit=False,
+        wrap=lambda backend: backend,
+        borrowed=False,
+        failures=0,
+    ):
+        it = House(device, host, disk, wrap)
+        if borrowed:
+            it.borrow()
+        threads = set(threading.enumerate())
+        await it.open(admit)
+        yield it
+        it.valve.open()
+        await it.cache.close()
+        it.check(failures=failures)
+        assert {t for t in set(threading.enumerate()) - threads if "asyncio" not in t.name} == set()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    return opened
+
+
+@pytest.fixture
+def prompt():
+    """``prompt(n, of=k)``: n pages of tokens; two with another ``of`` share nothing."""
+    return make_prompt
+
+
+def make_prompt(pages, of=0):
+    return np.arange(pages * PAGE_TOKENS, dtype=np.uint32) + np.uint32(of * 100_000)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+
+import pytest
+
+from bodocache.errors import BackendError
+from bodocache.move import writer
+from bodocache.pages import Reason, Tier
+from bodocache.testing import Fault, FaultyBackend, Operation
+from bodocache.testing.wrapper import WrappedBackend
+
+
+class Refusing(WrappedBackend):
+    """A backend whose first put raises."""
+
+    refuses = True
+
+    def put(self, *arguments, **options):
+        if self.refuses:
+            self.refuses = False
+            raise BackendError("no puts today")
+        return super().put(*arguments, **options)
+
+
+def faulty(*plan):
+    return lambda inner: FaultyBackend(inner, plan)
+
+
+def test_written_counts_the_pages_on_disk(house, prompt):
+    async def scenario():
+        async with house() as it:
+            for pages, count in ((3, 3), (5, 2), (5, 0)):
+                async with await it.compute(prompt(pages)) as store:
+                    assert await store.written == count
+            assert it.backend.usage.used_frames == 5
+
+    asyncio.run(scenario())
+
+
+def test_pages_of_one_prefix_lie_side_by_side_on_disk(house, prompt):
+    async def scenario():
+        async with house(device=16) as it:
+            await it.put(prompt(3))
+            await it.put(prompt(6))
+            rows = it.residency.leading((await it.cache.match(prompt(6))).keys)
+            frames = it.residency.slots(rows, Tier.DISK)
+            assert (frames - frames[0]).tolist() == [*range(6)]
+
+    asyncio.run(scenario())
+
+
+def test_pages_that_are_not_worth_it_are_not_admitted(house, prompt):
+    async def scenario():
+        async with house(admit=True) as it:  # recompute is faster than this disk
+            async with await it.compute(prompt(3)) as store:
+                assert await store.written == 0
+            it.leave_on(Tier.DISK)
+            match = await it.cache.match(prompt(3))
+            assert match.reasons.tolist() == [Reason.NOT_ADMITTED] * 3
+            assert it.cache.stats().traffic.not_admitted == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_long_backlog_makes_stores_wait_and_then_go_on(house, prompt):
+    async def scenario():
+        async with house(device=32, host=16) as it, asyncio.timeout(5):  # 4 pages may wait
+            it.valve.is_shut = True
+            stores = [await it.compute(prompt(3, of=i)) for i in range(4)]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*stores), 0.02)
+            assert [(await it.cache.match(prompt(3, of=i))).pages for i in range(4)] == [3] * 4
+            it.valve.open()
+            await asyncio.gather(*stores)
+            assert await asyncio.gather(*(store.written for store in stores)) == [3] * 4
+            for store in stores:
+                store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_store_longer_than_the_backlog_ends(house, prompt):
+    async def scenario():
+        async with house(device=16, host=8) as it, asyncio.timeout(5):
+            assert (await it.put(prompt(8))).new == 8
+            assert it.backend.usage.used_frames == 8
+
+    asyncio.run(scenario())
+
+
+def test_pages_evicted_while_they_wait_are_not_written(house, prompt):
+    async def scenario():
+        async with house(host=4) as it:
+            it.orchestrator._writer._backlog_pages = 100
+            it.orchestrator._loader.disk_idle.clear()
+            store = await it.compute(prompt(3))
+            await store
+            store.close()
+            await asyncio.sleep(0)
+            it.leave_on(Tier.DISK)
+            assert (await it.put(prompt(4, of=2))).new == 4
+            it.orchestrator._loader.disk_idle.set()
+            assert await store.written == 0
+            assert await it.tiers(prompt(3)) == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_a_failed_put_is_no_page_on_disk_and_no_frame_lost(house, prompt, n):
+    async def scenario():
+        async with house(wrap=faulty(Fault.once(Operation.PUT, n))) as it:
+            async with await it.compute(prompt(4)) as store:
+                assert await store.written == 3
+            assert it.backend.usage.used_frames == 3
+            it.leave_on(Tier.HOST)
+            assert (await it.get(prompt(4))).pages == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_full_disk_refuses_and_nothing_is_lost(house, prompt):
+    async def scenario():
+        plan = faulty(Fault(Operation.RESERVE, 0, None))
+        async with house(wrap=plan) as it:
+            async with await it.compute(prompt(4)) as store:
+                assert await store.written == 0
+            assert (await it.get(prompt(4))).pages == 4
+            assert it.backend.usage.used_frames == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_backend_that_raises_does_not_end_write_through(house, prompt):
+    async def scenario():
+        async with house(wrap=Refusing) as it, asyncio.timeout(5):
+            async with await it.compute(prompt(3)) as store:
+                assert await store.written == 0
+            assert it.backend.usage.used_frames == 0
+            async with await it.compute(prompt(3, of=2)) as store:
+                assert await store.written == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_small_disk_turns_over(house, prompt):
+    async def scenario():
+        async with house(device=8, host=8, disk=4) as it:
+            for of in range(6):
+                async with await it.compute(prompt(3, of=of)) as store:
+                    assert await store.written == 3
+            it.leave_on(Tier.DISK)
+            assert it.backend.usage.used_frames <= 4
+            assert (await it.get(prompt(3, of=5))).pages == 3
+
+    asyncio.run(scenario())
+
+
+def test_writes_wait_for_loads_from_disk_but_not_for_ever(house, prompt, monkeypatch):
+    monkeypatch.setattr(writer, "STARVED_S", 0.02)
+
+    async def scenario():
+        async with house() as it, asyncio.timeout(5):
+            it.orchestrator._loader.disk_idle.clear()
+            store = await it.compute(prompt(1))
+            await store
+            await asyncio.sleep(0.005)
+            assert it.backend.usage.used_frames == 0
+            assert await store.written == 1
+            store.close()
+            it.orchestrator._loader.disk_idle.set()
+
+    asyncio.run(scenario())
