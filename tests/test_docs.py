@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import json
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
+from typer.testing import CliRunner
+
+import bodocache.cache
+import bodocache.kernels.cpu  # noqa: F401 -- both register what an open cache compiles
+from bodocache import jit
+from bodocache.cli import app
+from bodocache.config import CacheConfig
+from bodocache.pages import Reason
+
+jit.warm()  # here, not in a test: a cold compile is not part of any test's time
+
+REPOSITORY = Path(__file__).parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+NAMED = {"queue_depth": "operations", "recompute_slope_s": "s/token/position"}
+NAMED |= {"recompute_s_per_token": "s/token", "domain_secret_hex": "hex digits"}
+SUFFIXES = {"_bytes_per_s": "bytes/s", "_bytes": "bytes", "_s": "s"}
+TYPES = {"string": "text", "boolean": "boolean"}
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def rows(page):
+    """First cell -> the others, of every table row that begins with code."""
+    lines = re.findall(r"^\| (`.*) \|$", page.read_text(), re.MULTILINE)
+    cells = [line.split(" | ") for line in lines]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+def execute(code):
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_readmes_example_finds_its_pages_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (toml,), (code,) = (blocks(PAGES[0], language) for language in ("toml", "python"))
+    (tmp_path / "cache.toml").write_text(toml)
+    execute(code)
+    execute(code)
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 62 pages came from the cache",
+        "62 of 62 pages came from the cache",
+    ]
+
+
+def test_the_example_of_the_kernels_runs():
+    (code,) = blocks(REPOSITORY / "docs" / "kernels.md", "python")
+    execute(code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[0].read_text().splitlines()) < 150
+
+
+def settings(kind=CacheConfig, prefix=""):
+    """Dotted name -> (unit, default, range), from the dataclasses."""
+    schema = TypeAdapter(kind).json_schema()["properties"]
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        inner = next((t for t in (hints[field.name], *typing.get_args(hints[field.name]))
+                      if dataclasses.is_dataclass(t)), None)  # fmt: skip
+        if inner is not None:
+            found |= settings(inner, f"{name}.")
+        else:
+            said = schema[field.name]
+            found[name] = (unit(field.name, said), default(field), allowed(said))
+    return found
+
+
+def unit(name, said):
+    if said.get("format") == "directory-path":
+        return "path"
+    suffixes = (unit for suffix, unit in SUFFIXES.items() if name.endswith(suffix))
+    return NAMED.get(name) or next(suffixes, None) or TYPES[said["type"]]
+
+
+def default(field):
+    value = field.default
+    if isinstance(value, FieldInfo):
+        value = value.default
+    if value is dataclasses.MISSING:
+        return "required"
+    return str(value).lower() if isinstance(value, bool) else str(value) or "empty"
+
+
+def allowed(said):
+    if "pattern" in said:
+        assert said["pattern"] == "^([0-9a-fA-F]{2}){16,64}$|^$"
+        return "32 to 128 hex digits, or empty"
+    if said.get("format") == "directory-path":
+        return "a folder that exists"
+    if said["type"] == "boolean":
+        return "true or false"
+    if "maximum" in said:
+        return f"{said['minimum']} to {said['maximum']}"
+    bounds = {"exclusiveMinimum": ">", "gt": ">", "minimum": ">=", "ge": ">="}
+    for bound, sign in bounds.items():
+        if bound in said:
+            return f"{sign} {said[bound]:g}"
+    return "not empty" if said.get("minLength") else "any text"
+
+
+def test_every_setting_is_documented_as_it_is():
+    page = rows(REPOSITORY / "docs" / "configuration.md")
+    assert {name: tuple(cells[:3]) for name, cells in page.items()} == settings()
+    assert all(cells[3] for cells in page.values())
+
+
+def test_every_option_of_replay_is_documented():
+    from typer.main import get_command
+
+    options = {
+        option
+        for parameter in get_command(app).commands["replay"].params
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+    text = (REPOSITORY / "docs" / "replay.md").read_text()
+    assert {option for option in options if f"`{option}" not in text} == {"--help"} & options
+
+
+def names_of(figures):
+    """The names of a replay's JSON, as docs/replay.md writes them."""
+    for name, value in figures.items():
+        inner = value if isinstance(value, dict) and name != "misses" else {}
+        if name in ("tiers", "links"):
+            inner = {f"{name[0].upper()}.{part}": 0 for part in next(iter(value.values()))}
+        yield from (f"{name}.{part}" for part in inner)
+        if name not in ("tiers", "links"):
+            yield name
+
+
+@pytest.mark.parametrize("kind", [(), ("--policy-only", "--capacity-pages", "300")])
+def test_every_figure_of_replay_is_documented(kind):
+    small = () if kind else ("--page-bytes", "4096", "--write-through", "--host-pages", "300")
+    options = ("--max-requests", "60", "--json", "-", *small, *kind)
+    result = CliRunner().invoke(app, ["replay", *options])
+    text = (REPOSITORY / "docs" / "replay.md").read_text()
+    text = text.replace("`latency_p99_ms`", "`links.L.latency_p99_ms`")
+    figures = json.loads(result.stdout)
+    assert kind or figures["disk_reads"], "so that its names are seen"
+    names = set(names_of(figures))
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_every_reason_of_a_miss_is_documented():
+    text = (REPOSITORY / "docs" / "replay.md").read_text()
+    names = {reason.name.lower() for reason in Reason if reason is not Reason.NONE}
+    assert {name for name in names if f"`{name}`" not in text} == set()
