@@ -126,4 +126,5 @@ def test_a_live_replay_hits_and_finds_no_wrong_byte(tmp_path):
     assert found["requests"] == 40
     assert found["page_hits"] > 0
     assert found["wrong_bytes"] == 0
+    assert sum(tier["hits"] for tier in found["tiers"].values()) == found["page_hits"]
     assert sum(found["misses"].values()) == found["pages_touched"] - found["page_hits"]
