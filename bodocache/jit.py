@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,6 +29,7 @@ KEPT_CACHES = 4  # older builds of a developer's machine; each is a few MB
 
 _log = logging.getLogger(__name__)
 _registry: list[tuple[Any, tuple[Any, ...]]] = []
+_warming = threading.Lock()
 
 void = types.void
 boolean = types.boolean
@@ -91,17 +93,40 @@ def compiled(*arguments: Any, inline: bool = False, allocates: bool = True) -> C
     return decorate
 
 
-def warm() -> int:
-    """Compile every decorated function of the modules imported so far; return how many.
+def warm(package: str | None = None) -> int:
+    """Compile every decorated function imported so far, or those of ``package``; return how many.
 
     Afterwards none of them compiles again: another argument type is a TypeError, not a stall.
     """
-    fresh = [(function, types_) for function, types_ in _registry if function._can_compile]  # noqa: SLF001
-    for function, arguments in fresh:
-        function.compile(arguments)
-    for function, _ in fresh:
-        function.disable_compile()
+    with _warming:
+        fresh = [
+            (function, types_)
+            for function, types_ in _registry
+            if function._can_compile  # noqa: SLF001
+            and (package is None or function.py_func.__module__.startswith(f"{package}."))
+        ]
+        for function, arguments in fresh:
+            function.compile(arguments)
+        for function, _ in fresh:
+            function.disable_compile()
     return len(fresh)
+
+
+def c_function(function: Callable[..., None], *arguments: Any) -> Any:
+    """``function`` as a C function of ``arguments`` that returns nothing, at its ``address``.
+
+    Compiled at once, so it is for functions that are called once something needs the address; the
+    caller keeps the result alive.
+    """
+    folder, settings = cache_folder(), cast("Any", numba.config)
+    with _warming:
+        before = settings.CACHE_DIR
+        try:
+            if folder is not None:
+                settings.CACHE_DIR = str(folder)
+            return numba.cfunc(void(*arguments), cache=folder is not None)(function)
+        finally:
+            settings.CACHE_DIR = before
 
 
 @functools.cache

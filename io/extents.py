@@ -21,11 +21,10 @@ class Merged(NamedTuple):
     order: NDArray[np.int64]  # positions in the batch, by frame
     bounds: NDArray[np.int64]  # extent i is order[bounds[i] : bounds[i + 1]]
 
-    @property
-    def slices(self) -> list[slice]:
-        """Where each extent stands in ``order``."""
-        bounds = self.bounds.tolist()
-        return [slice(first, end) for first, end in pairwise(bounds)]
+
+def slices(bounds: NDArray[np.int64]) -> list[slice]:
+    """The extents that ``bounds`` cut a batch into."""
+    return [slice(first, end) for first, end in pairwise(bounds.tolist())]
 
 
 def merge(frames: NDArray[np.int64], *, frame_nbytes: int, chunk_nbytes: int) -> Merged:
@@ -43,23 +42,3 @@ def merge(frames: NDArray[np.int64], *, frame_nbytes: int, chunk_nbytes: int) ->
     run_start = np.maximum.accumulate(np.where(is_first, position, 0))
     cuts = np.flatnonzero((position - run_start) % limit == 0)
     return Merged(order, np.append(cuts, len(order)))
-
-
-def buffers_of(
-    memory: memoryview, slots: NDArray[np.int64], page_nbytes: int, padding: memoryview
-) -> list[memoryview]:
-    """The buffers of one extent: rows ``slots`` of ``memory`` (flat), in the file's order.
-
-    ``padding`` fills each frame behind its page. Rows adjacent in memory are one buffer where
-    there is none.
-    """
-    if len(padding):
-        return [
-            part
-            for slot in slots.tolist()
-            for part in (memory[slot * page_nbytes : (slot + 1) * page_nbytes], padding)
-        ]
-    cuts = np.flatnonzero(np.diff(slots) != 1) + 1
-    firsts = slots[np.append(0, cuts)] * page_nbytes
-    ends = (slots[np.append(cuts - 1, len(slots) - 1)] + 1) * page_nbytes
-    return [memory[first:end] for first, end in zip(firsts.tolist(), ends.tolist(), strict=True)]

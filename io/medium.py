@@ -9,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.clock import Clock
+from bodocache.clock import Clock, RealClock
 from bodocache.io.backend import Extent
 from bodocache.io.columns import Columns
+from bodocache.io.config import BLOCK_NBYTES
 from bodocache.io.header import Superblock
+from bodocache.io.jobs import JOB, rows_of
 from bodocache.io.posix import DataFile
+from bodocache.io.transfer import BatchTransfer
 
 
 @dataclass(slots=True)
@@ -29,7 +32,10 @@ class SyncLog:
 
 @dataclass(slots=True)
 class Medium:
-    """The open files of a slab and what is known of their frames."""
+    """The open files of a slab and what is known of their frames.
+
+    ``zeros`` are written behind pages that end inside a block; what is read there is ``spill``.
+    """
 
     payload: DataFile
     headers: DataFile
@@ -38,36 +44,65 @@ class Medium:
     clock: Clock
     syncs: SyncLog = field(default_factory=SyncLog)
     observer: Callable[[Extent], None] | None = None
+    zeros: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))
+    spill: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))
 
-    def observe(
+    def jobs(
         self,
+        transfer: BatchTransfer,
         file: DataFile,
-        offset: int,
-        nbytes: int,
+        pages: NDArray[np.int64],
+        bounds: NDArray[np.int64],
         *,
-        pages: int,
-        since_s: float,
-        writes: bool,
-        batch: int,
-    ) -> None:
-        """Tell the observer of one completed extent."""
-        if self.observer is not None:
-            now_s = self.clock.now_s()
-            self.observer(Extent(file.path, offset, nbytes, since_s, now_s, pages, writes, batch))
+        aligned: bool,
+    ) -> NDArray[np.void]:
+        """One JOB per extent over ``pages`` (addresses, in file order), cut at ``bounds``.
+
+        The caller keeps ``pages`` and fills in what the job does in the file.
+        """
+        jobs = np.zeros(len(bounds) - 1, JOB)
+        jobs["direct_fd"] = file.direct_fd if aligned else -1
+        jobs["fd"] = file.fd
+        jobs["pages"] = rows_of(pages, bounds[:-1])
+        jobs["count"] = np.diff(bounds)
+        # A job that waited too long finds out by itself where its clock is ours: the loop may lag.
+        jobs["begin_by_s"] = transfer.deadline_s if isinstance(self.clock, RealClock) else np.inf
+        return jobs
+
+    def observe(self, file: DataFile, job: np.void, *, batch: int) -> None:
+        """Tell the observer of the extent that ``job`` (JOB) moved. On the loop."""
+        if self.observer is None:
+            return
+        self.observer(
+            Extent(
+                *(file.path, int(job["offset"]), int(job["moved"])),
+                *(float(job["started_s"]), float(job["finished_s"])),
+                pages=int(job["count"]),
+                writes=bool(job["writes"]),
+                batch=batch,
+            )
+        )
 
 
 @dataclass(slots=True)
 class Buffers:
     """The caller's memory, as workers address it."""
 
-    pages: NDArray[np.uint8]  # [slots, page_nbytes]
-    memory: memoryview  # the same, flat
+    pages: NDArray[np.uint8]  # [slots, page_nbytes], C-ordered
     aligned: bool  # fit for O_DIRECT
+
+    def addresses(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the pages of ``slots`` lie."""
+        return np.ascontiguousarray(rows_of(self.pages, slots))
 
 
 class PageRun(NamedTuple):
-    """Pages of a batch whose frames are adjacent, by frame; read-only from here on."""
+    """Pages of a batch in file order; read-only from here on."""
 
     positions: NDArray[np.int64]  # in the batch
     records: NDArray[np.void]  # TRANSFER
     generations: NDArray[np.uint64]
+
+    def part(self, chosen: slice) -> "PageRun":
+        """Some of them."""
+        return PageRun(self.positions[chosen], self.records[chosen], self.generations[chosen])

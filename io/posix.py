@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls on one file, for many threads: vectored reads and writes at offsets, until complete.
+"""One open file: its descriptors, its syncs. Jobs (jobs.py) read and write through them.
 
 A plain buffered descriptor in our own threads is the fallback where O_DIRECT is refused. aiofiles
 does not suit here: it makes one executor call per operation (20 to 70 us, 0.9 CPU-s/GB against
 0.25), reads into bytes of its own and has no vectored calls; nothing on this path runs on the loop.
 """
 
-import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
 
 from bodocache.errors import BackendError
-from bodocache.io.config import BLOCK_NBYTES
 
 FILE_MODE = 0o600
 
@@ -43,6 +40,11 @@ class DataFile:
         return self._fd
 
     @property
+    def direct_fd(self) -> int:
+        """The descriptor that bypasses the page cache, or -1."""
+        return self._direct_fd
+
+    @property
     def is_direct(self) -> bool:
         """Whether aligned transfers bypass the page cache."""
         return self._direct_fd >= 0
@@ -61,14 +63,6 @@ class DataFile:
         except OSError as error:
             _log.warning("%s: no O_DIRECT (%s): transfers are buffered", self.path, error)
 
-    def read(self, buffers: list[memoryview], offset: int, *, aligned: bool) -> int:
-        """Fill ``buffers`` from ``offset`` on; return bytes read, fewer only at the file's end."""
-        return self._complete(os.preadv, buffers, offset, aligned=aligned)
-
-    def write(self, buffers: list[memoryview], offset: int, *, aligned: bool) -> int:
-        """Write all of ``buffers`` at ``offset``; return bytes written, fewer only without room."""
-        return self._complete(os.pwritev, buffers, offset, aligned=aligned)
-
     def sync(self) -> None:
         """Fdatasync: what was written, by either descriptor, survives a power cut."""
         os.fdatasync(self._fd)
@@ -79,43 +73,6 @@ class DataFile:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct_fd = -1
-
-    def _complete(
-        self,
-        call: Callable[[int, list[memoryview], int], int],
-        buffers: list[memoryview],
-        offset: int,
-        *,
-        aligned: bool,
-    ) -> int:
-        """Repeat ``call`` until all is moved or nothing moves (Python itself repeats on EINTR)."""
-        direct = aligned and self.is_direct
-        wanted = sum(buffer.nbytes for buffer in buffers)
-        done = 0
-        while done < wanted:
-            rest = _behind(buffers, done) if done else buffers
-            try:
-                moved = call(self._direct_fd if direct else self._fd, rest, offset + done)
-            except OSError as error:
-                if not direct or error.errno != errno.EINVAL:
-                    raise
-                direct = False  # refused for this transfer (alignment, file system): buffered
-                continue
-            if moved == 0:
-                break
-            done += moved
-            direct = direct and done % BLOCK_NBYTES == 0  # a ragged end: O_DIRECT refuses the rest
-        return done
-
-
-def _behind(buffers: list[memoryview], nbytes: int) -> list[memoryview]:
-    """What is left of ``buffers`` behind their first ``nbytes``."""
-    rest = []
-    for buffer in buffers:
-        if nbytes < buffer.nbytes:
-            rest.append(buffer[nbytes:])
-        nbytes = max(0, nbytes - buffer.nbytes)
-    return rest
 
 
 def _open_regular(name: str, directory_fd: int, flags: int, path: str) -> int:

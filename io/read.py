@@ -1,53 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading one extent of a slab, every page checked.
+"""Reading the extents of one get, every page checked.
 
-``run`` is called in a worker thread and touches only the request's own arrays, the caller's
-buffers and the files; ``settle`` is called on the loop and writes the columns.
+Compiled code reads and checks (jobs.py); Python sees an extent when it is done, on the loop, and
+in a thread only where something went wrong or where the caller must be told in Python.
 """
 
-import logging
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.digest import digest_rows, seeded
-from bodocache.io import extents
+from bodocache.digest import seeded
 from bodocache.io.backend import Status
+from bodocache.io.extents import slices
+from bodocache.io.jobs import LATE, rows_of
 from bodocache.io.medium import Buffers, Medium, PageRun
-from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
 
-_TRUNCATED = Outcome.all(1, Status.MISS, Reason.TRUNCATED)
 
-_log = logging.getLogger(__name__)
+class _Batch(NamedTuple):
+    """What the extents of one get share, in file order. The jobs point into all of it."""
+
+    run: PageRun
+    buffers: Buffers
+    pages: NDArray[np.int64]
+    expected: NDArray[np.uint64]
+    found: NDArray[np.uint64]
+    landed: NDArray[np.int64]
+    outcome: Outcome
+
+
+def read_extents(
+    medium: Medium,
+    transfer: BatchTransfer,
+    run: PageRun,
+    bounds: NDArray[np.int64],
+    buffers: Buffers,
+) -> list["ReadExtent"]:
+    """The requests of a get of ``run``, cut at ``bounds``: 60 us for 32 pages, however many."""
+    count = len(run.positions)
+    unsought = Outcome.all(count, Status.MISS, Reason.TRUNCATED)  # what is not reached
+    expected = run.records["digest"] - seeded(np.zeros((count, 2), np.uint64), run.records["key"])
+    batch = _Batch(
+        *(run, buffers, buffers.addresses(run.records["slot"]), expected),
+        *(np.zeros((count, 2), np.uint64), np.empty(count, np.int64), unsought),
+    )
+    jobs = _jobs(medium, transfer, batch, bounds)
+    addresses = rows_of(jobs, np.arange(len(jobs))).tolist()
+    return [
+        ReadExtent(medium, transfer, batch, chosen, jobs[i], addresses[i])
+        for i, chosen in enumerate(slices(bounds))
+    ]
+
+
+def _jobs(
+    medium: Medium, transfer: BatchTransfer, batch: _Batch, bounds: NDArray[np.int64]
+) -> NDArray[np.void]:
+    block, firsts = medium.superblock, bounds[:-1]
+    jobs = medium.jobs(
+        *(transfer, medium.payload, batch.pages, bounds), aligned=batch.buffers.aligned
+    )
+    jobs["offset"] = batch.run.records["frame"][firsts] * block.frame_nbytes
+    jobs["page_nbytes"] = block.page_nbytes
+    jobs["padding"] = medium.spill.ctypes.data
+    jobs["padding_nbytes"] = block.frame_nbytes - block.page_nbytes
+    jobs["expected"] = rows_of(batch.expected, firsts)
+    jobs["found"] = rows_of(batch.found, firsts)
+    jobs["statuses"] = rows_of(batch.outcome.statuses, firsts)
+    jobs["reasons"] = rows_of(batch.outcome.reasons, firsts)
+    jobs["positions"] = rows_of(batch.run.positions, firsts)
+    jobs["landed"] = rows_of(batch.landed, firsts)
+    native = transfer.on_landed.native if transfer.on_landed is not None else None
+    if native is not None:
+        jobs["function"], jobs["argument"] = native
+    return jobs
 
 
 class ReadExtent:
     """Adjacent frames, read at once and checked page by page."""
 
-    __slots__ = ("_buffers", "_generations", "_medium", "_records", "positions", "transfer")
+    __slots__ = ("_batch", "_chosen", "_job", "_medium", "job", "positions", "transfer")
     writes = False
 
     def __init__(
-        self, medium: Medium, transfer: BatchTransfer, pages: PageRun, buffers: Buffers
+        self,
+        medium: Medium,
+        transfer: BatchTransfer,
+        batch: _Batch,
+        chosen: slice,
+        job: np.void,
+        address: int,
     ) -> None:
-        """The records of ``pages`` say what the frames hold now, digests included."""
+        """``chosen`` of the batch; ``job`` is a view that keeps its array alive."""
         self.transfer = transfer
-        self.positions, self._records, self._generations = pages
+        self.positions = batch.run.positions[chosen]
+        self.job = address
         self._medium = medium
-        self._buffers = buffers
+        self._batch = batch
+        self._chosen = chosen
+        self._job = job
 
-    def run(self) -> Outcome:
-        """Read, then compare every whole page with its digest."""
-        records = self._records
-        try:
-            pages = self._read(records)
-        except OSError:
-            if len(records) == 1:
-                raise
-            return self._run_one_by_one()  # one bad sector must not cost its neighbours
-        outcome = Outcome.all(len(records), Status.MISS, Reason.TRUNCATED)
-        outcome.statuses[:pages], outcome.reasons[:pages] = self._check(records[:pages])
+    def run(self) -> Outcome | Sequence[Request]:
+        """What became of the pages, or who finds out."""
+        job, count = self._job, len(self.positions)
+        error = int(job["error"])
+        if error == LATE:
+            return Outcome.all(count, Status.LATE, Reason.LATE)
+        if error and count == 1:
+            raise OSError(error, os.strerror(error), self._medium.payload.path)
+        if error:  # one bad sector must not cost its neighbours
+            run = self._batch.run.part(self._chosen)
+            bounds = np.arange(count + 1)
+            return read_extents(self._medium, self.transfer, run, bounds, self._batch.buffers)
+        self._medium.observe(self._medium.payload, job, batch=self.transfer.number)
+        if job["failed"] or (self.transfer.on_landed is not None and not job["function"]):
+            return [_Explained(self)]
+        return self.outcome
+
+    @property
+    def outcome(self) -> Outcome:
+        """What compiled code found; a digest that is wrong is CORRUPT."""
+        statuses, reasons = self._batch.outcome
+        return Outcome(statuses[self._chosen], reasons[self._chosen])
+
+    def explain(self) -> Outcome:
+        """Tell pages of another frame from damaged ones, and tell the caller. In a thread."""
+        outcome = self.outcome
+        found = self._batch.found[self._chosen]
+        for i in np.flatnonzero(outcome.reasons == Reason.CORRUPT).tolist():
+            if self._medium.columns.holds(found[i]):
+                outcome.reasons[i] = Reason.FOREIGN
+        if not self._job["function"]:
+            self.transfer.tell(self.positions[outcome.statuses == Status.LANDED])
         return outcome
 
     def settle(self, outcome: Outcome) -> None:
@@ -55,49 +142,28 @@ class ReadExtent:
         self.transfer.finish(self.positions, outcome)
         if not (outcome.statuses == Status.MISS).any():
             return
-        columns, frames = self._medium.columns, self._records["frame"]
-        unchanged = columns.generations[frames] == self._generations
+        records, generations = self._batch.run.records, self._batch.run.generations[self._chosen]
+        columns, frames = self._medium.columns, records["frame"][self._chosen]
+        unchanged = columns.generations[frames] == generations
         stored = columns.reasons[frames] == Reason.NONE
         failed = (outcome.statuses == Status.MISS) & unchanged & stored
         columns.invalidate(frames[failed], outcome.reasons[failed])
 
-    def _read(self, records: NDArray[np.void]) -> int:
-        """Read adjacent frames into their slots; return how many pages are whole."""
-        medium, superblock = self._medium, self._medium.superblock
-        page_nbytes, frame_nbytes = superblock.page_nbytes, superblock.frame_nbytes
-        padding = memoryview(bytearray(frame_nbytes - page_nbytes))
-        views = extents.buffers_of(self._buffers.memory, records["slot"], page_nbytes, padding)
-        offset = int(records["frame"][0]) * frame_nbytes
-        since_s = medium.clock.now_s()
-        nbytes = medium.payload.read(views, offset, aligned=self._buffers.aligned)
-        medium.observe(
-            *(medium.payload, offset, nbytes),
-            pages=len(records),
-            since_s=since_s,
-            writes=False,
-            batch=self.transfer.number,
-        )
-        return min(len(records), (nbytes + frame_nbytes - page_nbytes) // frame_nbytes)
 
-    def _check(self, records: NDArray[np.void]) -> Outcome:
-        raw = digest_rows(self._buffers.pages, np.ascontiguousarray(records["slot"]))
-        right = (seeded(raw, records["key"]) == records["digest"]).all(axis=1)
-        outcome = Outcome.all(len(records), Status.LANDED)
-        for i in np.flatnonzero(~right).tolist():
-            outcome.statuses[i] = Status.MISS
-            elsewhere = self._medium.columns.holds(raw[i])
-            outcome.reasons[i] = Reason.FOREIGN if elsewhere else Reason.CORRUPT
-        return outcome
+class _Explained:
+    """An extent that was read, on its way through a thread that runs Python."""
 
-    def _run_one_by_one(self) -> Outcome:
-        outcome = Outcome.all(len(self._records), Status.FAILED, Reason.IO_ERROR)
-        for i in range(len(self._records)):
-            record = self._records[i : i + 1]
-            try:
-                whole = self._read(record)
-            except OSError as error:
-                _log.debug("%s: %s", self._medium.payload.path, error)
-                continue
-            one = self._check(record) if whole else _TRUNCATED
-            outcome.statuses[i : i + 1], outcome.reasons[i : i + 1] = one
-        return outcome
+    __slots__ = ("_extent", "positions", "transfer")
+    writes = False
+    job = 0
+
+    def __init__(self, extent: ReadExtent) -> None:
+        self.transfer = extent.transfer
+        self.positions = extent.positions
+        self._extent = extent
+
+    def run(self) -> Outcome:
+        return self._extent.explain()
+
+    def settle(self, outcome: Outcome) -> None:
+        self._extent.settle(outcome)

@@ -12,8 +12,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache import jit
 from bodocache.clock import Clock
-from bodocache.digest import check_pages, digest_rows
+from bodocache.digest import check_pages
 from bodocache.errors import BackendError, CacheClosed, LayoutError, LeaseError
 from bodocache.io import directory, extents
 from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
@@ -21,10 +22,10 @@ from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.frames import FrameAllocator
 from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.puts import PutBatch
-from bodocache.io.read import ReadExtent
+from bodocache.io.read import read_extents
 from bodocache.io.transfer import BatchTransfer, Outcome
 from bodocache.io.workers import WorkerPool
-from bodocache.io.write import WriteExtent
+from bodocache.io.write import write_extents
 from bodocache.pages import Reason
 
 
@@ -85,7 +86,7 @@ class SlabBackend:
 
     @property
     def observer(self) -> Callable[[Extent], None] | None:
-        """Told of every completed extent, in a worker thread; it must be quick and not raise."""
+        """Told of every completed extent, on the loop; it must be quick and not raise."""
         return self._medium.observer
 
     @observer.setter
@@ -139,9 +140,8 @@ class SlabBackend:
         statuses = np.full(len(misses), Status.MISS, np.uint8)
         transfer.finish(misses, Outcome(statuses, reasons[misses]))
         there = np.flatnonzero(reasons == Reason.NONE)
-        transfer.submit(
-            [ReadExtent(self._medium, transfer, run, memory) for run in self._runs(batch, there)]
-        )
+        run, bounds = self._in_file_order(batch, there)
+        transfer.submit(read_extents(self._medium, transfer, run, bounds, memory))
         return transfer
 
     def put(
@@ -168,8 +168,8 @@ class SlabBackend:
         self._writing[frames] = True
         put = PutBatch(self._medium, transfer, durability, self._end_writing)
         generations = self._next_generations(len(batch))
-        runs = self._runs(batch, np.arange(len(batch)), generations)
-        put.begin([WriteExtent(self._medium, transfer, run, memory, put.settle) for run in runs])
+        run, bounds = self._in_file_order(batch, np.arange(len(batch)), generations)
+        put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return transfer
 
     async def close(self) -> None:
@@ -177,7 +177,7 @@ class SlabBackend:
         self._is_closed = True
         self._drop_waiting()
         await asyncio.to_thread(self._pool.join)
-        self._pool.settle()
+        self._pool.close()
         self._drop_waiting()  # syncs of what was in flight
         self._slab.close()
 
@@ -186,30 +186,28 @@ class SlabBackend:
             late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
             request.transfer.settle(request, late)
 
-    def _runs(
+    def _in_file_order(
         self,
         batch: NDArray[np.void],
         positions: NDArray[np.int64],
         generations: NDArray[np.uint64] | None = None,
-    ) -> list[PageRun]:
-        """The pages at ``positions`` by extent; without ``generations``: what the frames hold now.
+    ) -> tuple[PageRun, NDArray[np.int64]]:
+        """The pages at ``positions``, and where their extents begin and end.
 
-        A get asks for what is there when it is called, whatever is put there meanwhile.
+        Without ``generations``: what the frames hold now. A get asks for what is there when it is
+        called, whatever is put there meanwhile.
         """
-        merged = extents.merge(
+        order, bounds = extents.merge(
             batch["frame"][positions],
             frame_nbytes=self._config.frame_nbytes,
             chunk_nbytes=self._config.chunk_nbytes,
         )
-        positions = positions[merged.order]
+        positions = positions[order]
         records = batch[positions]
         if generations is None:
             records["digest"] = self._columns.digests[records["frame"]]
             generations = self._columns.generations[records["frame"]]
-        return [
-            PageRun(positions[chosen], records[chosen], generations[chosen])
-            for chosen in merged.slices
-        ]
+        return PageRun(positions, records, generations), bounds
 
     def _end_writing(self, frames: NDArray[np.int64]) -> None:
         self._writing[frames] = False
@@ -238,7 +236,7 @@ class SlabBackend:
         if len(slots) and not 0 <= slots.min() <= slots.max() < len(buffers):
             raise LayoutError(f"slab: slots {slots.min()}..{slots.max()} of {len(buffers)} rows")
         aligned = buffers.ctypes.data % BLOCK_NBYTES == 0 and self.page_nbytes % BLOCK_NBYTES == 0
-        return Buffers(buffers, buffers.reshape(-1).data, aligned)
+        return Buffers(buffers, aligned)
 
     def _check_frames(self, frames: NDArray[np.int64]) -> None:
         self._frames.check_reserved(frames)
@@ -256,7 +254,7 @@ class SlabBackend:
 
 
 def _open_warm(config: SlabConfig) -> directory.OpenSlab:
-    digest_rows(np.zeros((1, 16), np.uint8), np.zeros(1, np.int64))  # compiled now, not in a get
+    jit.warm("bodocache.io")  # compiled now, not in a get
     return directory.open_slab(config)
 
 

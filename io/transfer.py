@@ -52,8 +52,17 @@ class Request(Protocol):
         """Whether it may wait for reads."""
         ...
 
-    def run(self) -> Outcome:
-        """Do it, in a worker thread; whatever it raises makes its pages FAILED."""
+    @property
+    def job(self) -> int:
+        """Address of the JOB (jobs.py) that compiled code does, kept alive by the request; or 0."""
+        ...
+
+    def run(self) -> "Outcome | Sequence[Request]":
+        """Do it, in a worker thread; or, on the loop, read what became of its job.
+
+        Instead of an outcome it may return the requests that must be done in its place. Whatever it
+        raises makes its pages FAILED.
+        """
         ...
 
     def settle(self, outcome: Outcome) -> None:
@@ -84,14 +93,13 @@ class BatchTransfer:
             "_clock",
             "_in_use",
             "_loop",
-            "_on_landed",
             "_pending",
             "_queue",
             "_seen",
             "_timer",
             "_waiters",
         ),
-        *("deadline_s", "number", "reasons", "statuses"),
+        *("deadline_s", "number", "on_landed", "reasons", "statuses"),
     )
 
     def __init__(
@@ -107,7 +115,7 @@ class BatchTransfer:
         self.reasons = np.zeros(count, np.uint8)
         self.deadline_s = deadline_s
         self.number = next(_NUMBERS)
-        self._on_landed = on_landed
+        self.on_landed = on_landed
         self._clock = clock
         self._queue = queue
         self._loop = asyncio.get_running_loop()
@@ -133,14 +141,10 @@ class BatchTransfer:
         """Whether nothing can touch the buffers any more."""
         return not self._in_use
 
-    def run(self, request: Request) -> Outcome:
-        """Do ``request`` and tell who waits for landed pages. In the thread of a queue."""
-        outcome = request.run()
-        if self._on_landed is not None:
-            landed = request.positions[outcome.statuses == Status.LANDED]
-            if len(landed):
-                self._on_landed(landed)
-        return outcome
+    def tell(self, positions: NDArray[np.int64]) -> None:
+        """Tell who waits for landed pages of those at ``positions``. In the thread of a queue."""
+        if self.on_landed is not None and len(positions):
+            self.on_landed(positions)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Begin ``requests``. Once a page is final, its request must not be submitted."""
@@ -148,6 +152,15 @@ class BatchTransfer:
         if self._timer is None and self._pending and math.isfinite(self.deadline_s):
             self._arm()
         self._queue.submit(requests)
+
+    def replace(self, request: Request, requests: Sequence[Request]) -> None:
+        """Do ``requests``, which have its pages among them, instead of ``request``."""
+        if self.is_final:
+            late = Outcome.all(len(request.positions), Status.LATE, Reason.LATE)
+            self.settle(request, late)
+            return
+        self.submit(requests)
+        self._in_use -= 1
 
     def settle(self, request: Request, outcome: Outcome) -> None:
         """Let ``request`` take note of its outcome, then let go of its buffers."""

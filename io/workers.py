@@ -1,144 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small pool of threads that do requests: reads first, each kind by deadline.
 
-Threads are started with the pool and joined by :meth:`WorkerPool.join`. The loop hears of
-completed requests by one call for as many as there are by then, not by one call for each.
+Jobs are done by threads that never leave compiled code (table.py); the rest, syncs and what went
+wrong, by as many threads that run Python, started when there is some. Everything else here runs on
+the loop. Threads are ended by :meth:`WorkerPool.stop`; one that hangs in the kernel does not keep
+the interpreter from exiting.
 """
 
 import asyncio
-import heapq
 import logging
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bodocache.clock import Clock
+from bodocache.io import table
 from bodocache.io.backend import Status
+from bodocache.io.table import Table
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
 
 WARNING_INTERVAL_S = 10.0  # a disk that fails would fill the log
 
 _log = logging.getLogger(__name__)
-_Queued = tuple[float, int, Request]  # deadline, order of arrival
 
 
 class WorkerPool:
     """``count`` threads. Half of them at most write, so that a read never waits for all."""
 
     __slots__ = (
-        *("_announced", "_clock", "_done", "_loop", "_max_writing", "_order", "_ready", "_reads"),
-        *("_stopped", "_suppressed", "_threads", "_warned_s", "_writes", "_writing"),
+        *("_clock", "_count", "_loop", "_outcomes", "_requests", "_runs_python", "_suppressed"),
+        *("_table", "_threads", "_warned_s"),
     )
 
     def __init__(self, count: int, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
         self._clock = clock
+        self._count = count
         self._loop = loop
-        self._ready = threading.Condition()
-        self._reads: list[_Queued] = []
-        self._writes: list[_Queued] = []
-        self._order = 0
-        self._writing = 0
-        self._max_writing = max(1, count // 2)
-        self._done: deque[tuple[Request, Outcome]] = deque()
-        self._announced = False
-        self._stopped = False
+        self._table = Table(max(1, count // 2))
+        self._requests: dict[int, Request] = {}  # by id in the table, until settled
+        self._outcomes: dict[int, Outcome] = {}  # of the Python threads
+        self._runs_python = False
         self._warned_s = float("-inf")
         self._suppressed = 0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"bodocache-io-{i}", daemon=True)
-            for i in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._start(table.work, "bodocache-io", self._table)
+        loop.add_reader(self._table.event_fd, self.settle)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue ``requests``; those of one deadline are begun in this order."""
-        with self._ready:
-            for request in requests:
-                self._order += 1
-                entry = (request.transfer.deadline_s, self._order, request)
-                heapq.heappush(self._writes if request.writes else self._reads, entry)
-            self._ready.notify(len(requests))
+        ids = self._table.ids(len(requests))
+        self._requests.update(zip(ids, requests, strict=True))
+        entries = [
+            (
+                *(table.WAITING, id_, request.transfer.number, request.job),
+                *(table.NATIVE if request.job else table.PYTHON, int(request.writes)),
+                request.transfer.deadline_s,
+            )
+            for id_, request in zip(ids, requests, strict=True)
+        ]
+        self._table.push(entries)
+        if not self._runs_python and not all(request.job for request in requests):
+            self._runs_python = True
+            self._start(self._work, "bodocache-io-python")
 
     def withdraw(self, transfer: BatchTransfer) -> list[Request]:
         """Give back the requests of ``transfer`` that no worker has begun."""
-        withdrawn = []
-        with self._ready:
-            for queue in (self._reads, self._writes):
-                mine = [entry[2] for entry in queue if entry[2].transfer is transfer]
-                if mine:
-                    queue[:] = [entry for entry in queue if entry[2].transfer is not transfer]
-                    heapq.heapify(queue)
-                    withdrawn += mine
-        return withdrawn
+        return [self._requests.pop(id_) for id_ in self._table.withdraw(transfer.number)]
 
     def stop(self) -> list[Request]:
         """Begin nothing more; return the requests that were still waiting."""
-        with self._ready:
-            self._stopped = True
-            waiting = [entry[2] for entry in self._reads + self._writes]
-            self._reads.clear()
-            self._writes.clear()
-            self._ready.notify_all()
-        return waiting
+        return [self._requests.pop(id_) for id_ in self._table.stop(self._count)]
 
     def join(self) -> None:
         """Wait until every thread has ended, after :meth:`stop`. Blocks."""
         for thread in self._threads:
             thread.join()
 
+    def close(self) -> None:
+        """Settle what the threads, which have ended, had done."""
+        self._loop.remove_reader(self._table.event_fd)
+        self.settle()
+
     def settle(self) -> None:
-        """Settle what is done. On the loop."""
-        self._announced = False  # first: whoever appends from now on announces again
-        while self._done:
-            request, outcome = self._done.popleft()
-            request.transfer.settle(request, outcome)
+        """Settle what is done."""
+        for id_ in self._table.collect():
+            request = self._requests.pop(id_)
+            # What a Python thread ran has an outcome already; of a job only its record is there.
+            result = self._outcomes.pop(id_, None) or self._result(request)
+            if isinstance(result, Outcome):
+                request.transfer.settle(request, result)
+            else:
+                request.transfer.replace(request, result)
+
+    def _start(self, target: Callable[..., None], name: str, *arguments: object) -> None:
+        for i in range(self._count):
+            thread = threading.Thread(
+                target=target, args=arguments, name=f"{name}-{i}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
 
     def _work(self) -> None:
-        while (request := self._next()) is not None:
-            outcome = self._outcome(request)
-            if request.writes:
-                self._end_writing()
-            self._done.append((request, outcome))
-            del request
-            self._announce()
-
-    def _next(self) -> Request | None:
-        with self._ready:
-            while not self._stopped:
-                if self._reads:
-                    return heapq.heappop(self._reads)[2]
-                if self._writes and self._writing < self._max_writing:
-                    self._writing += 1
-                    return heapq.heappop(self._writes)[2]
-                self._ready.wait()
-        return None
-
-    def _end_writing(self) -> None:
-        with self._ready:
-            self._writing -= 1
-            if self._writes:
-                self._ready.notify()
+        """The life of a thread that runs Python."""
+        while True:
+            slot, id_ = table.take(self._table, table.PYTHON)
+            if slot < 0:
+                return
+            self._outcomes[id_] = self._outcome(self._requests[id_])
+            table.finish(self._table, slot)
 
     def _outcome(self, request: Request) -> Outcome:
-        count = len(request.positions)
         if request.transfer.is_late:  # the loop's timer may lag
-            return Outcome.all(count, Status.LATE, Reason.LATE)
+            return Outcome.all(len(request.positions), Status.LATE, Reason.LATE)
+        result = self._result(request)
+        assert isinstance(result, Outcome), "only a job is replaced"
+        return result
+
+    def _result(self, request: Request) -> Outcome | Sequence[Request]:
         try:
-            return request.transfer.run(request)
+            return request.run()
         except Exception as error:  # noqa: BLE001 -- nothing may vanish in a thread: it is a status
             self._warn(error)
-            return Outcome.all(count, Status.FAILED, Reason.IO_ERROR)
-
-    def _announce(self) -> None:
-        if self._announced:
-            return
-        self._announced = True
-        try:
-            self._loop.call_soon_threadsafe(self.settle)
-        except RuntimeError:  # the loop was closed with I/O in flight: nobody waits any more
-            _log.warning("storage: the event loop was closed before its transfers had drained")
+            return Outcome.all(len(request.positions), Status.FAILED, Reason.IO_ERROR)
 
     def _warn(self, error: Exception) -> None:
         now_s = self._clock.now_s()

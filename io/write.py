@@ -1,29 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing one extent of a slab, and making written extents durable.
+"""Writing the extents of one put, and making written extents durable.
 
-``run`` is called in a worker thread and touches only the request's own arrays, the caller's
-buffers and the files; ``settle`` is called on the loop and writes the columns.
+Compiled code writes the payload whole, and only then the headers that make it findable (jobs.py);
+syncs run in a Python thread. ``settle`` is called on the loop and writes the columns.
 """
 
+import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.io import extents, header
+from bodocache.io import header
 from bodocache.io.backend import Status
+from bodocache.io.extents import slices
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
+from bodocache.io.jobs import LATE, rows_of
 from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.posix import DataFile
 from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.pages import Reason
+
+
+class _Batch(NamedTuple):
+    """What the extents of one put share, in file order. The jobs point into all of it."""
+
+    run: PageRun
+    buffers: Buffers
+    pages: NDArray[np.int64]
+    headers: NDArray[np.void]
+    header_rows: NDArray[np.int64]  # where each header lies
+    jobs: tuple[NDArray[np.void], NDArray[np.void]]  # payloads, and the headers that follow them
+
+
+def write_extents(
+    medium: Medium,
+    transfer: BatchTransfer,
+    run: PageRun,
+    bounds: NDArray[np.int64],
+    buffers: Buffers,
+    on_settled: Callable[["WriteExtent", Outcome], None],
+) -> list["WriteExtent"]:
+    """The requests of a put of ``run``, cut at ``bounds``."""
+    headers = header.encode(run.records, run.generations, medium.superblock)
+    header_rows = rows_of(headers, np.arange(len(headers)))
+    pages = buffers.addresses(run.records["slot"])
+    payload_jobs = medium.jobs(transfer, medium.payload, pages, bounds, aligned=buffers.aligned)
+    # Buffered: a sector is written without reading its block, and the kernel writes the whole
+    # 4 KiB block back, so that a device of 4 KiB sectors never tears a neighbour's header.
+    header_jobs = medium.jobs(transfer, medium.headers, header_rows, bounds, aligned=False)
+    batch = _Batch(run, buffers, pages, headers, header_rows, (payload_jobs, header_jobs))
+    _place(medium, batch, bounds)
+    addresses = rows_of(payload_jobs, np.arange(len(payload_jobs))).tolist()
+    return [
+        WriteExtent(medium, transfer, batch, chosen, i, addresses[i], on_settled)
+        for i, chosen in enumerate(slices(bounds))
+    ]
+
+
+def _place(medium: Medium, batch: _Batch, bounds: NDArray[np.int64]) -> None:
+    """Fill in where the jobs of ``batch`` write."""
+    block, (payloads, headers) = medium.superblock, batch.jobs
+    frames = batch.run.records["frame"][bounds[:-1]]
+    payloads["offset"] = frames * block.frame_nbytes
+    payloads["page_nbytes"] = block.page_nbytes
+    payloads["padding"] = medium.zeros.ctypes.data
+    payloads["padding_nbytes"] = block.frame_nbytes - block.page_nbytes
+    payloads["next"] = rows_of(headers, np.arange(len(headers)))
+    headers["offset"] = SUPERBLOCK_NBYTES + frames * HEADER_NBYTES
+    headers["page_nbytes"] = HEADER_NBYTES
+    payloads["writes"] = headers["writes"] = 1
 
 
 class WriteExtent:
     """Adjacent frames, written at once: payload, then headers."""
 
     __slots__ = (
-        *("_buffers", "_generations", "_medium", "_on_settled", "_records"),
-        *("positions", "transfer"),
+        *("_batch", "_chosen", "_index", "_medium", "_on_settled"),
+        *("job", "positions", "transfer"),
     )
     writes = True
 
@@ -31,27 +86,36 @@ class WriteExtent:
         self,
         medium: Medium,
         transfer: BatchTransfer,
-        pages: PageRun,
-        buffers: Buffers,
+        batch: _Batch,
+        chosen: slice,
+        index: int,
+        address: int,
         on_settled: Callable[["WriteExtent", Outcome], None],
     ) -> None:
+        """``chosen`` of the batch, written by its jobs ``index``."""
         self.transfer = transfer
-        self.positions, self._records, self._generations = pages
+        self.positions = batch.run.positions[chosen]
+        self.job = address
         self._medium = medium
-        self._buffers = buffers
+        self._batch = batch
+        self._chosen = chosen
+        self._index = index
         self._on_settled = on_settled
 
     @property
     def frames(self) -> NDArray[np.int64]:
         """The frames it writes."""
-        frames: NDArray[np.int64] = self._records["frame"]
+        frames: NDArray[np.int64] = self._batch.run.records["frame"][self._chosen]
         return frames
 
     def run(self) -> Outcome:
-        """Write the payload whole, and only then the headers that make it findable."""
-        self._write_payload()
-        self._write_headers()
-        return Outcome.all(len(self._records), Status.LANDED)
+        """What became of both writes: the pages have landed only if both are whole."""
+        payload, headers = (jobs[self._index] for jobs in self._batch.jobs)
+        if payload["error"] == LATE:
+            return Outcome.all(len(self.positions), Status.LATE, Reason.LATE)
+        self._check(self._medium.payload, payload)
+        self._check(self._medium.headers, headers)
+        return Outcome.all(len(self.positions), Status.LANDED)
 
     def settle(self, outcome: Outcome) -> None:
         """Hand the outcome to the put it is part of."""
@@ -59,39 +123,19 @@ class WriteExtent:
 
     def publish(self, fresh: NDArray[np.bool_]) -> None:
         """Let gets find the pages chosen by ``fresh``."""
-        records = self._records[fresh]
-        self._medium.columns.fill(records["frame"], records, self._generations[fresh])
+        run = self._batch.run.part(self._chosen)
+        records = run.records[fresh]
+        self._medium.columns.fill(records["frame"], records, run.generations[fresh])
 
-    def _write_payload(self) -> None:
-        medium, superblock = self._medium, self._medium.superblock
-        padding = memoryview(bytes(superblock.frame_nbytes - superblock.page_nbytes))
-        slots = self._records["slot"]
-        views = extents.buffers_of(self._buffers.memory, slots, superblock.page_nbytes, padding)
-        offset = int(self._records["frame"][0]) * superblock.frame_nbytes
-        self._write(medium.payload, views, offset, aligned=self._buffers.aligned)
-
-    def _write_headers(self) -> None:
-        # Buffered: a sector is written without reading its block, and the kernel writes the whole
-        # 4 KiB block back, so that a device of 4 KiB sectors never tears a neighbour's header.
-        rows = header.encode(self._records, self._generations, self._medium.superblock)
-        offset = SUPERBLOCK_NBYTES + int(self._records["frame"][0]) * HEADER_NBYTES
-        self._write(self._medium.headers, [memoryview(rows.tobytes())], offset, aligned=False)
-
-    def _write(
-        self, file: DataFile, views: list[memoryview], offset: int, *, aligned: bool
-    ) -> None:
-        since_s = self._medium.clock.now_s()
-        wanted = sum(view.nbytes for view in views)
-        written = file.write(views, offset, aligned=aligned)
-        if written != wanted:
-            raise OSError(f"{file.path}: {written} of {wanted} bytes written at {offset}")
-        self._medium.observe(
-            *(file, offset, written),
-            pages=len(self._records),
-            since_s=since_s,
-            writes=True,
-            batch=self.transfer.number,
-        )
+    def _check(self, file: DataFile, job: np.void) -> None:
+        """Raise unless ``job`` moved all its bytes."""
+        error, moved = int(job["error"]), int(job["moved"])
+        if error:
+            raise OSError(error, os.strerror(error), file.path)
+        wanted = int(job["count"] * (job["page_nbytes"] + job["padding_nbytes"]))
+        if moved != wanted:
+            raise OSError(f"{file.path}: {moved} of {wanted} bytes written at {job['offset']}")
+        self._medium.observe(file, job, batch=self.transfer.number)
 
 
 class Sync:
@@ -99,6 +143,7 @@ class Sync:
 
     __slots__ = ("_extents", "_failures_before", "_medium", "positions", "transfer")
     writes = True
+    job = 0
 
     def __init__(
         self,

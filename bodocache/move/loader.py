@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError
-from bodocache.io.backend import TRANSFER, Status, Transfer
+from bodocache.io.backend import TRANSFER, Status, ToldInPython, Transfer
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
 from bodocache.move.load import Load
@@ -261,7 +261,9 @@ class Loader:
                 self._transfer_batch(part, order),
                 residency.host.rows,
                 deadline_s=part.load.deadline_s,
-                on_landed=lambda found: part.send(order[found], self._copies, self._now_s),
+                on_landed=ToldInPython(
+                    lambda found: part.send(order[found], self._copies, self._now_s)
+                ),
             )
         except BodoCacheError as error:
             _log.warning("disk tier: %s", error)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
-from bodocache.io.backend import Backend, Durability, OnLanded, Status, Transfer
+from bodocache.io.backend import Backend, Durability, OnLanded, Status, ToldInPython, Transfer
 from bodocache.pages import Reason
 from bodocache.testing.wrapper import WrappedBackend
 
@@ -72,11 +72,11 @@ class FaultyBackend(WrappedBackend):
         """Read the pages without a fault."""
         statuses, reasons = self._faults(Operation.GET, len(batch))
         kept = np.flatnonzero(statuses == 0)
-
-        def tell(positions: NDArray[np.int64]) -> None:
-            if on_landed is not None:
-                on_landed(kept[positions])
-
+        tell = (
+            None
+            if on_landed is None
+            else ToldInPython(lambda positions: on_landed(kept[positions]))
+        )
         inner = super().get(batch[kept], buffers, deadline_s=deadline_s, on_landed=tell)
         return _FaultyTransfer(inner, statuses, reasons)
 

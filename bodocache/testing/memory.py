@@ -143,6 +143,7 @@ class _OnePage:
     """A request that moves one page, on the loop."""
 
     writes = False
+    job = 0
 
     def __init__(
         self,
@@ -157,7 +158,9 @@ class _OnePage:
         self._move = move
 
     def run(self) -> Outcome:
-        return self._move(self._record)
+        outcome = self._move(self._record)
+        self.transfer.tell(self.positions[outcome.statuses == Status.LANDED])
+        return outcome
 
     def settle(self, outcome: Outcome) -> None:
         self.transfer.finish(self.positions, outcome)
@@ -182,4 +185,6 @@ class _LoopQueue:
     def _do_one(self) -> None:
         if self._waiting:  # withdrawn ones left their turns behind
             request = self._waiting.pop(0)
-            request.transfer.settle(request, request.transfer.run(request))
+            outcome = request.run()
+            assert isinstance(outcome, Outcome)
+            request.transfer.settle(request, outcome)

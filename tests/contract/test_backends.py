@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bodocache.errors import CacheClosed, TierFull
-from bodocache.io.backend import TRANSFER, Durability, Status
+from bodocache.io.backend import TRANSFER, Durability, Status, ToldInPython
 from bodocache.pages import Reason
 
 CANARY = 0xA5
@@ -62,6 +62,30 @@ def test_slots_may_lie_anywhere_in_memory(storage):
         _, _, buffers = await get(backend, storage.pages, batch)
         for number, slot in enumerate(shuffled.tolist()):
             assert (buffers[slot] == storage.pages.payload(number)).all()
+
+    storage.run(scenario)
+
+
+def test_the_caller_is_told_of_verified_pages_once_and_before_they_are_reported(storage):
+    async def scenario(backend):
+        batch = await put(backend, storage.pages, [1, 2, 3])
+        asked = storage.pages.batch(
+            [3, 99, 1], np.array([batch["frame"][2], -1, batch["frame"][0]])
+        )
+        buffers, told = canaries(storage.pages, 3), []
+
+        def note(positions):
+            for position in positions.tolist():
+                right = (buffers[position] == storage.pages.payload([3, 99, 1][position])).all()
+                told.append((position, bool(right)))
+
+        on_landed = ToldInPython(note)
+        transfer = backend.get(asked, buffers, deadline_s=math.inf, on_landed=on_landed)
+        while await transfer.progress():
+            landed = np.flatnonzero(transfer.statuses == Status.LANDED).tolist()
+            assert {position for position, _ in told} >= set(landed)
+        await transfer.drained()
+        assert sorted(told) == [(0, True), (2, True)]
 
     storage.run(scenario)
 

@@ -3,13 +3,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bodocache.io.extents import PAGES_MAX, buffers_of, merge
+from bodocache.io.extents import PAGES_MAX, merge, slices
 
 
 def runs(frames, **sizes):
     frames = np.array(frames, np.int64)
     merged = merge(frames, **sizes)
-    return [frames[merged.order[chosen]].tolist() for chosen in merged.slices]
+    return [frames[merged.order[chosen]].tolist() for chosen in slices(merged.bounds)]
 
 
 def test_adjacent_frames_are_one_extent_in_whatever_order_they_come():
@@ -41,21 +41,8 @@ def test_nothing_merges_to_nothing():
 def test_extents_cover_the_batch_once_and_are_adjacent_and_short(frames, limit):
     merged = merge(np.array(frames, np.int64), frame_nbytes=1, chunk_nbytes=limit)
     assert sorted(merged.order.tolist()) == list(range(len(frames)))
-    assert sum(extent.stop - extent.start for extent in merged.slices) == len(frames)
-    for extent in merged.slices:
+    assert sum(extent.stop - extent.start for extent in slices(merged.bounds)) == len(frames)
+    for extent in slices(merged.bounds):
         chosen = [frames[position] for position in merged.order[extent].tolist()]
         assert chosen == list(range(chosen[0], chosen[0] + len(chosen)))
         assert len(chosen) <= limit
-
-
-def test_rows_adjacent_in_memory_are_one_buffer():
-    memory = memoryview(bytes(range(80)))
-    views = buffers_of(memory, np.array([3, 4, 5, 1, 0]), 8, memoryview(b""))
-    assert [view.nbytes for view in views] == [24, 8, 8]
-    assert [view[0] for view in views] == [24, 8, 0]
-
-
-def test_padding_stands_behind_every_page():
-    memory = memoryview(bytes(range(80)))
-    views = buffers_of(memory, np.array([1, 2]), 8, memoryview(b"\xff\xff"))
-    assert b"".join(views) == bytes([*range(8, 16), 255, 255, *range(16, 24), 255, 255])

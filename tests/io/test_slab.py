@@ -2,6 +2,7 @@
 """The slab while it runs: errors of the storage, races with puts, deadlines in flight."""
 
 import asyncio
+import ctypes
 import errno
 import math
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from bodocache.errors import LayoutError, LeaseError
-from bodocache.io.backend import Durability, Status
+from bodocache.io.backend import Durability, NativeCall, Status, ToldInPython
 from bodocache.io.config import Access
 from bodocache.pages import Reason
 
@@ -19,11 +20,11 @@ from bodocache.pages import Reason
 class Gate:
     """Stops a system call in its thread until it is opened."""
 
-    def __init__(self, monkeypatch, name):
+    def __init__(self, fake, name):
         self._real = getattr(os, name)
         self.entered = threading.Event()
         self.opened = threading.Event()
-        monkeypatch.setattr(os, name, self)
+        fake(name, self)
 
     def __call__(self, *arguments):
         self.entered.set()
@@ -34,7 +35,7 @@ class Gate:
         assert await asyncio.to_thread(self.entered.wait, 10)
 
 
-def failing(monkeypatch, name, should_fail, error=errno.EIO):
+def failing(fake, name, should_fail, error=errno.EIO):
     """Let a system call fail where ``should_fail(*arguments)``; return the calls' arguments."""
     real, calls = getattr(os, name), []
 
@@ -44,11 +45,11 @@ def failing(monkeypatch, name, should_fail, error=errno.EIO):
             raise OSError(error, os.strerror(error))
         return real(*arguments)
 
-    monkeypatch.setattr(os, name, call)
+    fake(name, call)
     return calls
 
 
-def test_one_bad_sector_costs_one_page(bench, monkeypatch, caplog):
+def test_one_bad_sector_costs_one_page(bench, fake, monkeypatch, caplog):
     async def scenario(backend):
         batch, _ = await bench.put(backend, [1, 2, 3, 4])
 
@@ -56,7 +57,7 @@ def test_one_bad_sector_costs_one_page(bench, monkeypatch, caplog):
             nbytes = sum(buffer.nbytes for buffer in buffers)
             return offset < 2 * 8192 and offset + nbytes > 8192
 
-        failing(monkeypatch, "preadv", touches_second_page)
+        failing(fake, "preadv", touches_second_page)
         statuses, reasons = await bench.get(backend, batch)
         assert statuses == [Status.LANDED, Status.FAILED, Status.LANDED, Status.LANDED]
         assert reasons[1] == Reason.IO_ERROR
@@ -66,11 +67,9 @@ def test_one_bad_sector_costs_one_page(bench, monkeypatch, caplog):
     bench.run(scenario)
 
 
-def test_a_write_error_fails_its_pages_and_leaves_no_header(bench, monkeypatch, caplog):
+def test_a_write_error_fails_its_pages_and_leaves_no_header(bench, fake, monkeypatch, caplog):
     async def scenario(backend):
-        at_payload = failing(
-            monkeypatch, "pwritev", lambda _, buffers, __: buffers[0].nbytes >= 8192
-        )
+        at_payload = failing(fake, "pwritev", lambda _, buffers, __: buffers[0].nbytes >= 8192)
         batch, transfer = await bench.put(backend, [1, 2])
         assert transfer.statuses.tolist() == [Status.FAILED] * 2
         assert transfer.reasons.tolist() == [Reason.IO_ERROR] * 2
@@ -117,20 +116,53 @@ def test_an_observer_sees_what_a_plain_reader_would_read(bench):
 def test_an_unexpected_error_in_a_worker_is_a_failed_page_and_logged(bench, monkeypatch, caplog):
     async def scenario(backend):
         batch, _ = await bench.put(backend, [1])
-        monkeypatch.setattr(os, "preadv", lambda *_: 1 / 0)
-        statuses, reasons = await bench.get(backend, batch)
-        assert (statuses, reasons) == ([Status.FAILED], [Reason.IO_ERROR])
-        for _ in range(5):
-            await bench.get(backend, batch)
+        on_landed = ToldInPython(lambda _: 1 / 0)
+        for _ in range(6):
+            buffers = bench.pages.buffers(1)
+            transfer = backend.get(batch, buffers, deadline_s=math.inf, on_landed=on_landed)
+            await transfer.drained()
+            assert transfer.statuses.tolist() == [Status.FAILED]
+            assert transfer.reasons.tolist() == [Reason.IO_ERROR]
 
     bench.run(scenario)
     warnings = [record for record in caplog.records if "ZeroDivisionError" in record.message]
     assert len(warnings) == 1  # the other five wait for the next interval
 
 
-def test_a_failed_sync_fails_its_pages_and_is_not_retried(bench, monkeypatch, caplog):
+class Native:
+    """An OnLanded in C (and in no way in Python), which notes the positions it is told."""
+
+    def __init__(self):
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
+        self.told = []
+        self._function = kind(self._take_note)
+        self.native = NativeCall(ctypes.cast(self._function, ctypes.c_void_p).value, 42)
+
+    def _take_note(self, argument, positions, count):
+        assert argument == 42
+        self.told += (ctypes.c_int64 * count).from_address(positions)
+
+
+def test_a_native_call_is_told_of_verified_pages_alone_and_once(bench):
+    batch = bench.stored([1, 2, 3, 4])
+    with bench.payload.open("r+b") as file:
+        file.seek(2 * bench.pages.page_nbytes)
+        file.write(b"damage")
+
     async def scenario(backend):
-        calls = failing(monkeypatch, "fdatasync", lambda _: len(calls) == 1)
+        on_landed = Native()
+        chosen, buffers = batch[[3, 2, 1, 0]], bench.pages.buffers(4)
+        transfer = backend.get(chosen, buffers, deadline_s=math.inf, on_landed=on_landed)
+        await transfer.drained()
+        assert transfer.reasons.tolist() == [0, Reason.CORRUPT, 0, 0]
+        assert sorted(on_landed.told) == [0, 2, 3]
+
+    bench.run(scenario)
+
+
+def test_a_failed_sync_fails_its_pages_and_is_not_retried(bench, fake, caplog):
+    async def scenario(backend):
+        calls = failing(fake, "fdatasync", lambda _: len(calls) == 1)
         batch, transfer = await bench.put(backend, [1, 2], Durability.SYNC)
         assert transfer.statuses.tolist() == [Status.FAILED] * 2
         assert len(calls) == 1
@@ -143,9 +175,9 @@ def test_a_failed_sync_fails_its_pages_and_is_not_retried(bench, monkeypatch, ca
     bench.run(scenario)
 
 
-def test_a_sync_that_failed_elsewhere_fails_what_was_written_before_it(bench, monkeypatch, caplog):
+def test_a_sync_that_failed_elsewhere_fails_what_was_written_before_it(bench, fake, caplog):
     async def scenario(backend):
-        gate = Gate(monkeypatch, "pwritev")
+        gate = Gate(fake, "pwritev")
         first = asyncio.ensure_future(bench.put(backend, [1], Durability.SYNC))
         await asyncio.sleep(0)
         await gate.wait()
@@ -157,9 +189,9 @@ def test_a_sync_that_failed_elsewhere_fails_what_was_written_before_it(bench, mo
     bench.run(scenario)
 
 
-def test_only_a_durable_put_syncs(bench, monkeypatch):
+def test_only_a_durable_put_syncs(bench, fake):
     async def scenario(backend):
-        calls = failing(monkeypatch, "fdatasync", lambda _: False)
+        calls = failing(fake, "fdatasync", lambda _: False)
         await bench.put(backend, [1, 2])
         assert not calls
         await bench.put(backend, [3, 4], Durability.SYNC)
@@ -168,10 +200,10 @@ def test_only_a_durable_put_syncs(bench, monkeypatch):
     bench.run(scenario)
 
 
-def test_a_page_is_late_at_its_deadline_and_its_buffer_in_use_until_drained(bench, monkeypatch):
+def test_a_page_is_late_at_its_deadline_and_its_buffer_in_use_until_drained(bench, fake):
     async def scenario(backend):
         batch, _ = await bench.put(backend, [1, 2])
-        gate = Gate(monkeypatch, "preadv")
+        gate = Gate(fake, "preadv")
         buffers = bench.pages.buffers(2)
         deadline_s = asyncio.get_running_loop().time() + 0.02
         transfer = backend.get(batch, buffers, deadline_s=deadline_s)
@@ -187,10 +219,10 @@ def test_a_page_is_late_at_its_deadline_and_its_buffer_in_use_until_drained(benc
     bench.run(scenario)
 
 
-def test_an_abandoned_transfer_lets_what_is_in_flight_land(bench, monkeypatch):
+def test_an_abandoned_transfer_lets_what_is_in_flight_land(bench, fake):
     async def scenario(backend):
         batch, _ = await bench.put(backend, [1, 2, 3, 4])
-        gate = Gate(monkeypatch, "preadv")
+        gate = Gate(fake, "preadv")
         transfer = backend.get(batch, bench.pages.buffers(4), deadline_s=math.inf)
         await gate.wait()
         transfer.abandon()
@@ -203,9 +235,9 @@ def test_an_abandoned_transfer_lets_what_is_in_flight_land(bench, monkeypatch):
     bench.run(scenario, queue_depth=1, chunk_nbytes=16384)
 
 
-def test_a_put_that_ends_after_its_deadline_is_not_found(bench, monkeypatch):
+def test_a_put_that_ends_after_its_deadline_is_not_found(bench, fake):
     async def scenario(backend):
-        gate = Gate(monkeypatch, "pwritev")
+        gate = Gate(fake, "pwritev")
         batch, buffers = (
             bench.pages.batch([1], backend.reserve(1, after=-1)),
             bench.pages.buffers(1),
@@ -222,9 +254,9 @@ def test_a_put_that_ends_after_its_deadline_is_not_found(bench, monkeypatch):
     bench.run(scenario)
 
 
-def test_a_frame_released_while_it_is_written_is_free_only_afterwards(bench, monkeypatch):
+def test_a_frame_released_while_it_is_written_is_free_only_afterwards(bench, fake):
     async def scenario(backend):
-        gate = Gate(monkeypatch, "pwritev")
+        gate = Gate(fake, "pwritev")
         batch = bench.pages.batch([1], backend.reserve(1, after=-1))
         transfer = backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
         await gate.wait()
@@ -241,10 +273,10 @@ def test_a_frame_released_while_it_is_written_is_free_only_afterwards(bench, mon
     bench.run(scenario)
 
 
-def test_a_get_that_races_with_a_put_into_its_frame_never_returns_the_new_page(bench, monkeypatch):
+def test_a_get_that_races_with_a_put_into_its_frame_never_returns_the_new_page(bench, fake):
     async def scenario(backend):
         old, _ = await bench.put(backend, [1])
-        gate = Gate(monkeypatch, "preadv")
+        gate = Gate(fake, "preadv")
         transfer = backend.get(old, bench.pages.buffers(1), deadline_s=math.inf)
         await gate.wait()
         backend.release(old["frame"])
@@ -269,9 +301,9 @@ def test_a_put_to_frames_that_are_not_reserved_is_refused(bench, frames):
     bench.run(scenario)
 
 
-def test_a_second_put_into_a_frame_waits_for_the_first(bench, monkeypatch):
+def test_a_second_put_into_a_frame_waits_for_the_first(bench, fake):
     async def scenario(backend):
-        gate = Gate(monkeypatch, "pwritev")
+        gate = Gate(fake, "pwritev")
         batch = bench.pages.batch([1], backend.reserve(1, after=-1))
         first = backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
         with pytest.raises(LeaseError, match="still being written"):
@@ -282,10 +314,10 @@ def test_a_second_put_into_a_frame_waits_for_the_first(bench, monkeypatch):
     bench.run(scenario)
 
 
-def test_a_page_is_a_miss_as_soon_as_its_frame_is_put_to(bench, monkeypatch):
+def test_a_page_is_a_miss_as_soon_as_its_frame_is_put_to(bench, fake):
     async def scenario(backend):
         batch, _ = await bench.put(backend, [1])
-        gate = Gate(monkeypatch, "pwritev")
+        gate = Gate(fake, "pwritev")
         transfer = backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
         await gate.wait()
         assert (await bench.get(backend, batch))[0] == [Status.MISS]
@@ -297,7 +329,7 @@ def test_a_page_is_a_miss_as_soon_as_its_frame_is_put_to(bench, monkeypatch):
 
 
 @pytest.mark.parametrize("moved", [0, 4096])
-def test_a_write_that_moves_too_little_fails_its_pages(bench, monkeypatch, caplog, moved):
+def test_a_write_that_moves_too_little_fails_its_pages(bench, fake, caplog, moved):
     async def scenario(backend):
         real = os.pwritev
         left = [moved]
@@ -305,7 +337,7 @@ def test_a_write_that_moves_too_little_fails_its_pages(bench, monkeypatch, caplo
         def short(fd, buffers, offset):
             return real(fd, [buffers[0][:4096]], offset) if left and left.pop() else 0
 
-        monkeypatch.setattr(os, "pwritev", short)
+        fake("pwritev", short)
         _, transfer = await bench.put(backend, [1, 2])
         assert transfer.statuses.tolist() == [Status.FAILED] * 2
         assert not len(backend.entries().keys)
@@ -369,9 +401,9 @@ def test_padding_on_disk_holds_no_older_bytes(bench):
     assert not any(data[5008:])
 
 
-def test_closing_during_a_durable_put_leaves_nothing_pending(bench, monkeypatch):
+def test_closing_during_a_durable_put_leaves_nothing_pending(bench, fake):
     async def scenario(backend):
-        gate = Gate(monkeypatch, "pwritev")
+        gate = Gate(fake, "pwritev")
         batch = bench.pages.batch([1], backend.reserve(1, after=-1))
         transfer = backend.put(
             batch, bench.pages.buffers(1), deadline_s=math.inf, durability=Durability.SYNC
@@ -387,10 +419,10 @@ def test_closing_during_a_durable_put_leaves_nothing_pending(bench, monkeypatch)
     bench.run(scenario)
 
 
-def test_closing_lets_what_is_in_flight_end(bench, monkeypatch):
+def test_closing_lets_what_is_in_flight_end(bench, fake):
     async def scenario(backend):
         batch, _ = await bench.put(backend, [1, 2])
-        gate = Gate(monkeypatch, "preadv")
+        gate = Gate(fake, "preadv")
         transfer = backend.get(batch, bench.pages.buffers(2), deadline_s=math.inf)
         await gate.wait()
         closing = asyncio.ensure_future(backend.close())

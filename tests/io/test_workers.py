@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 import math
+import os
 import threading
 import time
 
@@ -14,6 +15,8 @@ from bodocache.io.workers import WorkerPool
 
 class Piece:
     """A request of one page that notes when it was run, after ``gate``."""
+
+    job = 0
 
     def __init__(self, transfer, position, name, log, *, writes=False, gate=None):
         self.transfer = transfer
@@ -39,6 +42,7 @@ def with_pool(count, scenario):
         finally:
             pool.stop()
             await asyncio.to_thread(pool.join)
+            pool.close()
 
     asyncio.run(whole())
 
@@ -93,20 +97,20 @@ def test_a_read_finds_a_thread_however_many_writes_there_are():
     with_pool(4, scenario)
 
 
-def test_pages_that_end_while_the_loop_is_busy_wake_it_once(monkeypatch):
+def test_pages_that_end_while_the_loop_is_busy_wake_it_once():
     async def scenario(pool):
         log, wakes = [], []
+        settle = pool.settle
         loop = asyncio.get_running_loop()
-        announce = loop.call_soon_threadsafe
-        monkeypatch.setattr(
-            loop, "call_soon_threadsafe", lambda *call: (wakes.append(call), announce(*call))
-        )
+        loop.add_reader(pool._table.event_fd, lambda: (wakes.append(1), settle()))
         transfer = transfer_of(pool, 500)
         transfer.submit([Piece(transfer, i, "read", log) for i in range(500)])
-        while len(pool._done) < 500:  # the loop is busy for as long
+        while pool._table.done < 500:  # the loop is busy for as long
             time.sleep(0)  # noqa: ASYNC251 -- the loop must be busy
-        assert 1 <= len(wakes) <= 4  # a wake by each thread at most, where they race
+        assert os.eventfd_read(pool._table.event_fd) == 1  # written once, for all of them
+        os.eventfd_write(pool._table.event_fd, 1)
         await transfer.finished()
+        assert len(wakes) == 1
 
     with_pool(4, scenario)
 

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits for a worker thread, in memory that compiled code shares: taken without Python's lock.
+
+Reads go first, each kind by deadline, and half of the threads at most write. Every access holds a
+mutex for as long as a scan of the slots takes, 0.1 us for 64 of them.
+"""
+
+import itertools
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numba.np.numpy_support import carray
+
+from bodocache import jit
+from bodocache.io import jobs, libc
+
+FREE, WAITING, RUNNING, DONE = range(4)
+NATIVE, PYTHON = 0, 1  # lanes: threads that never leave compiled code, threads that run Python
+CAPACITY = 64  # slots to begin with
+
+ENTRY = np.dtype(
+    [
+        ("state", "<i8"),
+        ("id", "<i8"),  # by arrival
+        ("batch", "<i8"),  # the transfer's number
+        ("job", "<i8"),  # address of a JOB; of the native lane
+        ("lane", "<i8"),
+        ("writes", "<i8"),
+        ("deadline_s", "<f8"),
+    ]
+)
+_MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 bytes each
+(
+    *(_SLOTS, _CAPACITY, _WRITING, _MAX_WRITING, _STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS),
+    _WORDS,
+) = range(24, 34)
+
+_int64_at = libc.pointer_to(jit.i8)
+_entry_at = libc.pointer_to(jit.record(ENTRY))
+
+
+class Table:
+    """The shared memory, as the loop sees it. Threads keep it alive as long as they use it."""
+
+    def __init__(self, max_writing: int) -> None:
+        self._words = np.zeros(_WORDS, np.int64)
+        self._slots = np.zeros(CAPACITY, ENTRY)
+        self._ids = itertools.count()
+        self.address = self._words.ctypes.data
+        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._words[_MAX_WRITING] = max_writing
+        self._words[_EVENT_FD] = self.event_fd
+        self._words[_ONE] = 1
+        self._words[_CALLS] = libc.calls.address
+        _begin(self.address, self._slots.ctypes.data, CAPACITY)
+
+    def __del__(self) -> None:  # the last thread that could wake the loop is gone
+        os.close(self.event_fd)
+
+    @property
+    def done(self) -> int:
+        """How many entries have ended and are not collected."""
+        return int(np.count_nonzero(self._slots["state"] == DONE))
+
+    def ids(self, count: int) -> list[int]:
+        """Ids of the next ``count`` entries; with equal deadlines the lower is taken first."""
+        return list(itertools.islice(self._ids, count))
+
+    def push(self, entries: Sequence[tuple[int, int, int, int, int, int, float]]) -> None:
+        """Let ENTRY rows wait. Each keeps a slot until it was collected or withdrawn."""
+        rows = np.array(entries, ENTRY)
+        if _push(self.address, rows):
+            return
+        taken = int(np.count_nonzero(self._slots["state"] != FREE))
+        larger = np.zeros(2 * max(len(self._slots), taken + len(rows)), ENTRY)
+        _move_slots(self.address, larger.ctypes.data, len(larger))
+        self._slots = larger
+        _push(self.address, rows)
+
+    def collect(self) -> list[int]:
+        """Ids of what has ended since the last time."""
+        with suppress(BlockingIOError):  # called without having been woken
+            os.eventfd_read(self.event_fd)
+        return self._drop(DONE, -1)
+
+    def withdraw(self, batch: int) -> list[int]:
+        """Ids of the entries of ``batch`` that no thread has taken; none will."""
+        return self._drop(WAITING, batch)
+
+    def stop(self, threads: int) -> list[int]:
+        """End the threads as soon as they are free, and withdraw all that waits."""
+        _stop(self.address, threads)
+        return self._drop(WAITING, -1)
+
+    def _drop(self, state: int, batch: int) -> list[int]:
+        ids = np.empty(len(self._slots), np.int64)
+        dropped: list[int] = ids[: _drop(self.address, state, batch, ids)].tolist()
+        return dropped
+
+
+def take(table: Table, lane: int) -> tuple[int, int]:
+    """Wait for an entry of ``lane``: its slot and id, or a slot of -1 when the thread must end."""
+    slot, id_, _ = _take(table.address, lane)
+    return slot, id_
+
+
+def finish(table: Table, slot: int) -> None:
+    """Note that what was taken from ``slot`` has ended, and wake the loop."""
+    _finish(table.address, slot)
+
+
+def work(table: Table) -> None:
+    """Do what waits in the native lane until the table is stopped: the whole life of a thread."""
+    _work(table.address)
+
+
+@jit.compiled(jit.i8)
+def _work(at: Any) -> None:
+    calls = _words(at)[_CALLS]
+    scratch = np.empty(jobs.SCRATCH_WORDS, np.int64)
+    while True:
+        slot, _, job = _take(at, NATIVE)
+        if slot < 0:
+            return
+        jobs.perform(job, calls, scratch)
+        _finish(at, slot)
+
+
+@jit.compiled(jit.i8, jit.i8)
+def _take(at: Any, lane: Any) -> Any:
+    words = _words(at)
+    semaphore = at + 8 * (_SEMAPHORES + 8 * lane)
+    while True:
+        libc.sem_wait(semaphore)  # EINTR is a look in vain
+        libc.mutex_lock(at)
+        slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
+        stopped = words[_STOPPED]
+        best = -1 if stopped else _first(slots, lane, words[_WRITING] < words[_MAX_WRITING])
+        id_, job = np.int64(-1), np.int64(0)
+        if best >= 0:
+            slots[best].state = RUNNING
+            words[_WRITING] += slots[best].writes
+            id_, job = slots[best].id, slots[best].job
+        libc.mutex_unlock(at)
+        if best >= 0 or stopped:
+            return np.int64(best), id_, job
+
+
+@jit.compiled(jit.array(ENTRY), jit.i8, jit.boolean)
+def _first(slots: Any, lane: Any, may_write: Any) -> Any:
+    """The slot to take first, or -1."""
+    best = -1
+    for i in range(len(slots)):
+        one = slots[i]
+        if one.state != WAITING or one.lane != lane or (one.writes and not may_write):
+            continue
+        if best < 0 or _precedes(one, slots[best]):
+            best = i
+    return best
+
+
+@jit.compiled(jit.record(ENTRY), jit.record(ENTRY))
+def _precedes(one: Any, other: Any) -> Any:
+    if one.writes != other.writes:
+        return one.writes < other.writes
+    if one.deadline_s != other.deadline_s:
+        return one.deadline_s < other.deadline_s
+    return one.id < other.id
+
+
+@jit.compiled(jit.i8, jit.i8)
+def _finish(at: Any, slot: Any) -> None:
+    words = _words(at)
+    libc.mutex_lock(at)
+    slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
+    wrote, announced = slots[slot].writes, words[_ANNOUNCED]
+    slots[slot].state = DONE
+    words[_WRITING] -= wrote
+    words[_ANNOUNCED] = 1
+    libc.mutex_unlock(at)
+    if wrote:  # a write that was passed over may be taken now
+        libc.sem_post(at + 8 * _SEMAPHORES)
+        libc.sem_post(at + 8 * (_SEMAPHORES + 8))
+    if not announced:
+        libc.write(words[_EVENT_FD], at + 8 * _ONE, 8)
+
+
+@jit.compiled(jit.i8, jit.array(ENTRY))
+def _push(at: Any, rows: Any) -> Any:
+    """Put ``rows`` into free slots and wake as many threads; nothing where too few are free."""
+    words = _words(at)
+    libc.mutex_lock(at)
+    slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
+    free = 0
+    for i in range(len(slots)):
+        free += slots[i].state == FREE
+    put = 0
+    for i in range(len(slots)):
+        if free >= len(rows) and put < len(rows) and slots[i].state == FREE:
+            slots[i] = rows[put]
+            slots[i].state = WAITING
+            put += 1
+    libc.mutex_unlock(at)
+    for i in range(put):
+        libc.sem_post(at + 8 * (_SEMAPHORES + 8 * rows[i].lane))
+    return put == len(rows)
+
+
+@jit.compiled(jit.i8, jit.i8, jit.i8, jit.array("i8"))
+def _drop(at: Any, state: Any, batch: Any, ids: Any) -> Any:
+    """Free the slots in ``state`` (of ``batch``, -1 for all); write their ids, return how many."""
+    words = _words(at)
+    libc.mutex_lock(at)
+    slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
+    count = 0
+    for i in range(len(slots)):
+        if slots[i].state == state and (batch < 0 or slots[i].batch == batch):
+            ids[count] = slots[i].id
+            slots[i].state = FREE
+            count += 1
+    if state == DONE:
+        words[_ANNOUNCED] = 0  # whatever ends from now on wakes the loop again
+    libc.mutex_unlock(at)
+    return count
+
+
+@jit.compiled(jit.i8, jit.i8, jit.i8)
+def _begin(at: Any, slots: Any, capacity: Any) -> None:
+    """Make ready words of zeros; a pthread_mutex_t of zeros is an open one."""
+    words = _words(at)
+    words[_SLOTS], words[_CAPACITY] = slots, capacity
+    libc.sem_init(at + 8 * _SEMAPHORES, 0, 0)
+    libc.sem_init(at + 8 * (_SEMAPHORES + 8), 0, 0)
+
+
+@jit.compiled(jit.i8, jit.i8, jit.i8)
+def _move_slots(at: Any, larger: Any, capacity: Any) -> None:
+    words = _words(at)
+    libc.mutex_lock(at)
+    old = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
+    new = carray(_entry_at(larger), capacity)
+    for i in range(len(old)):
+        new[i] = old[i]
+    words[_SLOTS], words[_CAPACITY] = larger, capacity
+    libc.mutex_unlock(at)
+
+
+@jit.compiled(jit.i8, jit.i8)
+def _stop(at: Any, threads: Any) -> None:
+    words = _words(at)
+    libc.mutex_lock(at)
+    words[_STOPPED] = 1
+    libc.mutex_unlock(at)
+    for _ in range(threads):
+        libc.sem_post(at + 8 * _SEMAPHORES)
+        libc.sem_post(at + 8 * (_SEMAPHORES + 8))
+
+
+@jit.compiled(jit.i8)
+def _words(at: Any) -> Any:
+    return carray(_int64_at(at), _WORDS)
