@@ -92,8 +92,10 @@ class Loader:
 
     async def close(self) -> None:
         """Cancel every load under way and wait until their slots are free."""
-        for load in list(self._live):
+        loads = list(self._live)
+        for load in loads:
             load.close()
+        for load in loads:
             await load.released
 
     def _targets(

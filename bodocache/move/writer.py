@@ -114,7 +114,8 @@ class Writer:
 
     async def _write(self, batch: list[_Waiting]) -> None:
         residency = self._residency
-        fresh = [self._still_wanted(waiting) for waiting in batch]
+        wanted = [self._still_wanted(waiting) for waiting in batch]
+        fresh = _each_once(wanted)
         rows = np.concatenate(fresh)
         residency.pin(rows)
         try:
@@ -126,7 +127,7 @@ class Writer:
             residency.table.records["reason"][rows[~on_disk]] = Reason.NOT_ADMITTED
             residency.unpin(rows)
             self.refused += int((~on_disk).sum())
-            for waiting, mine in zip(batch, fresh, strict=True):
+            for waiting, mine in zip(batch, wanted, strict=True):
                 reached = int(residency.lies_in(mine, Tier.DISK).sum())
                 waiting.store.settle(len(waiting.rows), reached)
                 self._queued -= len(waiting.rows)
@@ -210,3 +211,15 @@ class Writer:
 
     async def _change(self) -> None:
         await self._changed.wait()
+
+
+def _each_once(runs: list[RowArray]) -> list[RowArray]:
+    """The runs, each row where it comes first.
+
+    A page that was stored, evicted and stored again while it waited is in two: one frame is enough.
+    """
+    rows = np.concatenate(runs)
+    first = np.zeros(len(rows), np.bool_)
+    first[np.unique(rows, return_index=True)[1]] = True
+    ends = np.cumsum([len(run) for run in runs])[:-1]
+    return [run[kept] for run, kept in zip(runs, np.split(first, ends), strict=True)]

@@ -171,3 +171,23 @@ def test_writes_wait_for_loads_from_disk_but_not_for_ever(house, prompt, monkeyp
             it.orchestrator._loader.disk_idle.set()
 
     asyncio.run(scenario())
+
+
+def test_a_page_that_waits_twice_takes_one_frame(house, prompt):
+    async def scenario():
+        async with house(host=32) as it:
+            it.orchestrator._loader.disk_idle.clear()
+            stores = []
+            for _ in range(2):  # stored, evicted, and stored again before it was written
+                stores.append(await it.compute(prompt(3)))
+                await stores[-1]
+                stores[-1].close()
+                it.leave_on(Tier.DISK)
+            stores.append(await it.compute(prompt(3)))
+            await stores[-1]
+            stores[-1].close()
+            it.orchestrator._loader.disk_idle.set()
+            assert [await store.written for store in stores] == [3] * 3
+            assert it.backend.usage.used_frames == 3
+
+    asyncio.run(scenario())
