@@ -5,9 +5,14 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from bodocache import cli
+import bodocache.kernels.cpu
+import bodocache.replay.live
+import bodocache.replay.policy_report  # noqa: F401 -- all three register what a replay compiles
+from bodocache import cli, jit
 from bodocache.replay.policy import Policy
 from bodocache.replay.workload import WorkloadConfig
+
+jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
 REPLAY = ("replay", "--policy-only", "--capacity-pages")
 POLICY_JSON = {
