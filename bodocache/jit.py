@@ -20,6 +20,8 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from numba.core import types
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
 from bodocache import env
 
@@ -29,6 +31,7 @@ KEPT_CACHES = 4  # older builds of a developer's machine; each is a few MB
 
 _log = logging.getLogger(__name__)
 _registry: list[tuple[Any, tuple[Any, ...]]] = []
+_c_functions: list["CFunction"] = []
 _warming = threading.Lock()
 
 void = types.void
@@ -103,30 +106,72 @@ def warm(package: str | None = None) -> int:
             (function, types_)
             for function, types_ in _registry
             if function._can_compile  # noqa: SLF001
-            and (package is None or function.py_func.__module__.startswith(f"{package}."))
+            and (package is None or _is_of(package, function))
         ]
         for function, arguments in fresh:
             function.compile(arguments)
+        for callback in _c_functions:
+            if package is None or _is_of(package, callback):
+                assert callback.address
         for function, _ in fresh:
             function.disable_compile()
     return len(fresh)
 
 
-def c_function(function: Callable[..., None], *arguments: Any) -> Any:
-    """``function`` as a C function of ``arguments`` that returns nothing, at its ``address``.
+class CFunction:
+    """A function of numbers that returns nothing, as C code calls it: at :attr:`address`.
 
-    Compiled at once, so it is for functions that are called once something needs the address; the
-    caller keeps the result alive.
+    It is compiled on first use, or by :func:`warm`, like a :func:`compiled` one.
     """
-    folder, settings = cache_folder(), cast("Any", numba.config)
-    with _warming:
-        before = settings.CACHE_DIR
-        try:
-            if folder is not None:
-                settings.CACHE_DIR = str(folder)
-            return numba.cfunc(void(*arguments), cache=folder is not None)(function)
-        finally:
-            settings.CACHE_DIR = before
+
+    __slots__ = ("_arguments", "_code", "py_func")
+
+    def __init__(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self.py_func = function
+        self._arguments = arguments
+        self._code: Any = None  # owns the machine code
+
+    @property
+    def address(self) -> int:
+        """Where the code is."""
+        if self._code is None:
+            folder, settings = cache_folder(), cast("Any", numba.config)
+            before = settings.CACHE_DIR
+            try:
+                if folder is not None:
+                    settings.CACHE_DIR = str(folder)
+                made = numba.cfunc(void(*self._arguments), cache=folder is not None)
+                self._code = made(self.py_func)
+            finally:
+                settings.CACHE_DIR = before
+        return int(self._code.address)
+
+
+def c_function(*arguments: Any) -> Callable[[Callable[..., None]], CFunction]:
+    """Decorate a function of ``arguments`` (numba types) as one that C code calls."""
+
+    def decorate(function: Callable[..., None]) -> CFunction:
+        _c_functions.append(CFunction(function, arguments))
+        return _c_functions[-1]
+
+    return decorate
+
+
+def external(name: str, result: Any, *arguments: Any) -> Any:
+    """The C function ``name`` of libc, for compiled code."""
+    return types.ExternalFunction(name, result(*arguments))
+
+
+def pointer_to(element: Any) -> Any:
+    """``pointer(address)`` for compiled code: an int64 as a pointer to ``element``, for carray."""
+
+    def pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001 -- numba's protocol
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(types.int64), emit  # type: ignore[no-untyped-call]
+
+    return intrinsic(pointer)
 
 
 @functools.cache
@@ -159,6 +204,10 @@ def build_hash() -> str:
     return digest.hexdigest()
 
 
+def _is_of(package: str, function: Any) -> bool:
+    return bool(function.py_func.__module__.startswith(f"{package}."))
+
+
 def _element(element: Any) -> Any:
     return element if isinstance(element, types.Type) else numba.from_dtype(np.dtype(element))
 
@@ -174,3 +223,16 @@ def _age(folder: Path) -> float:
         return folder.stat().st_mtime
     except FileNotFoundError:  # another process forgot it first
         return 0.0
+
+
+_CLOCK_MONOTONIC = 1
+_clock_gettime = external("clock_gettime", i4, i4, i8)
+_int64_at = pointer_to(i8)
+
+
+@compiled(i8)
+def now_s(scratch: Any) -> Any:
+    """The clock of time.monotonic, in seconds; ``scratch`` is the address of 16 bytes."""
+    _clock_gettime(_CLOCK_MONOTONIC, scratch)
+    parts = carray(_int64_at(scratch), 2)
+    return np.float64(parts[0]) + 1e-9 * np.float64(parts[1])

@@ -55,11 +55,11 @@ SCRATCH_WORDS = 2 + 2 * IOV_MAX  # of a thread: one timespec, and the buffers of
 
 _LANDED, _MISS = int(Status.LANDED), int(Status.MISS)
 _NONE, _CORRUPT = int(Reason.NONE), int(Reason.CORRUPT)
-_job_at = libc.pointer_to(jit.record(JOB))
-_int64_at = libc.pointer_to(jit.i8)
-_uint64_at = libc.pointer_to(jit.u8)
-_uint32_at = libc.pointer_to(jit.u4)
-_uint8_at = libc.pointer_to(jit.u1)
+_job_at = jit.pointer_to(jit.record(JOB))
+_int64_at = jit.pointer_to(jit.i8)
+_uint64_at = jit.pointer_to(jit.u8)
+_uint32_at = jit.pointer_to(jit.u4)
+_uint8_at = jit.pointer_to(jit.u1)
 
 
 def rows_of(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -71,7 +71,7 @@ def rows_of(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def perform(address: Any, calls: Any, scratch: Any) -> None:
     """Do the job at ``address`` and those that follow it; ``calls``: of libc.SystemCalls."""
     begin_by_s = carray(_job_at(address), 1)[0].begin_by_s
-    if libc.now_s(scratch.ctypes.data) >= begin_by_s:
+    if jit.now_s(scratch.ctypes.data) >= begin_by_s:
         carray(_job_at(address), 1)[0].error = LATE
         return
     while address != 0:
@@ -95,7 +95,7 @@ def _transfer(job: Any, calls: Any, scratch: Any) -> None:
     clock, iov = scratch.ctypes.data, scratch[2:]
     call = calls[libc.WRITE if job.writes else libc.READ]
     direct, wanted, done = job.direct_fd >= 0, _file_nbytes(job), 0
-    job.started_s = libc.now_s(clock)
+    job.started_s = jit.now_s(clock)
     while done < wanted:
         count = _fill(job, done, iov)
         fd = job.direct_fd if direct else job.fd
@@ -113,7 +113,7 @@ def _transfer(job: Any, calls: Any, scratch: Any) -> None:
                 job.error = error
                 break
     job.moved = done
-    job.finished_s = libc.now_s(clock)
+    job.finished_s = jit.now_s(clock)
 
 
 @jit.compiled(jit.record(JOB), jit.i8, jit.array("i8"))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system calls of compiled code, and the two things numba lacks for them.
+"""The system calls of compiled code, and calls of C functions at addresses.
 
-Those are reading memory at an address that arrives as a number, and calling a C function there.
 Preadv and pwritev are called by addresses that a test may replace (:data:`calls`), the rest by
 name.
 """
@@ -19,36 +18,15 @@ from bodocache import jit
 
 EINTR, EINVAL = 4, 22
 READ, WRITE = 0, 1  # indices into the addresses of SystemCalls
-_CLOCK_MONOTONIC = 1
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
-
-def external(name: str, result: Any, *arguments: Any) -> Any:
-    """The C function ``name``, for compiled code."""
-    return types.ExternalFunction(name, result(*arguments))
-
-
-sem_init: Any = external("sem_init", types.int32, types.int64, types.int32, types.uint32)
-sem_wait: Any = external("sem_wait", types.int32, types.int64)
-sem_post: Any = external("sem_post", types.int32, types.int64)
-mutex_lock: Any = external("pthread_mutex_lock", types.int32, types.int64)
-mutex_unlock: Any = external("pthread_mutex_unlock", types.int32, types.int64)
-write: Any = external("write", types.int64, types.int32, types.int64, types.uint64)
-_clock_gettime: Any = external("clock_gettime", types.int32, types.int32, types.int64)
-_errno_location: Any = external("__errno_location", types.int64)
-
-
-def pointer_to(element: Any) -> Any:
-    """``pointer(address)`` for compiled code: a pointer to ``element``, for numba.carray."""
-
-    def pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001 -- numba's protocol
-        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            target = context.get_value_type(signature.return_type)
-            return builder.inttoptr(arguments[0], target)
-
-        return types.CPointer(element)(types.int64), emit  # type: ignore[no-untyped-call]
-
-    return intrinsic(pointer)
+sem_init: Any = jit.external("sem_init", types.int32, types.int64, types.int32, types.uint32)
+sem_wait: Any = jit.external("sem_wait", types.int32, types.int64)
+sem_post: Any = jit.external("sem_post", types.int32, types.int64)
+mutex_lock: Any = jit.external("pthread_mutex_lock", types.int32, types.int64)
+mutex_unlock: Any = jit.external("pthread_mutex_unlock", types.int32, types.int64)
+write: Any = jit.external("write", types.int64, types.int32, types.int64, types.uint64)
+_errno_location: Any = jit.external("__errno_location", types.int64)
 
 
 def _call_vectored(
@@ -86,21 +64,13 @@ def _call_back(
 
 call_vectored: Any = intrinsic(_call_vectored)  # ssize_t function(int fd, iov, int count, off_t)
 call_back: Any = intrinsic(_call_back)  # void function(int64 argument, int64 values, int64 count)
-_int32_at, _int64_at = pointer_to(types.int32), pointer_to(types.int64)
+_int32_at = jit.pointer_to(types.int32)
 
 
 @jit.compiled()
 def errno() -> Any:
     """The calling thread's errno."""
     return np.int64(carray(_int32_at(_errno_location()), 1)[0])
-
-
-@jit.compiled(jit.i8)
-def now_s(scratch: Any) -> Any:
-    """The clock of time.monotonic, in seconds; ``scratch`` is the address of 16 bytes."""
-    _clock_gettime(_CLOCK_MONOTONIC, scratch)
-    parts = carray(_int64_at(scratch), 2)
-    return np.float64(parts[0]) + 1e-9 * np.float64(parts[1])
 
 
 class SystemCalls:

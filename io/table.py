@@ -38,8 +38,8 @@ _MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 b
     _WORDS,
 ) = range(24, 34)
 
-_int64_at = libc.pointer_to(jit.i8)
-_entry_at = libc.pointer_to(jit.record(ENTRY))
+_int64_at = jit.pointer_to(jit.i8)
+_entry_at = jit.pointer_to(jit.record(ENTRY))
 
 
 class Table:
