@@ -86,8 +86,10 @@ class DiskConfig:
 
     directory: DirectoryPath
     capacity_bytes: Bytes
-    queue_depth: Annotated[int, Field(ge=1, le=128)] = 8
-    chunk_bytes: Bytes = 2 << 20  # above it no disk we measured is faster
+    queue_depth: Annotated[int, Field(ge=1, le=256)] = 8
+    chunk_bytes: Annotated[Bytes, Field(ge=4096)] = (
+        2 << 20
+    )  # above it no disk we measured is faster
 
     def __post_init__(self) -> None:
         held = sum(f.stat().st_blocks * 512 for f in self.directory.glob("*") if f.is_file())
@@ -119,9 +121,6 @@ class PlannerConfig:
     disk_bytes_per_s: BytesPerSecond = 2e9
     disk_write_bytes_per_s: BytesPerSecond = 1e9
     disk_latency_s: Seconds = 200e-6
-    hole_bytes: Annotated[int, BeforeValidator(_sized), Field(ge=0)] = (
-        0  # read through holes up to this
-    )
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

@@ -237,7 +237,12 @@ def _allocate(nbytes: int, device: str) -> "torch.Tensor":
 
     if device != "cpu":
         return torch.empty(nbytes, dtype=torch.uint8, device=device)
-    mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise BodoCacheError(
+            f"{nbytes} bytes of host memory: {error}; make the pool smaller, or check `ulimit -v`"
+        ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapping.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(mapping, dtype=torch.uint8)

@@ -53,10 +53,10 @@ def device_targets(pages: Records, rows: Rows, slots: Rows, wanted: Rows, source
 def slot_of(pages: Records, row: int, tier: int) -> int:
     """Slot or frame of one row in ``tier``, or NOWHERE."""
     if tier == _DEVICE:
-        return np.int64(pages[row]["device_slot"])
+        return int(pages[row]["device_slot"])
     if tier == _HOST:
-        return np.int64(pages[row]["host_slot"])
-    return np.int64(pages[row]["frame"])
+        return int(pages[row]["host_slot"])
+    return int(pages[row]["frame"])
 
 
 @jit.compiled(_PAGES, _ROWS, jit.i8, _ROWS)
