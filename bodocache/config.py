@@ -87,7 +87,7 @@ class DiskConfig:
     directory: DirectoryPath
     capacity_bytes: Bytes
     queue_depth: Annotated[int, Field(ge=1, le=256)] = 8
-    chunk_bytes: Annotated[Bytes, Field(ge=4096)] = (
+    chunk_bytes: Annotated[int, BeforeValidator(_sized), Field(ge=4096)] = (
         2 << 20
     )  # above it no disk we measured is faster
 

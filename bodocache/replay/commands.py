@@ -14,7 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from bodocache.replay import describe as describing
 from bodocache.replay import fetch as fetching
-from bodocache.replay.trace import TraceRequest, format_request, load_trace, write_trace
+from bodocache.replay.requests import TraceRequest, format_request, write_trace
+from bodocache.replay.trace import load_trace
 from bodocache.replay.workload import WorkloadConfig, generate
 
 trace_app = typer.Typer(

@@ -18,7 +18,7 @@ from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
 from bodocache.errors import ConfigError
-from bodocache.replay.trace import TraceRequest
+from bodocache.replay.requests import TraceRequest
 
 
 @dataclass(frozen=True, slots=True)

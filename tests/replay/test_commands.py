@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from bodocache.errors import ConfigError, TraceError
 from bodocache.replay import commands, fetch
 from bodocache.replay.commands import trace_app
-from bodocache.replay.trace import load_trace, read_trace
+from bodocache.replay.requests import read_trace
+from bodocache.replay.trace import load_trace
 from bodocache.replay.workload import WorkloadConfig, generate
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bodocache.replay.describe import describe, render
-from bodocache.replay.trace import TraceRequest, build_trace, load_trace
+from bodocache.replay.requests import TraceRequest
+from bodocache.replay.trace import build_trace, load_trace
 
 CONVERSATIONS = Path(__file__).parents[3] / "shared" / "traces" / "conversation_trace.jsonl"
 THREE = [

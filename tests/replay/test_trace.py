@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bodocache.errors import TraceError
-from bodocache.replay import trace as trace_module
-from bodocache.replay.trace import (
+from bodocache.replay import requests as requests_module
+from bodocache.replay.requests import (
     TraceRequest,
-    build_trace,
-    load_trace,
     read_trace,
     write_trace,
 )
+from bodocache.replay.trace import build_trace, load_trace
 
 CONVERSATIONS = Path(__file__).parents[3] / "shared" / "traces" / "conversation_trace.jsonl"
 GOOD = {"timestamp": 0, "input_length": 1024, "output_length": 5, "hash_ids": [0, 1]}
@@ -112,7 +111,7 @@ def test_torn_gzip_file_is_a_trace_error(tmp_path):
 
 
 def test_endless_line_is_cut_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(trace_module, "LINE_LIMIT_BYTES", 40)
+    monkeypatch.setattr(requests_module, "LINE_LIMIT_BYTES", 40)
     assert "trace.jsonl:1: not JSON" in error_of(write_lines(tmp_path, GOOD))
 
 

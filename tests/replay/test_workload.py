@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from bodocache.errors import ConfigError
 from bodocache.replay import workload
-from bodocache.replay.trace import build_trace, read_trace, write_trace
+from bodocache.replay.requests import read_trace, write_trace
+from bodocache.replay.trace import build_trace
 from bodocache.replay.workload import Spread, Turn, WorkloadConfig, generate
 
 SMALL = WorkloadConfig(requests=80)
