@@ -21,7 +21,6 @@ import numba
 import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
-from numba.np.numpy_support import carray
 
 from bodocache import env
 
@@ -227,12 +226,13 @@ def _age(folder: Path) -> float:
 
 _CLOCK_MONOTONIC = 1
 _clock_gettime = external("clock_gettime", i4, i4, i8)
-_int64_at = pointer_to(i8)
 
 
-@compiled(i8)
+@compiled(array(i8))
 def now_s(scratch: Any) -> Any:
-    """The clock of time.monotonic, in seconds; ``scratch`` is the address of 16 bytes."""
-    _clock_gettime(_CLOCK_MONOTONIC, scratch)
-    parts = carray(_int64_at(scratch), 2)
-    return np.float64(parts[0]) + 1e-9 * np.float64(parts[1])
+    """The clock of time.monotonic, in seconds; ``scratch`` has room for two words.
+
+    An array, not an address: numba frees an array after the last use of its name.
+    """
+    _clock_gettime(_CLOCK_MONOTONIC, scratch.ctypes.data)
+    return np.float64(scratch[0]) + 1e-9 * np.float64(scratch[1])

@@ -71,7 +71,7 @@ def rows_of(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def perform(address: Any, calls: Any, scratch: Any) -> None:
     """Do the job at ``address`` and those that follow it; ``calls``: of libc.SystemCalls."""
     begin_by_s = carray(_job_at(address), 1)[0].begin_by_s
-    if jit.now_s(scratch.ctypes.data) >= begin_by_s:
+    if jit.now_s(scratch) >= begin_by_s:
         carray(_job_at(address), 1)[0].error = LATE
         return
     while address != 0:
@@ -92,14 +92,14 @@ def _file_nbytes(job: Any) -> Any:
 @jit.compiled(jit.record(JOB), jit.array("i8"), jit.array("i8"))
 def _transfer(job: Any, calls: Any, scratch: Any) -> None:
     """Repeat the call until all is moved or nothing moves."""
-    clock, iov = scratch.ctypes.data, scratch[2:]
+    iov = scratch[2:]
     call = calls[libc.WRITE if job.writes else libc.READ]
     direct, wanted, done = job.direct_fd >= 0, _file_nbytes(job), 0
-    job.started_s = jit.now_s(clock)
+    job.started_s = jit.now_s(scratch)
     while done < wanted:
         count = _fill(job, done, iov)
         fd = job.direct_fd if direct else job.fd
-        moved = libc.call_vectored(call, fd, clock + 16, count, job.offset + done)
+        moved = libc.call_vectored(call, fd, iov.ctypes.data, count, job.offset + done)
         if moved > 0:
             done += moved
             direct = direct and done % BLOCK_NBYTES == 0  # O_DIRECT refuses a ragged rest
@@ -113,7 +113,7 @@ def _transfer(job: Any, calls: Any, scratch: Any) -> None:
                 job.error = error
                 break
     job.moved = done
-    job.finished_s = jit.now_s(clock)
+    job.finished_s = jit.now_s(scratch)
 
 
 @jit.compiled(jit.record(JOB), jit.i8, jit.array("i8"))

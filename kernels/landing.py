@@ -123,8 +123,7 @@ def _send(address: Any, positions: Any) -> None:
         wanted = carray(_uint64_at(argument.digests + 16 * page), 2)
         right = digests[k, 0] + key[0] == wanted[0] and digests[k, 1] + key[1] == wanted[1]
         carray(_bool_at(argument.verified + page), 1)[0] = right
-    scratch = np.empty(2, np.int64)
-    argument.landed_s = jit.now_s(scratch.ctypes.data)
+    argument.landed_s = jit.now_s(np.empty(2, np.int64))
 
 
 @jit.c_function(jit.i8, jit.i8, jit.i8)
