@@ -112,7 +112,7 @@ class Storer:
     async def _run(self, store: Store, rows: RowArray, slots: SlotArray, known: int) -> None:
         shown = 0
         try:
-            shown = await self._show(rows, slots)
+            shown = await self._show(store, rows, slots)
             if self._writer is not None:
                 await self._writer.offer(store, rows[:shown])
         finally:
@@ -121,7 +121,7 @@ class Storer:
             self._live.discard(store)
             store.visible.set_result(Stored(new=shown, known=known, refused=len(rows) - shown))
 
-    async def _show(self, rows: RowArray, slots: SlotArray) -> int:
+    async def _show(self, store: Store, rows: RowArray, slots: SlotArray) -> int:
         """Copy as many of ``rows`` as the host has room for; from then on they can be found."""
         residency, table = self._residency, self._residency.table
         host_slots = residency.take_most(Tier.HOST, len(rows))
@@ -129,11 +129,14 @@ class Storer:
         try:
             table.records["reason"][rows[kept:]] = Reason.NO_ROOM
             raw = await self._copy(slots[:kept], host_slots)
-            table.digests[rows[:kept]] = digest.seeded(raw, table.keys[rows[:kept]])
-            unused = host_slots[:0]
-            residency.place(rows[:kept], Tier.HOST, host_slots)
+            # A load that was under way when a page was lost may have brought it back by now.
+            new = np.flatnonzero(table.records["tiers"][rows[:kept]] == 0)
+            table.digests[rows[new]] = digest.seeded(raw[new], table.keys[rows[new]])
+            unused = np.delete(host_slots, new)
+            residency.place(rows[new], Tier.HOST, host_slots[new])
             if isinstance(residency.device, OwnedPool):
-                residency.place(rows[:kept], Tier.DEVICE, slots[:kept])
+                residency.place(rows[new], Tier.DEVICE, slots[new])
+                store.spare(np.delete(slots[:kept], new))
             residency.touch(rows[:kept])
         finally:
             residency.give_back(unused, Tier.HOST)

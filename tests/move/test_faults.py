@@ -150,3 +150,25 @@ def test_a_copy_that_raises_ends_the_load_and_leaks_nothing(house, prompt, caplo
 
     asyncio.run(scenario())
     assert "the device is gone" in caplog.text
+
+
+def test_a_page_that_was_lost_comes_back_by_a_load_and_a_store_at_once(house, prompt):
+    async def scenario():
+        plan = faulty(Fault.once(Operation.GET, 2))
+        async with house(wrap=plan) as it, asyncio.timeout(5):
+            await it.put(prompt(2))
+            it.leave_on(Tier.DISK)
+            it.valve.is_shut = True
+            first = await it.begin(prompt(2))
+            request = it.valve.in_flight.pop(0)
+            outcome = request.transfer.run(request)  # page 0 was read; the loop does not know yet
+            assert (await it.get(prompt(1))).reasons.tolist() == [Reason.IO_ERROR]
+            request.transfer.settle(request, outcome)
+            store = await it.compute(prompt(2))
+            await store
+            it.valve.open()
+            assert (await first).pages == 2
+            first.close()
+            store.close()
+
+    asyncio.run(scenario())
