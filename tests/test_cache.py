@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache as an engine sees it, over a real slab. How bytes move: tests/move."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bodocache import jit
+from bodocache.cache import Cache
+from bodocache.clock import RealClock
+from bodocache.config import (
+    CacheConfig,
+    DiskConfig,
+    FeaturesConfig,
+    HostConfig,
+    IdentityConfig,
+    TiersConfig,
+)
+from bodocache.errors import BackendLocked, ConfigError, LayoutError
+from bodocache.kernels.host import compiled as host_path
+from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.pages import Reason, Tier
+from bodocache.pools import BorrowedPool, OwnedPool
+from bodocache.replay import payload
+from bodocache.testing import MemoryBackend, MemoryDisk
+
+host_path()
+jit.warm()  # here, not in a test: a cold compile is not part of any test's time
+
+GROUP = Group("kv", layers=4, heads=1, head_dim=32, itemsize=2)
+PAGE_TOKENS = 8
+PAGE_NBYTES = GROUP.page_nbytes(PAGE_TOKENS)
+IDENTITY = IdentityConfig(model="m", dtype="bytes")
+
+
+def prompt(pages, of=0):
+    return np.arange(pages * PAGE_TOKENS, dtype=np.uint32) + np.uint32(of * 100_000)
+
+
+class Engine:
+    """Serves whole prompts: loads what there is, compares it, computes and stores the rest."""
+
+    def __init__(self, cache, pool):
+        self.cache, self.words = cache, payload.words_of(pool)
+
+    async def serve(self, tokens, **options):
+        """Pages loaded of ``tokens``; afterwards all of them are stored, and on disk."""
+        return await self.finish(await self.cache.match(tokens, **options))
+
+    async def finish(self, match):
+        with self.cache.load(match) as load:
+            loaded = await load
+            seeds = payload.seeds(match.keys)
+            wrong = payload.count_wrong_bytes(self.words, loaded.slots, seeds[: loaded.pages])
+            assert wrong == 0
+            slots = self.cache.acquire(len(match.keys) - loaded.pages)
+            payload.fill(self.words, slots, seeds[loaded.pages :])
+            async with self.cache.store(match, slots) as store:
+                await store.written
+        return loaded.pages
+
+
+def device_pool(pages=8, group=GROUP):
+    return OwnedPool(Layout(LayoutKind.LAYER_FIRST, group, PAGE_TOKENS, pages), name="device")
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """``async with engine(host=8, ...) as it``: on the same directory each time."""
+
+    @asynccontextmanager
+    async def opened(*, device=8, host=8, disk=40, identity=IDENTITY, group=GROUP, **options):
+        page_nbytes = group.page_nbytes(PAGE_TOKENS)
+        tier = DiskConfig(tmp_path, 4096 + disk * (page_nbytes + 512))
+        config = CacheConfig(
+            identity,
+            TiersConfig(HostConfig(host * page_nbytes), tier if disk else None),
+            features=FeaturesConfig(admit=False),
+        )
+        pool = device_pool(device, group)
+        async with await Cache.open(config, pool, **options) as cache:
+            yield Engine(cache, pool)
+
+    return opened
+
+
+def test_a_prompt_is_found_again_and_only_whole_pages_of_it(engine):
+    async def scenario():
+        async with engine() as it:
+            assert await it.serve(prompt(4)[:-3]) == 0
+            match = await it.cache.match(prompt(4))
+            assert (match.pages, len(match.keys)) == (3, 4)
+            assert await it.serve(prompt(4)) == 3
+
+    asyncio.run(scenario())
+
+
+def test_device_host_and_disk_give_back_what_was_stored(engine):
+    async def scenario():
+        async with engine(device=4, host=8, disk=24) as it:
+            for _ in range(2):
+                for of in range(6):
+                    await it.serve(prompt(4, of=of))
+            hits = it.cache.stats().traffic.hits
+            assert hits[Tier.DISK] > 0
+            assert await it.serve(prompt(4, of=5)) == 4
+            assert await it.serve(prompt(4, of=4)) == 4
+            assert it.cache.stats().traffic.hits[Tier.DEVICE] > hits[Tier.DEVICE]
+            assert it.cache.stats().traffic.hits[Tier.HOST] > hits[Tier.HOST]
+
+    asyncio.run(scenario())
+
+
+def test_pages_of_other_tokens_are_not_found(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(3))
+            for changed in range(3):
+                tokens = prompt(3)
+                tokens[changed * PAGE_TOKENS + 5] ^= 1
+                match = await it.cache.match(tokens)
+                assert match.pages == changed
+                expected = Reason.DIVERGED if changed else Reason.NEVER_STORED
+                assert match.reasons.tolist() == [expected] * (3 - changed)
+
+    asyncio.run(scenario())
+
+
+def test_what_tokens_do_not_say_tells_pages_apart(engine):
+    async def scenario():
+        async with engine() as it:
+            assert await it.serve(prompt(3), extras={1: b"a cat"}) == 0
+            assert await it.serve(prompt(3), extras={1: b"a dog"}) == 1
+            assert await it.serve(prompt(3)) == 1
+            assert await it.serve(prompt(3), extras={1: b"a cat"}) == 3
+
+    asyncio.run(scenario())
+
+
+def test_engine_keys_are_an_identity_of_their_own(engine):
+    async def scenario():
+        keys = [bytes([n]) * 32 for n in range(3)]
+        async with engine() as it:
+            await it.finish(await it.cache.match_engine_keys(keys))
+            assert (await it.cache.match_engine_keys([*keys, b"new"])).pages == 3
+            assert (await it.cache.match_engine_keys(keys[1:])).pages == 2
+            assert (await it.cache.match(prompt(3))).pages == 0
+            held = await it.cache.holds_engine_keys([b"new", keys[2]])
+            assert held.tolist() == [False, True]
+
+    asyncio.run(scenario())
+
+
+def test_long_prompts_are_hashed_to_the_same_keys(engine):
+    async def scenario():
+        async with engine(device=80, host=80, disk=80) as it:
+            await it.serve(prompt(70))
+            assert (await it.cache.match(prompt(20))).pages == 20
+            assert (await it.cache.match(prompt(70))).pages == 70
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("field", ["model", "dtype", "domain", "lora", "salt", "weights_version"])
+def test_pages_of_another_identity_are_not_found_after_a_restart(engine, field):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(3))
+        async with engine(identity=replace(IDENTITY, **{field: "another"})) as it:
+            assert (await it.cache.match(prompt(3))).pages == 0
+            assert await it.serve(prompt(3)) == 0
+            assert await it.serve(prompt(3)) == 3
+        async with engine(identity=replace(IDENTITY, **{field: "third"})) as it:
+            assert await it.serve(prompt(3)) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_rotated_cache_finds_new_pages_only_and_says_why(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(3))
+            it.cache.rotate("2")
+            match = await it.cache.match(prompt(4))
+            assert match.pages == 0
+            assert match.reasons.tolist() == [Reason.OTHER_VERSION] * 3 + [Reason.NEVER_STORED]
+            assert it.cache.stats().traffic.tiers[Tier.HOST].pages == 3  # nothing was flushed
+            assert await it.serve(prompt(3)) == 0
+            assert await it.serve(prompt(3)) == 3
+
+    asyncio.run(scenario())
+
+
+def test_after_a_rotation_older_pages_go_first(engine):
+    async def scenario():
+        async with engine(device=12, host=9, disk=0) as it:
+            for _ in range(3):
+                await it.serve(prompt(3))
+            it.cache.rotate("2")
+            for of in (1, 2, 3):
+                await it.serve(prompt(3, of=of))
+            assert [(await it.cache.match(prompt(3, of=of))).pages for of in (1, 2, 3)] == [3] * 3
+
+    asyncio.run(scenario())
+
+
+def test_a_miss_says_that_the_page_was_evicted(engine):
+    async def scenario():
+        async with engine(device=4, host=4, disk=0) as it:
+            await it.serve(prompt(4))
+            await it.serve(prompt(4, of=1))
+            match = await it.cache.match(prompt(4))
+            assert match.reasons.tolist() == [Reason.EVICTED] * 4
+            await it.serve(prompt(4))
+            assert it.cache.stats().misses == {Reason.NEVER_STORED: 8, Reason.EVICTED: 4}
+
+    asyncio.run(scenario())
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=1, max_size=25),
+    st.sampled_from([(8, 8, 12), (6, 12, 6), (12, 7, 40), (8, 6, 0)]),
+)
+def test_every_page_asked_for_is_a_hit_or_a_miss(requests, sizes):
+    async def scenario():
+        device, host, disk = sizes
+        config = CacheConfig(IDENTITY, TiersConfig(HostConfig(host * PAGE_NBYTES)))
+        config = replace(config, features=FeaturesConfig(admit=False))
+        backend = None
+        if disk:
+            backend = MemoryBackend(MemoryDisk(PAGE_NBYTES, disk), clock=RealClock())
+        pool = device_pool(device)
+        async with await Cache.open(config, pool, backend=backend) as cache:
+            it, hits = Engine(cache, pool), 0
+            for of, pages in requests:
+                hits += await it.serve(prompt(pages, of=of))
+            stats = cache.stats()
+            assert stats.hits == hits == sum(stats.traffic.hits.values())
+            assert hits + sum(stats.misses.values()) == sum(pages for _, pages in requests)
+            assert Reason.NONE not in stats.misses
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_finds_the_pages_again(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(5))
+            await it.serve(prompt(3, of=1))
+        async with engine() as it:
+            assert it.cache.recovered_pages == 8
+            assert await it.serve(prompt(5)) == 5
+            assert await it.serve(prompt(3, of=1)) == 3
+            assert it.cache.stats().traffic.hits[Tier.DISK] == 8
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_after_evictions_loses_no_frame(engine):
+    """Headers of pages that moved to another frame are found too; they hold no room."""
+
+    async def scenario():
+        for _ in range(3):
+            async with engine(device=8, host=8, disk=12) as it:
+                for of in (0, 1, 2, 3, 1, 0):
+                    await it.serve(prompt(4, of=of))
+                backend = it.cache._orchestrator._backend
+                pages = it.cache.stats().traffic.tiers[Tier.DISK].pages
+                assert backend.usage.used_frames == pages <= 12
+
+    asyncio.run(scenario())
+
+
+def test_an_older_copy_of_a_page_holds_no_frame_after_a_restart(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(1))
+            await it.serve(prompt(1, of=1))
+            residency = it.cache._orchestrator.residency
+            rows = residency.leading((await it.cache.match(prompt(1))).keys)
+            for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK):
+                residency.drop(rows, tier, Reason.EVICTED)
+            await it.serve(prompt(2))  # two frames side by side: not the one it had
+        async with engine() as it:
+            assert it.cache.recovered_pages == 3
+            assert it.cache._orchestrator._backend.usage.used_frames == 3
+
+    asyncio.run(scenario())
+
+
+def test_pages_of_another_size_are_a_miss_after_a_restart(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(3))
+        larger = Group("kv", layers=4, heads=2, head_dim=32, itemsize=2)
+        async with engine(group=larger) as it:
+            assert it.cache.recovered_pages == 0
+            assert await it.serve(prompt(3)) == 0
+            assert await it.serve(prompt(3)) == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_second_writer_is_refused(engine):
+    async def scenario():
+        async with engine():
+            with pytest.raises(BackendLocked):
+                async with engine():
+                    pass
+        async with engine() as it:
+            assert await it.serve(prompt(1)) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_host_tier_below_one_page_is_an_error(tmp_path):
+    async def scenario():
+        config = CacheConfig(IDENTITY, TiersConfig(HostConfig(100)))
+        with pytest.raises(ConfigError, match="at least one page, 4096 bytes"):
+            await Cache.open(config, device_pool())
+
+    asyncio.run(scenario())
+
+
+def test_a_borrowed_pool_must_hold_what_its_group_says():
+    async def scenario():
+        config = CacheConfig(IDENTITY, TiersConfig(HostConfig(PAGE_NBYTES)))
+        owned = device_pool()
+        pool = BorrowedPool(PagedMemory.of_layout(owned.buffer, owned.layout))
+        for group in (None, replace(GROUP, layers=2), replace(GROUP, head_dim=64)):
+            with pytest.raises(LayoutError, match="group"):
+                await Cache.open(config, pool, group=group)
+
+    asyncio.run(scenario())
+
+
+def test_a_backend_must_hold_the_pools_pages():
+    async def scenario():
+        config = CacheConfig(IDENTITY, TiersConfig(HostConfig(PAGE_NBYTES)))
+        backend = MemoryBackend(MemoryDisk(2 * PAGE_NBYTES, 2), clock=RealClock())
+        with pytest.raises(LayoutError, match="memory: pages of 8192 bytes"):
+            await Cache.open(config, device_pool(), backend=backend)
+
+    asyncio.run(scenario())
+
+
+def test_every_read_and_write_of_the_disk_is_told(engine):
+    async def scenario():
+        extents = []
+        async with engine(on_extent=extents.append) as it:
+            await it.serve(prompt(4))
+        async with engine(on_extent=extents.append) as it:
+            await it.serve(prompt(4))
+        assert any(extent.writes for extent in extents)
+        assert sum(extent.pages for extent in extents if not extent.writes) == 4
+
+    asyncio.run(scenario())
