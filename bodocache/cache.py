@@ -100,7 +100,7 @@ class Cache:
         if isinstance(config, Path):
             config = load_config(config)
         clock = clock or RealClock()
-        await asyncio.get_running_loop().run_in_executor(None, _warm)
+        await asyncio.get_running_loop().run_in_executor(None, warm)
         layout = _layout_of(pool, group)
         root = _root_of(config, layout)
         host = _host_pool(config, layout)
@@ -278,7 +278,7 @@ class Cache:
             self._misses[Reason.EVICTED] += vanished
 
 
-def _warm() -> None:
+def warm() -> None:
     """Compile what loads and stores run, the CPU path of the kernels included."""
     host_path()
     jit.warm()

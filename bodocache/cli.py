@@ -2,7 +2,6 @@
 """The command line: ``bodocache replay`` and ``bodocache trace``."""
 
 import asyncio
-import json
 import math
 import sys
 import tempfile
@@ -14,9 +13,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bodocache import jit
 from bodocache.errors import BodoCacheError
+from bodocache.replay import terminal
 from bodocache.replay.commands import trace_app
 from bodocache.replay.policy import Policy
 
@@ -29,7 +29,6 @@ app = typer.Typer(
 )
 app.add_typer(trace_app, name="trace")
 
-_STANDARD_OUTPUT = Path("-")
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.
 _POLICY_OPTIONS = ("policy", "capacity_pages")
@@ -153,11 +152,16 @@ def _replay_live(
     json_file: Path | None,
     report: Path | None,
 ) -> None:
+    from bodocache.cache import warm
     from bodocache.replay import live, outcome
+    from bodocache.replay.report import require_matplotlib
     from bodocache.replay.trace import load_trace
 
     assert isinstance(options, live.LiveOptions)
-    console = _console(json_file)
+    if report is not None:
+        require_matplotlib()
+    console = terminal.console_beside(json_file)
+    terminal.compile_first(console, warm)
     trace = load_trace(path, max_requests)
     sizes = live.sizes_for(trace, options)
     console.print(
@@ -165,7 +169,7 @@ def _replay_live(
         f" {options.page_nbytes:,} bytes; pages held: device {sizes.device:,}, host {sizes.host:,},"
         f" disk {sizes.disk:,}"
     )
-    with _progress(console) as progress:
+    with terminal.progress_bar(console) as progress:
         task = progress.add_task("replaying", total=trace.num_requests)
         run = asyncio.run(
             live.replay_live(trace, options, lambda done: progress.update(task, completed=done))
@@ -173,7 +177,7 @@ def _replay_live(
     console.print("measuring the disk with a plain reader, and the optimum")
     judged = outcome.judge(trace, run)
     outcome.print_summary(judged, console)
-    _write_json(json_file, outcome.as_json(judged))
+    terminal.write_json(json_file, outcome.as_json(judged))
     if report is not None:
         outcome.save_report(judged, report)
         console.print(f"report: {report}")
@@ -193,24 +197,11 @@ def _replay_policy(
 
     if capacity_pages is None:
         raise typer.BadParameter("--policy-only needs --capacity-pages")
+    console = terminal.console_beside(json_file)
+    terminal.compile_first(console, jit.warm)
     outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
-    _console(json_file).print(policy_report.render(outcome))
-    _write_json(json_file, policy_report.as_json(outcome))
-
-
-def _console(json_file: Path | None) -> Console:
-    """Where words go: not to standard output when that carries the JSON."""
-    return Console(stderr=json_file == _STANDARD_OUTPUT)
-
-
-def _write_json(path: Path | None, figures: dict[str, object]) -> None:
-    if path is None:
-        return
-    text = json.dumps(figures, indent=2) + "\n"
-    if path == _STANDARD_OUTPUT:
-        sys.stdout.write(text)
-    else:
-        path.write_text(text)
+    console.print(policy_report.render(outcome))
+    terminal.write_json(json_file, policy_report.as_json(outcome))
 
 
 @contextmanager
@@ -221,16 +212,6 @@ def _folder(chosen: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="bodocache-") as folder:
         yield Path(folder)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bodocache trace``: generate, describe and fetch traces, from the command line."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from bodocache.replay import describe as describing
 from bodocache.replay import fetch as fetching
+from bodocache.replay import terminal
 from bodocache.replay.requests import TraceRequest, format_request, write_trace
 from bodocache.replay.trace import load_trace
 from bodocache.replay.workload import WorkloadConfig, generate
@@ -25,7 +25,6 @@ trace_app = typer.Typer(
     help="Traces of requests: generate one, describe one, or fetch a public one.",
 )
 
-_STANDARD_OUTPUT = Path("-")
 _DEFAULT = WorkloadConfig()
 
 
@@ -67,7 +66,7 @@ def generate_command(
         mean_turns=mean_turns,
         burst_factor=burst_factor,
     )
-    if file == _STANDARD_OUTPUT:
+    if file == terminal.STANDARD_OUTPUT:
         _print_lines(generate(config))
         return
     written = write_trace(file, generate(config))
@@ -100,11 +99,7 @@ def describe_command(
     if json_file is None:
         Console().print(describing.render(description))
         return
-    text = json.dumps(describing.as_json(description), indent=2)
-    if json_file == _STANDARD_OUTPUT:
-        typer.echo(text)
-    else:
-        json_file.write_text(text + "\n")
+    terminal.write_json(json_file, describing.as_json(description))
 
 
 @trace_app.command(

@@ -44,7 +44,7 @@ class Outcome:
     stats: CacheStats
     optimum: NDArray[np.int64]  # hits per request
     disk: DiskYardstick | None  # None: nothing was read from disk
-    pages_per_extent: float
+    extents_per_page: float  # of disk reads
 
     @property
     def page_hits(self) -> int:
@@ -76,7 +76,7 @@ def judge(trace: Trace, run: LiveRun) -> Outcome:
         run.stats,
         optimum.hits,
         _measure_disk(run, run.stats) if reads else None,
-        pages / len(reads) if reads else 0.0,
+        len(reads) / pages if pages else 0.0,
     )
 
 
@@ -149,7 +149,7 @@ def _disk_reads(outcome: Outcome) -> dict[str, Any] | None:
     ours = outcome.stats.traffic.links["disk->device"].bytes_per_s
     same = outcome.disk.same_extents
     return {
-        "pages_per_extent": outcome.pages_per_extent,
+        "extents_per_page": outcome.extents_per_page,
         "loads_in_flight": outcome.disk.loads,
         "queue_depth": outcome.disk.queue_depth,
         "plain_reader_queue_depth": same.queue_depth,
@@ -204,7 +204,10 @@ def _disk_rows(disk: dict[str, Any] | None) -> list[tuple[str, str]]:
         f" our loads reach {disk['ratio_to_plain_reader']:.0%} of it"
     )
     return [
-        ("pages per disk extent", f"{disk['pages_per_extent']:.1f}"),
+        (
+            "disk extents per page",
+            f"{disk['extents_per_page']:.3f}  ({1 / disk['extents_per_page']:.1f} pages an extent)",
+        ),
         ("plain O_DIRECT reader", plain),
         ("plain 2 MiB reads", f"{disk['plain_2mib_gb_per_s']:.2f} GB/s"),
     ]

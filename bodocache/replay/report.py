@@ -5,6 +5,7 @@ Matplotlib is an optional package, imported when a report is written. Plots take
 colour, so they can be read on a light and on a dark screen; each has its figures in words, too.
 """
 
+import importlib.util
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -78,14 +79,19 @@ class _Plot(NamedTuple):
     svg: str
 
 
-def write_report(path: Path, data: ReportData) -> None:
-    """Write the page; BackendUnavailable where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
+def require_matplotlib() -> None:
+    """Raise BackendUnavailable where matplotlib is not installed: before the work, not after."""
+    if importlib.util.find_spec("matplotlib") is None:
         raise BackendUnavailable(
             "report: matplotlib is not installed; pip install bodocache[report]"
-        ) from error
+        )
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the page; BackendUnavailable where matplotlib is not installed."""
+    require_matplotlib()
+    import matplotlib as mpl
+
     with mpl.rc_context(_LOOK):
         drawn = (_hit_ratio(data), _links(data), _latencies(data), _misses(data))
     path.write_text(_page(data, [plot for plot in drawn if plot]), encoding="utf-8")
