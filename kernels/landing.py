@@ -13,8 +13,9 @@ from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from bodocache import jit
+from bodocache.errors import LayoutError
 from bodocache.kernels import cpu
-from bodocache.kernels.runs import runs_of
+from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import PagedMemory
 from bodocache.pages import KEY_NBYTES
 
@@ -66,8 +67,13 @@ class Landing:
         digests: NDArray[np.uint64],
         verified: NDArray[np.bool_],
     ) -> None:
-        """Operands are as ``scatter_pages`` wants them; arrays must be C-ordered."""
+        """Operands are as ``scatter_pages`` wants them, on the CPU; arrays must be C-ordered.
+
+        Raises:
+            LayoutError: they do not fit; nothing is checked again when pages land.
+        """
         runs = runs_of(memory)
+        _check_operands(memory, pages, runs, rows, slots)
         arrays: dict[str, NDArray[Any]] = {
             "bases": runs.bases,
             "numbers": runs.numbers,
@@ -94,6 +100,22 @@ class Landing:
     def landed_s(self) -> float:
         """When the last page had landed; 0 if none has."""
         return float(self._argument["landed_s"][0])
+
+
+def _check_operands(
+    memory: PagedMemory,
+    pages: torch.Tensor,
+    runs: Runs,
+    rows: NDArray[np.int64],
+    slots: NDArray[np.int64],
+) -> None:
+    if memory.device.type != "cpu" or pages.device.type != "cpu":
+        raise LayoutError(f"landing: pages on {pages.device} to {memory.device}; only on the CPU")
+    if pages.ndim != 2 or pages.shape[1] != runs.page_nbytes or pages.stride(1) != 1:
+        raise LayoutError(f"landing: {list(pages.shape)}; rows of {runs.page_nbytes} bytes needed")
+    for name, chosen, count in (("rows", rows, len(pages)), ("slots", slots, memory.num_pages)):
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < count:
+            raise LayoutError(f"landing: {name} {chosen.min()}..{chosen.max()} of {count}")
 
 
 @jit.compiled(jit.i8, jit.array("i8"))

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from bodocache.kernels import gather_pages, scatter_pages
+from bodocache.kernels.prepared import PreparedCopies
 from bodocache.pools import BorrowedPool, OwnedPool, SlotArray
 
 U64Array = NDArray[np.uint64]
@@ -32,21 +33,20 @@ class Copies:
         self._host = host.pages
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bodocache-copy")
         self.runs_here = self._device.device.type == "cpu"
+        self._prepared = PreparedCopies(self._device, self._host) if self.runs_here else None
         self.turn_pages = max(1, TURN_NBYTES // host.layout.page_nbytes)
 
     def to_device(self, host_slots: SlotArray, device_slots: SlotArray) -> U64Array:
         """Copy host slots to device slots; the digests are of the bytes that were moved."""
-        if self.runs_here:
-            return _digests(scatter_pages(self._host, self._device, device_slots, rows=host_slots))
+        if self._prepared is not None:
+            return self._prepared.scatter(host_slots, device_slots)
         staged = self._host[torch.from_numpy(host_slots)].to(self._device.device)
         return _digests(scatter_pages(staged, self._device, self._on_device(device_slots)))
 
     def to_host(self, device_slots: SlotArray, host_slots: SlotArray) -> U64Array:
         """Copy device slots to host slots; the digests are of the bytes that were moved."""
-        if self.runs_here:
-            return _digests(
-                gather_pages(self._device, device_slots, out=self._host, rows=host_slots).digests
-            )
+        if self._prepared is not None:
+            return self._prepared.gather(device_slots, host_slots)
         gathered = gather_pages(self._device, self._on_device(device_slots))
         self._host[torch.from_numpy(host_slots)] = gathered.pages.cpu()
         return _digests(gathered.digests)

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError
-from bodocache.io.backend import TRANSFER, Status, ToldInPython, Transfer
+from bodocache.io.backend import TRANSFER, Status, Transfer
+from bodocache.kernels.landing import Landing
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
 from bodocache.move.load import Load
-from bodocache.move.part import Part
+from bodocache.move.part import Part, SendOn
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.pages import NOWHERE, Reason, Tier
@@ -173,7 +174,7 @@ class Loader:
         demands["kind"] = OpKind.LOAD
         demands["deadline_s"] = part.load.deadline_s
         demands["arrival_s"] = part.load.begun_s
-        plan = self._residency.plan(demands)
+        plan = self._residency.plan_load(demands)
         depths = self._residency.table.records["depth"]
         for op in plan.ops:
             rows = plan.rows[op["first"] : op["first"] + op["count"]]
@@ -259,13 +260,12 @@ class Loader:
         self.disk_idle.clear()
         order = np.concatenate(part.ops)
         try:
+            sender = SendOn(part, order, self._landing(part, order), self._copies, self._now_s)
             transfer = backend.get(
                 self._transfer_batch(part, order),
                 residency.host.rows,
                 deadline_s=part.load.deadline_s,
-                on_landed=ToldInPython(
-                    lambda found: part.send(order[found], self._copies, self._now_s)
-                ),
+                on_landed=sender,
             )
         except BodoCacheError as error:
             _log.warning("disk tier: %s", error)
@@ -273,14 +273,32 @@ class Loader:
             self._end_part(part)
             return
         part.load.on_cancel(transfer.abandon)
-        self._nursery.spawn(self._follow(part, order, transfer))
+        self._nursery.spawn(self._follow(part, order, transfer, sender))
 
-    async def _follow(self, part: Part, order: RowArray, transfer: Transfer) -> None:
+    def _landing(self, part: Part, order: RowArray) -> Landing | None:
+        """How a thread that holds no Python lock sends the pages on; None where it cannot."""
+        if not self._copies.runs_here:
+            return None
+        return Landing(
+            self._residency.device.memory,
+            self._residency.host.pages,
+            order=order,
+            rows=np.ascontiguousarray(part.host_slots),
+            slots=np.ascontiguousarray(part.device_slots),
+            keys=np.ascontiguousarray(part.keys),
+            digests=np.ascontiguousarray(part.digests),
+            verified=part.verified,
+        )
+
+    async def _follow(
+        self, part: Part, order: RowArray, transfer: Transfer, sender: SendOn
+    ) -> None:
         """Take note of pages as they become final, until nothing can touch the slots any more."""
         seen, more = np.zeros(len(order), np.bool_), True
         try:
             while more:
                 more = await transfer.progress()
+                sender.take_time()
                 fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
                 seen[fresh] = True
                 self._take_over(

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import digest
+from bodocache.io.backend import NativeCall
+from bodocache.kernels.landing import Landing
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
 from bodocache.move.load import Load
@@ -56,3 +58,36 @@ class Part:
             count += len(self.ops[self.next_op])
             self.next_op += 1
         return np.concatenate([np.empty(0, np.int64), *self.ops[first : self.next_op]])
+
+
+class SendOn:
+    """Sends pages of a part on to the device as they land: natively between CPU pools."""
+
+    __slots__ = ("_copies", "_landing", "_now_s", "_order", "_part", "native")
+
+    def __init__(
+        self,
+        part: Part,
+        order: RowArray,
+        landing: Landing | None,
+        copies: Copies,
+        now_s: Callable[[], float],
+    ) -> None:
+        """``order[p]`` is the index into ``part.rows`` of position p of the batch."""
+        self.native: NativeCall | None = None
+        if landing is not None:
+            self.native = NativeCall(landing.function, landing.argument)
+        self._part = part
+        self._order = order
+        self._landing = landing
+        self._copies = copies
+        self._now_s = now_s
+
+    def __call__(self, positions: NDArray[np.int64]) -> None:
+        """Send them in Python."""
+        self._part.send(self._order[positions], self._copies, self._now_s)
+
+    def take_time(self) -> None:
+        """Let the part know when native threads had sent the last page. On the loop."""
+        if self._landing is not None:
+            self._part.landed_s = max(self._part.landed_s, self._landing.landed_s)

@@ -272,8 +272,12 @@ class Residency:
 
     # Planning
 
-    def plan(self, demands: NDArray[np.void]) -> Plan:
+    def plan_load(self, demands: NDArray[np.void]) -> Plan:
         """Ops for ``demands`` (DEMAND records), in the order they should start."""
+        return plan_window(demands, self.table.records, self._queues, self.policy)
+
+    def plan_writes(self, demands: NDArray[np.void]) -> Plan:
+        """The same for writes to disk: those that are worth their room there."""
         free = 0 if self.backend is None else self.backend.usage.free_frames
         return plan_window(demands, self.table.records, self._queues, self.policy, free_frames=free)
 

@@ -163,7 +163,7 @@ class Writer:
         demands["request"] = np.repeat(np.arange(len(fresh)), [len(rows) for rows in fresh])
         demands["kind"] = OpKind.WRITE
         demands["deadline_s"] = np.inf
-        plan = self._residency.plan(demands)
+        plan = self._residency.plan_writes(demands)
         return [plan.rows[op["first"] : op["first"] + op["count"]] for op in plan.ops]
 
     def _frame_before(self, rows: RowArray) -> int:

@@ -8,11 +8,22 @@ import torch
 
 from bodocache import env
 from bodocache.digest import seeded
+from bodocache.errors import LayoutError
 from bodocache.kernels import digest_pages, gather_pages
 from bodocache.kernels.landing import Landing
 from bodocache.layout import LayoutKind
 
 pytestmark = pytest.mark.skipif(env.triton_interpreted(), reason="the launchers run Triton there")
+
+
+@pytest.mark.parametrize(("rows", "slots"), [([0, 5], [0, 1]), ([0, 1], [0, -1])])
+def test_rows_and_slots_outside_are_refused_before_anything_moves(make_pool, rows, slots):
+    memory = make_pool(LayoutKind.PAGE).memory
+    pages, digests = gather_pages(memory, torch.arange(memory.num_pages))
+    operands = {"rows": np.array(rows), "slots": np.array(slots), "order": np.arange(2)}
+    checks = {"keys": np.zeros((2, 32), np.uint8), "verified": np.zeros(2, np.bool_)}
+    with pytest.raises(LayoutError, match="landing"):
+        Landing(memory, pages, **operands, **checks, digests=digests.numpy().view(np.uint64)[:2])
 
 
 @pytest.mark.parametrize("kind", LayoutKind)
