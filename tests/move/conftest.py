@@ -54,7 +54,7 @@ class Valve:
 
     def flow_one(self):
         request = self.in_flight.pop(0)
-        request.transfer.settle(request, request.transfer.run(request))
+        request.transfer.settle(request, request.run())
 
     def open(self):
         self.is_shut = False

@@ -161,7 +161,7 @@ def test_a_page_that_was_lost_comes_back_by_a_load_and_a_store_at_once(house, pr
             it.valve.is_shut = True
             first = await it.begin(prompt(2))
             request = it.valve.in_flight.pop(0)
-            outcome = request.transfer.run(request)  # page 0 was read; the loop does not know yet
+            outcome = request.run()  # page 0 was read; the loop does not know yet
             assert (await it.get(prompt(1))).reasons.tolist() == [Reason.IO_ERROR]
             request.transfer.settle(request, outcome)
             store = await it.compute(prompt(2))
