@@ -37,7 +37,7 @@ FRAMES = 8192  # 512 MiB
 BATCH = 30  # pages: 2 MiB
 RUNS = (1, 5, 15, 30)  # adjacent pages
 THREADS = 8
-ROUNDS, BATCHES = 5, 64
+ROUNDS, BATCHES = 6, 64
 BUSY_S, FREE_S = 0.0002, 0.00005
 
 _int64_at, _float64_at = jit.pointer_to(jit.i8), jit.pointer_to(jit.f8)
@@ -221,7 +221,9 @@ async def measure(bench: Bench, run: int, in_flight: int, *, is_busy: bool) -> d
         for turn in range(ROUNDS + 1):
             starts = [chance.permutation(FRAMES // run)[: BATCH // run] for _ in range(BATCHES)]
             firsts = np.array([np.sort(row) for row in starts]) * run
-            for reader in (bench.ours, bench.plain):
+            # Whoever reads second finds the extents in a virtual disk's cache: 1.4 times faster.
+            await bench.plain(firsts, run, in_flight)
+            for reader in (bench.ours, bench.plain)[:: 1 if turn % 2 else -1]:
                 taken = await reader(firsts, run, in_flight)
                 if turn:  # the first is a warm-up
                     for name, seconds in taken.items():
