@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+
+import pytest
+
+from bodocache.io.backend import Extent
+from bodocache.replay import plain_reader
+from bodocache.replay.plain_reader import queue_depth_of, read_blocks, read_same_extents
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "payload"
+    path.write_bytes(os.urandom(5 << 20))
+    return path
+
+
+def extent(path, block, batch, *, seconds=1.0):
+    return Extent(str(path), block * 4096, 8192, 0.0, seconds, 2, writes=False, batch=batch)
+
+
+def test_the_same_extents_are_read_each_once(file, monkeypatch):
+    seen = []
+    preadv = os.preadv
+
+    def noted(descriptor, views, offset):
+        seen.append((offset, len(views[0])))
+        return preadv(descriptor, views, offset)
+
+    monkeypatch.setattr(os, "preadv", noted)
+    extents = [extent(file, block, batch) for block, batch in ((0, 1), (8, 2), (4, 1), (2, 3))]
+    rate = read_same_extents(extents, loads=2, threads=2)
+    assert sorted(seen) == [(block * 4096, 8192) for block in (0, 2, 4, 8)]
+    assert rate.nbytes == 4 * 8192
+    assert rate.bytes_per_s > 0
+
+
+def test_no_more_is_read_than_gives_a_rate(file, monkeypatch):
+    monkeypatch.setattr(plain_reader, "READ_AT_MOST_NBYTES", 8192)
+    extents = [extent(file, block, batch=block) for block in range(5)]
+    assert read_same_extents(extents, loads=1, threads=1).nbytes == 8192
+
+
+def test_whole_blocks_are_read(file):
+    assert read_blocks(file, threads=2).nbytes == 2 * (2 << 20)
+
+
+def test_queue_depth_is_the_mean_number_in_flight(file):
+    extents = [extent(file, 0, 1, seconds=2.0), extent(file, 1, 1, seconds=1.0)]
+    assert queue_depth_of(extents, busy_s=2.0) == 1.5
+    assert queue_depth_of([], busy_s=0.0) == 0.0
+
+
+def test_a_file_that_is_gone_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_same_extents([extent(tmp_path / "gone", 0, 1)], loads=1, threads=1)
