@@ -95,8 +95,8 @@ def compiled(*arguments: Any, inline: bool = False, allocates: bool = True) -> C
     return decorate
 
 
-def warm(package: str | None = None) -> int:
-    """Compile every decorated function imported so far, or those of ``package``; return how many.
+def warm() -> int:
+    """Compile every decorated function of the modules imported so far; return how many.
 
     Afterwards none of them compiles again: another argument type is a TypeError, not a stall.
     """
@@ -105,13 +105,11 @@ def warm(package: str | None = None) -> int:
             (function, types_)
             for function, types_ in _registry
             if function._can_compile  # noqa: SLF001
-            and (package is None or _is_of(package, function))
         ]
         for function, arguments in fresh:
             function.compile(arguments)
         for callback in _c_functions:
-            if package is None or _is_of(package, callback):
-                assert callback.address
+            assert callback.address
         for function, _ in fresh:
             function.disable_compile()
     return len(fresh)
@@ -201,10 +199,6 @@ def build_hash() -> str:
     digest.update(numba.__version__.encode())
     digest.update(b"bodo" if "bodo.decorators" in sys.modules else b"numba")
     return digest.hexdigest()
-
-
-def _is_of(package: str, function: Any) -> bool:
-    return bool(function.py_func.__module__.startswith(f"{package}."))
 
 
 def _element(element: Any) -> Any:

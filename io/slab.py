@@ -254,7 +254,7 @@ class SlabBackend:
 
 
 def _open_warm(config: SlabConfig) -> directory.OpenSlab:
-    jit.warm("bodocache.io")  # compiled now, not in a get
+    jit.warm()  # compiled now, not in a get
     return directory.open_slab(config)
 
 

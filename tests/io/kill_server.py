@@ -136,7 +136,7 @@ def tell(number):
 
 
 def main():
-    jit.warm("bodocache.io")
+    jit.warm()  # all of it: a victim that compiled would be killed before its first write
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()

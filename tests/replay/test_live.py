@@ -34,7 +34,7 @@ def options(tmp_path):
 
 def test_sixty_requests_hit_in_all_tiers_without_a_wrong_byte(trace, options):
     longest = int(np.diff(trace.offsets).max())
-    chosen = options(in_flight=1, device_pages=longest, host_pages=longest, disk_pages=3000)
+    chosen = options(in_flight=1, device_pages=longest, host_pages=2 * longest, disk_pages=3000)
     run = asyncio.run(replay_live(trace, chosen))
     assert run.wrong_bytes == 0
     assert run.stats.hits == run.hits.sum()
