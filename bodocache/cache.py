@@ -149,8 +149,14 @@ class Cache:
         return await self._match(keys, lambda chain: chain.page_keys(tokens, extras))
 
     async def match_engine_keys(self, engine_keys: Sequence[bytes]) -> Match:
-        """As :meth:`match`, for an engine that has chained keys of its own, one per page."""
+        """As :meth:`match`, for an engine that has chained keys of its own, one per page.
+
+        Raises:
+            LayoutError: a key stands twice: these are not chained.
+        """
         self._check_open()
+        if len(set(engine_keys)) != len(engine_keys):
+            raise LayoutError("engine keys: one stands twice in a chain; chained keys differ")
         keys = await self._hashed(len(engine_keys), self._chain.engine_keys, engine_keys)
         return await self._match(keys, lambda chain: chain.engine_keys(engine_keys))
 

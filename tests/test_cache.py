@@ -361,3 +361,25 @@ def test_every_read_and_write_of_the_disk_is_told(engine):
         assert sum(extent.pages for extent in extents if not extent.writes) == 4
 
     asyncio.run(scenario())
+
+
+def test_an_engine_key_that_stands_twice_is_refused(engine):
+    async def scenario():
+        async with engine() as it:
+            with pytest.raises(LayoutError, match="twice"):
+                await it.cache.match_engine_keys([b"a", b"b", b"a"])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("device", [4, 1])
+def test_a_chain_that_begins_in_the_middle_loads_its_own_pages(engine, device):
+    async def scenario():
+        keys = [bytes([n]) * 32 for n in range(4)]
+        async with engine(device=8) as it:
+            whole = await it.cache.match_engine_keys(keys)
+            await it.finish(whole)
+            await it.finish(await it.cache.match_engine_keys([b"%d" % n for n in range(8)]))
+            assert await it.finish(await it.cache.match_engine_keys(keys[device % 3 + 1 :])) > 0
+
+    asyncio.run(scenario())

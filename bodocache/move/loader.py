@@ -168,17 +168,17 @@ class Loader:
         load.abandon()
 
     def _plan(self, part: Part) -> None:
-        """Decide the ops of ``part``: positions of the load, op by op."""
+        """Decide the ops of ``part``: indices into its rows, op by op."""
         demands = np.zeros(len(part.rows), DEMAND)
         demands["page"] = part.rows
         demands["kind"] = OpKind.LOAD
         demands["deadline_s"] = part.load.deadline_s
         demands["arrival_s"] = part.load.begun_s
         plan = self._residency.plan_load(demands)
-        depths = self._residency.table.records["depth"]
+        by_row = np.argsort(part.rows)
+        indices = by_row[np.searchsorted(part.rows, plan.rows, sorter=by_row)]
         for op in plan.ops:
-            rows = plan.rows[op["first"] : op["first"] + op["count"]]
-            part.ops.append(np.searchsorted(part.positions, depths[rows]))
+            part.ops.append(indices[op["first"] : op["first"] + op["count"]])
 
     # Host to device
 

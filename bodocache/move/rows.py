@@ -15,7 +15,9 @@ Records = NDArray[np.void]
 Rows = NDArray[np.int64]
 
 _DEVICE, _HOST, _DISK = int(Tier.DEVICE), int(Tier.HOST), int(Tier.DISK)
-_EVICTED, _NOT_ADMITTED = int(Reason.EVICTED), int(Reason.NOT_ADMITTED)
+_EVICTED, _NOT_ADMITTED, _IO_ERROR = (
+    int(reason) for reason in (Reason.EVICTED, Reason.NOT_ADMITTED, Reason.IO_ERROR)
+)
 _PAGES, _ROWS = jit.array(PAGE), jit.array("i8")
 
 
@@ -82,14 +84,15 @@ def put(pages: Records, rows: Rows, tier: int, slots: Rows) -> None:
 def vacate(pages: Records, rows: Rows, tier: int, reason: int, slots: Rows, gone: Rows) -> int:
     """Take ``rows`` out of their slots of ``tier``, for ``reason``; return how many are ``gone``.
 
-    A page is gone when it lies in no tier and nobody holds it. One that was refused by a slower
-    tier before it was evicted stays NOT_ADMITTED.
+    A page is gone when it lies in no tier and nobody holds it. One that a slower tier refused or
+    failed to take before it was evicted stays NOT_ADMITTED or IO_ERROR.
     """
     count = 0
     for i in range(len(rows)):
         row = rows[i]
         slots[i] = slot_of(pages, row, tier)
-        if not (reason == _EVICTED and pages[row]["reason"] == _NOT_ADMITTED):
+        told = pages[row]["reason"]
+        if not (reason == _EVICTED and told in (_NOT_ADMITTED, _IO_ERROR)):
             pages[row]["reason"] = reason
         if pages[row]["tiers"] == 0 and pages[row]["pins"] == 0:
             gone[count] = row

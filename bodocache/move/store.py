@@ -45,9 +45,12 @@ class Store:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self
-        self.close()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:  # a body that was cancelled is not made to wait
+                await self
+        finally:
+            self.close()
 
     @property
     def written(self) -> asyncio.Future[int]:

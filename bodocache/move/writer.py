@@ -118,13 +118,16 @@ class Writer:
         fresh = _each_once(wanted)
         rows = np.concatenate(fresh)
         residency.pin(rows)
+        taken = np.empty(0, np.int64)
         try:
             taken, frames = self._place(fresh)
             if len(taken):
                 await self._put(taken, frames)
         finally:
             on_disk = residency.lies_in(rows, Tier.DISK)
-            residency.table.records["reason"][rows[~on_disk]] = Reason.NOT_ADMITTED
+            tried = np.isin(rows, taken)
+            reasons = np.where(tried, np.uint8(Reason.IO_ERROR), np.uint8(Reason.NOT_ADMITTED))
+            residency.table.records["reason"][rows[~on_disk]] = reasons[~on_disk]
             residency.unpin(rows)
             self.refused += int((~on_disk).sum())
             for waiting, mine in zip(batch, wanted, strict=True):
