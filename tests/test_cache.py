@@ -383,3 +383,14 @@ def test_a_chain_that_begins_in_the_middle_loads_its_own_pages(engine, device):
             assert await it.finish(await it.cache.match_engine_keys(keys[device % 3 + 1 :])) > 0
 
     asyncio.run(scenario())
+
+
+def test_a_page_kept_only_by_pages_behind_it_elsewhere_makes_room(engine):
+    async def scenario():
+        async with engine(device=8, host=6, disk=0) as it:
+            for of, pages in ((3, 4), (0, 3), (3, 5), (0, 5)):
+                await it.serve(prompt(pages, of))
+            residency = it.cache._orchestrator.residency
+            assert (residency.table.records["pins"] == 0).all()
+
+    asyncio.run(scenario())

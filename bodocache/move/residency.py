@@ -300,12 +300,45 @@ class Residency:
                 self._now_s(),
                 out,
             )
-            if not found:
+            if not found and not self._unblock(tier):
                 return
             rows = out[:found].copy()
             self.evicted[tier] += found
             self._vacate(rows, tier, Reason.EVICTED)
             count -= found
+
+    def _unblock(self, tier: Tier) -> bool:
+        """Let the coldest page go whose last copy in ``tier`` is kept by pages behind it elsewhere.
+
+        They would be out of reach without it, so they go first. A scan of the table, for the rare
+        moment when nothing else can go. False where pins keep all that is left.
+        """
+        records, policy = self.table.records, self.policy[0]
+        aged = records["arrived_s"] + policy["min_residence_s"] <= self._now_s()
+        alone = (records["tiers"] == tier.bit) & (records["pins"] == 0) & aged
+        rows = np.flatnonzero(alone & (records["descended"] > 0))
+        with np.errstate(divide="ignore"):
+            warmth = (
+                np.log2(records["heat"][rows]) + records["stamp_s"][rows] / policy["half_life_s"]
+            )
+        for row in rows[np.argsort(warmth)]:
+            behind = self._behind(row)
+            if records["pins"][behind].any():
+                continue
+            for held in self.evicted:
+                copies = behind[self.lies_in(behind, held)][::-1].copy()
+                self.evicted[held] += len(copies)
+                self.drop(copies, held, Reason.EVICTED)
+            return True
+        return False
+
+    def _behind(self, row: int) -> RowArray:
+        """The pages that lie in some tier and are reached through ``row``, shallow to deep."""
+        records, found = self.table.records, [np.array([row])]
+        while len(found[-1]):
+            children = np.isin(records["parent"], found[-1]) & (records["tiers"] != 0)
+            found.append(np.flatnonzero(children))
+        return np.concatenate(found[1:])
 
     def _vacate(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
         slots, gone = np.empty((2, len(rows)), np.int64)
