@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, ConfigError, LayoutError
+from bodocache.errors import CacheClosed, ConfigError, LayoutError, LeaseError
 from bodocache.identity import Domain, KeyChain, Root, Shard
 from bodocache.io.backend import Backend, Extent
 from bodocache.io.config import SlabConfig
@@ -31,7 +31,7 @@ from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.residency import RecomputeModel
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
-from bodocache.pages import Reason, Tier
+from bodocache.pages import KEY_NBYTES, NOWHERE, Reason, Tier
 from bodocache.plan.records import POLICY
 from bodocache.pools import BorrowedPool, OwnedPool
 
@@ -45,6 +45,7 @@ HASH_INLINE_PAGES = 32  # up to here hashing is shorter than the hop to another 
 class Match:
     """What the cache holds of one prompt, as it was when asked."""
 
+    version: int  # of the weights: after a rotation it is worth nothing
     keys: KeyArray  # of every whole page of the prompt
     pages: int  # leading pages that can be restored
     tiers: NDArray[np.uint8]  # fastest Tier of each restorable page
@@ -72,6 +73,7 @@ class Cache:
         self._version = 0
         self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
         self.recovered_pages = 0
 
     @classmethod
@@ -127,7 +129,11 @@ class Cache:
             admits=config.features.admit,
         )
         cache = cls(orchestrator, config.identity.tenant_domain, root)
-        cache.recovered_pages = await orchestrator.open()
+        try:
+            cache.recovered_pages = await orchestrator.open()
+        except BaseException:
+            await cache.close()
+            raise
         return cache
 
     async def __aenter__(self) -> Self:
@@ -145,8 +151,7 @@ class Cache:
         """
         self._check_open()
         pages = len(tokens) // self._chain.root.page_tokens
-        keys = await self._hashed(pages, self._chain.page_keys, tokens, extras)
-        return await self._match(keys, lambda chain: chain.page_keys(tokens, extras))
+        return await self._match(pages, lambda chain: chain.page_keys(tokens, extras))
 
     async def match_engine_keys(self, engine_keys: Sequence[bytes]) -> Match:
         """As :meth:`match`, for an engine that has chained keys of its own, one per page.
@@ -157,13 +162,14 @@ class Cache:
         self._check_open()
         if len(set(engine_keys)) != len(engine_keys):
             raise LayoutError("engine keys: one stands twice in a chain; chained keys differ")
-        keys = await self._hashed(len(engine_keys), self._chain.engine_keys, engine_keys)
-        return await self._match(keys, lambda chain: chain.engine_keys(engine_keys))
+        return await self._match(len(engine_keys), lambda chain: chain.engine_keys(engine_keys))
 
     async def holds_engine_keys(self, engine_keys: Sequence[bytes]) -> NDArray[np.bool_]:
         """Whether the page of each engine key lies in some tier; nothing is counted or touched."""
         self._check_open()
-        keys = await self._hashed(len(engine_keys), self._chain.engine_keys, engine_keys)
+        keys = await self._hashed(
+            len(engine_keys), lambda chain: chain.engine_keys(engine_keys), self._chain
+        )
         return self._orchestrator.residency.holds(keys)
 
     def load(
@@ -182,12 +188,17 @@ class Cache:
 
         Raises:
             LayoutError: ``slots`` of an owned pool, or not one per page of a borrowed one.
+            ConfigError: a deadline that is negative or not a number.
         """
         self._check_open()
+        if not deadline_s >= 0:
+            raise ConfigError(f"load: deadline_s = {deadline_s}: expected seconds from now, >= 0")
         slots = self._checked(slots, match.pages)
-        load = self._orchestrator.load(match.keys[: match.pages], slots, deadline_s)
+        pages = match.pages if match.version == self._version else 0
+        load = self._orchestrator.load(match.keys[:pages], slots, deadline_s)
         self._count(match.reasons)
-        load.on_settled(lambda: self._count_undelivered(load, match.pages))
+        self._misses[Reason.OTHER_VERSION] += match.pages - pages
+        load.on_settled(lambda: self._count_undelivered(load, pages))
         return load
 
     def acquire(self, count: int) -> SlotArray:
@@ -200,8 +211,15 @@ class Cache:
         return self._orchestrator.residency.take(Tier.DEVICE, count)
 
     def release(self, slots: SlotArray) -> None:
-        """Give back slots from :meth:`acquire` that were not stored."""
-        self._orchestrator.residency.give_back(slots, Tier.DEVICE)
+        """Give back slots from :meth:`acquire` that were not stored.
+
+        Raises:
+            LeaseError: a slot holds a page of the cache, or is not taken; none is given back.
+        """
+        residency = self._orchestrator.residency
+        if (residency.owners(slots) != NOWHERE).any():
+            raise LeaseError(f"release: of slots {slots.tolist()}, some hold pages of the cache")
+        residency.give_back(slots, Tier.DEVICE)
 
     def store(self, match: Match, slots: SlotArray, *, tenant: int = 0) -> Store:
         """Begin at once to store the last ``len(slots)`` pages of ``match``'s prompt.
@@ -209,12 +227,20 @@ class Cache:
         ``await store`` returns when they can be found; disk follows in the background as admission
         decides. Close the store when the slots are no longer used.
 
+        The slot of a page that was loaded may be among them. On a CUDA device the caller has
+        synchronised with the kernels that wrote the slots.
+
         Raises:
-            LayoutError: more slots than pages.
+            LayoutError: more slots than pages, a slot that is not taken or stands twice, or one
+                that holds another page of the cache.
         """
         self._check_open()
         if len(slots) > len(match.keys):
             raise LayoutError(f"store: {len(slots)} slots for {len(match.keys)} pages")
+        slots = np.array(slots, np.int64)  # ours: the engine may use its array again
+        self._check_stored(slots, match.keys[len(match.keys) - len(slots) :])
+        if match.version != self._version:
+            return self._orchestrator.refuse(slots)
         return self._orchestrator.store(match.keys, slots, Origin(self._version, tenant))
 
     def rotate(self, weights_version: str) -> None:
@@ -235,9 +261,10 @@ class Cache:
 
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
-        if not self._closed:
-            self._closed = True
-            await self._orchestrator.close()
+        self._closed = True
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._orchestrator.close())
+        await asyncio.shield(self._closing)  # a cancelled close goes on, and can be awaited again
 
     def _check_open(self) -> None:
         if self._closed:
@@ -253,23 +280,40 @@ class Cache:
             raise LayoutError(f"load: {given} slots of a borrowed pool for {pages} pages")
         return np.array(slots, np.int64)  # ours: the engine may use its array again
 
+    def _check_stored(self, slots: SlotArray, keys: KeyArray) -> None:
+        residency = self._orchestrator.residency
+        pool = residency.device
+        if not pool.is_taken(slots).all() or len(set(slots.tolist())) != len(slots):
+            raise LayoutError(
+                f"store: slots {slots.tolist()}: expected distinct slots of the pool's"
+                f" {pool.num_pages}, from acquire or a load"
+            )
+        owners = residency.owners(slots)
+        others = (owners != NOWHERE) & (residency.table.keys[owners] != keys).any(axis=1)
+        if others.any():
+            raise LayoutError(f"store: slot {slots[others][0]} holds another page of the cache")
+
     async def _hashed(
-        self, pages: int, hasher: Callable[..., KeyArray], *arguments: Any
+        self, pages: int, hasher: Callable[[KeyChain], KeyArray], chain: KeyChain
     ) -> KeyArray:
         if pages <= HASH_INLINE_PAGES:
-            return hasher(*arguments)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, hasher, *arguments)
+            return hasher(chain)
+        return await asyncio.get_running_loop().run_in_executor(None, hasher, chain)
 
-    async def _match(self, keys: KeyArray, older_keys: Callable[[KeyChain], KeyArray]) -> Match:
+    async def _match(self, pages: int, hasher: Callable[[KeyChain], KeyArray]) -> Match:
+        version, keys = -1, np.empty((0, KEY_NBYTES), np.uint8)
+        while version != self._version:  # the weights may change while a long prompt is hashed
+            version = self._version
+            keys = await self._hashed(pages, hasher, self._chain)
         residency = self._orchestrator.residency
         rows = residency.leading(keys)
+        tiers = residency.fastest(rows).astype(np.uint8)
         reasons = residency.why_missing(keys, len(rows))
         if self._older is not None and (reasons == Reason.NEVER_STORED).any():
-            before = await self._hashed(len(keys), older_keys, self._older)
+            before = await self._hashed(pages, hasher, self._older)
             stored = residency.holds(before[len(rows) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        return Match(keys, len(rows), residency.fastest(rows).astype(np.uint8), reasons)
+        return Match(version, keys, len(rows), tiers, reasons)
 
     def _misses_by_reason(self) -> dict[Reason, int]:
         return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}

@@ -77,6 +77,12 @@ class BorrowedPool:
         if wrong >= 0:
             raise LeaseError(f"{self.name}: slot {slots[wrong]}: a lease ended that was not held")
 
+    def is_taken(self, slots: SlotArray) -> NDArray[np.bool_]:
+        """Whether each of ``slots`` is in use; False for one beyond the pool."""
+        inside = (slots >= 0) & (slots < self.num_pages)
+        taken: NDArray[np.bool_] = inside & self._taken[np.where(inside, slots, 0)]
+        return taken
+
     @contextmanager
     def lease(self, slots: SlotArray) -> Iterator[SlotArray]:
         """Hold ``slots`` for the length of a block."""
@@ -91,7 +97,7 @@ class OwnedPool(BorrowedPool):
     """A pool that owns its memory and gives out its slots.
 
     On the host it is one anonymous mapping, in huge pages where there are any, pinned where CUDA
-    is; on a device it is one tensor. ``close`` (or garbage) gives it back.
+    is; on a device it is one tensor. It is given back when the pool is garbage.
     """
 
     def __init__(self, layout: Layout, *, device: str = "cpu", name: str = "pool") -> None:

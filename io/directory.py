@@ -44,6 +44,7 @@ class OpenSlab:
         self.payload.close()
         self.headers.close()
         if self.lock_fd >= 0:
+            fcntl.flock(self.lock_fd, fcntl.LOCK_UN)  # a forked child may still have it open
             os.close(self.lock_fd)
             self.lock_fd = -1
 

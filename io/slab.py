@@ -141,7 +141,9 @@ class SlabBackend:
         transfer.finish(misses, Outcome(statuses, reasons[misses]))
         there = np.flatnonzero(reasons == Reason.NONE)
         run, bounds = self._in_file_order(batch, there)
-        transfer.submit(read_extents(self._medium, transfer, run, bounds, memory))
+        requests = read_extents(self._medium, transfer, run, bounds, memory)
+        # The caller's order, not the file's: what it named first is worth most if the rest is late.
+        transfer.submit(sorted(requests, key=lambda request: int(request.positions.min())))
         return transfer
 
     def put(

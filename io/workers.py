@@ -43,7 +43,7 @@ class WorkerPool:
         self._warned_s = float("-inf")
         self._suppressed = 0
         self._threads: list[threading.Thread] = []
-        self._start(table.work, "bodocache-io", self._table)
+        self._start(_work_natively, "bodocache-io", self._table, self._requests)
         loop.add_reader(self._table.event_fd, self.settle)
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -136,3 +136,10 @@ class WorkerPool:
         )
         self._warned_s = now_s
         self._suppressed = 0
+
+
+def _work_natively(shared: Table, _requests: dict[int, Request]) -> None:
+    """Do native jobs. The thread holds the requests: their memory must not go before it does, even
+    if the loop ends without a close.
+    """
+    table.work(shared)

@@ -81,14 +81,19 @@ class Loader:
         there[wanted] = False
         load.arrive(np.flatnonzero(there), Tier.DEVICE)
         load.on_settled(partial(self._count_hits, load))
-        for tier in (Tier.DISK, Tier.HOST):  # the disk reads while the host copies
-            positions = wanted[sources == tier]
-            if len(positions):
-                self._begin_part(load, tier, positions)
-        if len(sources) and sources[-1] == NOWHERE:
-            self._without_room(load, wanted[sources == NOWHERE])
-        self._watch_deadline(load)
-        load.end_part()
+        try:
+            for tier in (Tier.DISK, Tier.HOST):  # the disk reads while the host copies
+                positions = wanted[sources == tier]
+                if len(positions):
+                    self._begin_part(load, tier, positions)
+            if len(sources) and sources[-1] == NOWHERE:
+                self._without_room(load, wanted[sources == NOWHERE])
+            self._watch_deadline(load)
+        except BaseException:
+            load.close()
+            raise
+        finally:
+            load.end_part()
         return load
 
     async def close(self) -> None:

@@ -116,6 +116,10 @@ class Orchestrator:
         """See :meth:`bodocache.cache.Cache.store`."""
         return self._storer.begin(keys, slots, origin)
 
+    def refuse(self, slots: SlotArray) -> Store:
+        """A store of nothing, for pages that could not be reached."""
+        return self._storer.refuse(slots)
+
     def traffic(self) -> Traffic:
         """What moved up to now."""
         now_s = self._clock.now_s()
@@ -126,7 +130,7 @@ class Orchestrator:
             evicted=dict(self.residency.evicted),
             failed_checks=self._loader.failed_checks,
             not_admitted=self._writer.refused if self._writer else 0,
-            task_failures=self._nursery.failures,
+            task_failures=self._nursery.failures + (self._writer.failures if self._writer else 0),
         )
 
     async def close(self) -> None:
@@ -139,3 +143,5 @@ class Orchestrator:
         self._copies.close()
         if self._backend is not None:
             await self._backend.close()
+        if isinstance(self.residency.device, OwnedPool):
+            self.residency.empty_device()

@@ -74,6 +74,7 @@ class Residency:
         self._queues = evict.open_queues(self.table.capacity)
         self._ghosts = np.full(GHOSTS_KEPT, NOWHERE)  # a ring of rows
         self._ghosts_made = 0
+        self._owners = np.full(device.num_pages, NOWHERE)  # the page in each device slot, by slot
         self._ghost_places = np.full(self.table.capacity, NOWHERE)  # place in the ring, by row
         self._victims = np.empty(4096, np.int64)
         self.evicted = dict.fromkeys((Tier.DEVICE, Tier.HOST, Tier.DISK), 0)
@@ -213,6 +214,8 @@ class Residency:
         """Pages ``rows`` now lie in ``slots`` of ``tier``, verified; they can be found."""
         records = self.table.records
         bookkeeping.put(records, rows, int(tier), slots)
+        if tier is Tier.DEVICE:
+            self._owners[slots] = rows
         evict.arrive(records, self._queues, self.policy, rows, int(tier), self._now_s())
 
     def drop(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
@@ -229,6 +232,16 @@ class Residency:
             self.backend.release(slots)
         else:
             self._owned(tier).release(slots)
+
+    def owners(self, slots: SlotArray) -> RowArray:
+        """The page that each device slot holds for the cache, or NOWHERE."""
+        return self._owners[slots]
+
+    def empty_device(self) -> None:
+        """Give every device slot that holds a page back to the pool."""
+        rows = self._owners[self._owners != NOWHERE]
+        deepest_first = np.argsort(self.table.records["depth"][rows])[::-1]
+        self.drop(rows[deepest_first], Tier.DEVICE, Reason.EVICTED)
 
     # Holding
 
@@ -343,8 +356,9 @@ class Residency:
     def _vacate(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
         slots, gone = np.empty((2, len(rows)), np.int64)
         count = bookkeeping.vacate(self.table.records, rows, int(tier), int(reason), slots, gone)
-        if tier is not Tier.DEVICE or isinstance(self.device, OwnedPool):
-            self.give_back(slots, tier)
+        if tier is Tier.DEVICE:
+            self._owners[slots] = NOWHERE
+        self.give_back(slots, tier)
         if count:
             self._forget(gone[:count])
 

@@ -57,10 +57,9 @@ class Storer:
         residency = self._residency
         first = len(keys) - len(slots)
         before = residency.leading(keys[:first])
-        store = Store(on_close=self._close)
         if len(before) < first:  # their prefix is gone: nobody could reach them
-            self._refuse(store, slots, known=0)
-            return store
+            return self.refuse(slots)
+        store = Store(on_close=self._close)
         chain = residency.index.find(keys[first:])
         new = ~self._is_known(chain)
         fresh = np.flatnonzero(new)
@@ -104,10 +103,13 @@ class Storer:
         self._coming.update(rows.tolist())
         return rows
 
-    def _refuse(self, store: Store, slots: SlotArray, *, known: int) -> None:
+    def refuse(self, slots: SlotArray) -> Store:
+        """A store of nothing: its pages could not be reached."""
+        store = Store(on_close=self._close)
         store.hold(np.empty(0, np.int64), spare=slots)
-        store.visible.set_result(Stored(new=0, known=known, refused=len(slots) - known))
+        store.visible.set_result(Stored(new=0, known=0, refused=len(slots)))
         store.settle(0, 0)
+        return store
 
     async def _run(self, store: Store, rows: RowArray, slots: SlotArray, known: int) -> None:
         shown = 0
@@ -163,5 +165,6 @@ class Storer:
     def _close(self, store: Store) -> None:
         residency = self._residency
         if isinstance(residency.device, OwnedPool):
-            residency.give_back(store.spare_slots, Tier.DEVICE)
+            spare = store.spare_slots  # an engine may have passed the slot of a page we hold
+            residency.give_back(spare[residency.owners(spare) == NOWHERE], Tier.DEVICE)
         residency.unpin(store.held_rows)

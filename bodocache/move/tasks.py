@@ -31,7 +31,7 @@ class Nursery:
     async def close(self) -> None:
         """Wait for every task to end; whoever closes has told them to."""
         self._stop.set()
-        await self._runner
+        await asyncio.shield(self._runner)  # a cancelled close must not cancel copies under way
 
     async def _run(self) -> None:
         async with self._group:

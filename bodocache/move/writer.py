@@ -24,11 +24,12 @@ from bodocache.plan.records import DEMAND, OpKind
 
 _log = logging.getLogger(__name__)
 
+PATIENCE_S = 1.0  # how long a store waits for a long backlog: a disk that hangs stops no engine
 STARVED_S = 0.25  # a page that has waited so long is written beside the loads
 BATCH_NBYTES = 4 << 20  # about 2 ms of a disk: what a load that comes meanwhile waits for
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     """Pages of one store that wait for the disk; meanwhile they may be evicted."""
 
@@ -53,6 +54,7 @@ class Writer:
         admits: bool,
     ) -> None:
         self.refused = 0
+        self.failures = 0  # batches that raised
         self._residency = residency
         self._backend = backend
         self._link = link
@@ -67,15 +69,31 @@ class Writer:
         self._closing = False
 
     async def offer(self, store: Store, rows: RowArray) -> None:
-        """Queue ``rows`` (on the host) for the disk; returns when the backlog is short enough."""
+        """Queue ``rows`` (on the host) for the disk; returns when the backlog is short enough.
+
+        On a disk that stands still the wait ends, and these pages are not written.
+        """
         if not len(rows):
             return
         store.expect(len(rows))
-        self._queue.append(_Waiting(store, rows, self._residency.table.keys[rows], self._now_s()))
+        waiting = _Waiting(store, rows, self._residency.table.keys[rows], self._now_s())
+        self._queue.append(waiting)
         self._queued += len(rows)
         self._tell()
-        while self._queued > self._backlog_pages:
-            await self._change()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while self._queued > self._backlog_pages:
+                    await self._change()
+        except TimeoutError:
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+                self._forget(waiting)
+
+    def _forget(self, waiting: _Waiting) -> None:
+        self._queued -= len(waiting.rows)
+        self.refused += len(waiting.rows)
+        waiting.store.settle(len(waiting.rows), 0)
+        self._tell()
 
     def close(self) -> None:
         """Write what is queued, then end."""
@@ -93,6 +111,7 @@ class Writer:
             try:
                 await self._write(self._next_batch())
             except Exception:  # noqa: BLE001 -- stores wait for the queue: it must go on
+                self.failures += 1
                 _log.exception("disk tier: a batch could not be written")
 
     async def _turn(self) -> None:
@@ -184,8 +203,11 @@ class Writer:
                 transfer = self._backend.put(
                     self._batch(rows, frames, slots), residency.host.rows, deadline_s=np.inf
                 )
-                await transfer.finished()
-                await transfer.drained()
+                try:
+                    await transfer.finished()
+                finally:
+                    transfer.abandon()
+                    await transfer.drained()
             landed = transfer.statuses == Status.LANDED
         finally:
             pages = int(landed.sum())
