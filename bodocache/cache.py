@@ -237,7 +237,7 @@ class Cache:
         self._check_open()
         if len(slots) > len(match.keys):
             raise LayoutError(f"store: {len(slots)} slots for {len(match.keys)} pages")
-        slots = np.array(slots, np.int64)  # ours: the engine may use its array again
+        slots = self._ours(slots)
         self._check_stored(slots, match.keys[len(match.keys) - len(slots) :])
         if match.version != self._version:
             return self._orchestrator.refuse(slots)
@@ -278,16 +278,20 @@ class Cache:
         if slots is None or len(slots) != pages:
             given = "no" if slots is None else len(slots)
             raise LayoutError(f"load: {given} slots of a borrowed pool for {pages} pages")
-        return np.array(slots, np.int64)  # ours: the engine may use its array again
+        return self._ours(slots)
+
+    def _ours(self, slots: SlotArray) -> SlotArray:
+        """A copy: the engine may use its array again. LayoutError for slots that are no slots."""
+        ours, pool = np.array(slots, np.int64), self._orchestrator.residency.device
+        if not pool.is_taken(ours).all() or len(set(ours.tolist())) != len(ours):
+            raise LayoutError(
+                f"slots {ours.tolist()}: expected distinct slots of the pool's {pool.num_pages},"
+                " in use by the engine"
+            )
+        return ours
 
     def _check_stored(self, slots: SlotArray, keys: KeyArray) -> None:
         residency = self._orchestrator.residency
-        pool = residency.device
-        if not pool.is_taken(slots).all() or len(set(slots.tolist())) != len(slots):
-            raise LayoutError(
-                f"store: slots {slots.tolist()}: expected distinct slots of the pool's"
-                f" {pool.num_pages}, from acquire or a load"
-            )
         owners = residency.owners(slots)
         others = (owners != NOWHERE) & (residency.table.keys[owners] != keys).any(axis=1)
         if others.any():
@@ -387,12 +391,13 @@ async def _open_disk(
     disk = config.tiers.disk
     if disk is None:
         return None
-    form = replace(root, weights_version="", lora="", salt="").encode()
+    # What the bytes are, not whose: models share a directory, and their keys never meet.
+    form = (root.form, root.dtype, root.kv, root.quantiser, layout.page_tokens, layout.group)
     slab = SlabConfig(
         directory=disk.directory,
         capacity_nbytes=disk.capacity_bytes,
         page_nbytes=layout.page_nbytes,
-        form=hashlib.blake2b(form, digest_size=32).digest(),
+        form=hashlib.blake2b(repr(form).encode(), digest_size=32).digest(),
         queue_depth=disk.queue_depth,
         chunk_nbytes=disk.chunk_bytes,
     )

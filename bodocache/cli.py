@@ -69,7 +69,8 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         Policy, typer.Option(help="With --policy-only: who leaves first; min is the exact optimum.")
     ] = Policy.HEAT,
     capacity_pages: Annotated[
-        int | None, typer.Option(min=1, help="With --policy-only: pages the cache holds.")
+        int | None,
+        typer.Option(min=1, max=1 << 40, help="With --policy-only: pages the cache holds."),
     ] = None,
     directory: Annotated[
         Path | None,

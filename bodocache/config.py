@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     DirectoryPath,
     Field,
+    StrictBool,
     TypeAdapter,
     ValidationError,
 )
@@ -30,7 +31,8 @@ from bodocache.identity import Domain
 
 def _sized(value: object) -> int:
     """Bytes from an integer, or from a text with a unit."""
-    if isinstance(value, int | str) and not isinstance(value, bool):
+    bits = isinstance(value, str) and value.lower().endswith(("bit", "bits"))
+    if isinstance(value, int | str) and not isinstance(value, bool) and not bits:
         with suppress(ValidationError):
             return int(TypeAdapter(ByteSize).validate_python(value))
     raise ValueError('expected bytes: an integer above 0, or a text like "8 GiB"')
@@ -44,8 +46,9 @@ def _fits_memory(nbytes: int) -> int:
 
 
 Bytes = Annotated[int, BeforeValidator(_sized), Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-BytesPerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 T = TypeVar("T")
 
@@ -86,8 +89,8 @@ class DiskConfig:
 
     directory: DirectoryPath
     capacity_bytes: Bytes
-    queue_depth: Annotated[int, Field(ge=1, le=256)] = 8
-    chunk_bytes: Annotated[int, BeforeValidator(_sized), Field(ge=4096)] = (
+    queue_depth: Annotated[int, Field(strict=True, ge=1, le=256)] = 8
+    chunk_bytes: Annotated[int, BeforeValidator(_sized), Field(ge=4096, le=64 << 20)] = (
         2 << 20
     )  # above it no disk we measured is faster
 
@@ -114,9 +117,9 @@ class PlannerConfig:
     """What the planner is told about the engine and the links."""
 
     half_life_s: Seconds = 600.0  # of heat
-    min_residence_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    min_residence_s: NonNegative = 0.0
     recompute_s_per_token: Seconds = 20e-6  # at position 0 (8B-class model on one Hopper GPU)
-    recompute_slope_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-9  # per position
+    recompute_slope_s: NonNegative = 1e-9  # per position
     host_bytes_per_s: BytesPerSecond = 20e9
     disk_bytes_per_s: BytesPerSecond = 2e9
     disk_write_bytes_per_s: BytesPerSecond = 1e9
@@ -127,7 +130,7 @@ class PlannerConfig:
 class FeaturesConfig:
     """Stages of the planner that can be switched off, each to its neutral behaviour."""
 
-    admit: bool = True  # off: every page is written through
+    admit: StrictBool = True  # off: every page is written through
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

@@ -9,7 +9,7 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,10 +151,17 @@ class KeyChain:
 
         ``extras`` maps a page's number to what its tokens do not say: the content hash of an image
         or clip behind placeholder tokens, embeddings, an engine's extra keys.
+
+        Raises:
+            LayoutError: tokens are no one-dimensional array of integers of 32 bits, or an extra is
+                for a page that is not there.
         """
         page_tokens = self.root.page_tokens
-        count = len(tokens) // page_tokens
-        words = np.ascontiguousarray(tokens[: count * page_tokens], "<u4")
+        checked = _checked(tokens)
+        count = len(checked) // page_tokens
+        if extras and not all(0 <= page < count for page in extras):
+            raise LayoutError(f"extras for pages {sorted(extras)}: the prompt has {count}")
+        words = np.ascontiguousarray(checked[: count * page_tokens], "<u4")
         payload = memoryview(words.view(np.uint8).data) if count else memoryview(b"")
         nbytes = 4 * page_tokens
         heads = {page: struct.pack("<I", len(e)) + e for page, e in (extras or {}).items()}
@@ -175,6 +182,18 @@ class KeyChain:
             digest.update(engine_key)
             keys.append(digest.digest())
         return _as_keys(keys)
+
+
+def _checked(tokens: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Integers that u32 holds exactly: a cast would give two prompts one key."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise LayoutError(f"tokens: {tokens.dtype}{list(tokens.shape)}; expected integers [T]")
+    if tokens.dtype != np.uint32 and len(tokens):
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= 1 << 32:
+            raise LayoutError(f"tokens: {low} to {high}; expected 0 to {(1 << 32) - 1}")
+    return tokens
 
 
 def _hash(key: bytes, person: bytes, message: bytes = b"") -> "hashlib.blake2b":

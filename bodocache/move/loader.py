@@ -134,6 +134,7 @@ class Loader:
             return
         residency.pin(rows)
         residency.host.hold(host_slots)
+        residency.device.hold(load.slots[positions])
         load.begin_part()
         link = self._links[tier]
         link.begin(load.begun_s)
@@ -357,6 +358,7 @@ class Loader:
     def _end_part(self, part: Part) -> None:
         residency = self._residency
         residency.host.drop(part.host_slots)
+        residency.device.drop(part.device_slots)
         if part.source is Tier.DISK:
             residency.give_back(part.host_slots[~part.kept], Tier.HOST)
         part.link.end(

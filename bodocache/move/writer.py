@@ -132,33 +132,45 @@ class Writer:
         return batch
 
     async def _write(self, batch: list[_Waiting]) -> None:
-        residency = self._residency
-        wanted = [self._still_wanted(waiting) for waiting in batch]
-        fresh = _each_once(wanted)
-        rows = np.concatenate(fresh)
-        residency.pin(rows)
-        taken = np.empty(0, np.int64)
         try:
-            taken, frames = self._place(fresh)
+            fresh = _each_once([self._still_wanted(waiting) for waiting in batch])
+            rows = np.concatenate(fresh)
+            keys = self._residency.table.keys[rows]
+            self._residency.pin(rows)  # making room for some must not cost us the others
+            try:
+                taken, frames = self._place(fresh)
+                slots = self._residency.slots(taken, Tier.HOST)
+                self._residency.host.hold(slots)
+            finally:
+                self._residency.unpin(rows)
             if len(taken):
-                await self._put(taken, frames)
+                await self._put(taken, frames, slots)
+            self._say_why(rows[self._same(rows, keys)], taken)
         finally:
-            on_disk = residency.lies_in(rows, Tier.DISK)
-            tried = np.isin(rows, taken)
-            reasons = np.where(tried, np.uint8(Reason.IO_ERROR), np.uint8(Reason.NOT_ADMITTED))
-            residency.table.records["reason"][rows[~on_disk]] = reasons[~on_disk]
-            residency.unpin(rows)
-            self.refused += int((~on_disk).sum())
-            for waiting, mine in zip(batch, wanted, strict=True):
-                reached = int(residency.lies_in(mine, Tier.DISK).sum())
-                waiting.store.settle(len(waiting.rows), reached)
+            for waiting in batch:
+                here = self._same(waiting.rows, waiting.keys)
+                reached = self._residency.lies_in(waiting.rows, Tier.DISK) & here
+                waiting.store.settle(len(waiting.rows), int(reached.sum()))
                 self._queued -= len(waiting.rows)
             self._tell()
+
+    def _say_why(self, rows: RowArray, tried: RowArray) -> None:
+        """Note of each of ``rows`` that did not reach the disk whether it was refused or failed."""
+        missed = rows[~self._residency.lies_in(rows, Tier.DISK)]
+        failed = np.isin(missed, tried)
+        reasons = np.where(failed, np.uint8(Reason.IO_ERROR), np.uint8(Reason.NOT_ADMITTED))
+        self._residency.table.records["reason"][missed] = reasons
+        self.refused += len(missed)
+
+    def _same(self, rows: RowArray, keys: KeyArray) -> NDArray[np.bool_]:
+        """Which of ``rows`` still are the pages of ``keys``: nothing holds them meanwhile."""
+        same: NDArray[np.bool_] = (self._residency.table.keys[rows] == keys).all(axis=1)
+        return same
 
     def _still_wanted(self, waiting: _Waiting) -> RowArray:
         """The rows that still are those pages, on the host and not on disk."""
         rows, residency = waiting.rows, self._residency
-        same = (residency.table.keys[rows] == waiting.keys).all(axis=1)
+        same = self._same(rows, waiting.keys)
         here = residency.lies_in(rows, Tier.HOST) & ~residency.lies_in(rows, Tier.DISK)
         wanted: RowArray = rows[same & here]
         return wanted
@@ -193,28 +205,41 @@ class Writer:
         parent = int(records["parent"][rows[0]])
         return NOWHERE if parent == NOWHERE else int(records["frame"][parent])
 
-    async def _put(self, rows: RowArray, frames: SlotArray) -> None:
-        """Write ``rows`` to ``frames``; those that landed lie on disk from then on."""
+    async def _put(self, rows: RowArray, frames: SlotArray, slots: SlotArray) -> None:
+        """Write ``rows`` to ``frames``; those that landed lie on disk from then on.
+
+        Their host slots are leased until then, but the pages are not pinned: meanwhile they may be
+        evicted, from the device too, where an engine may wait for room. A page that is gone by then
+        gives its frame back.
+        """
         residency, begun_s = self._residency, self._now_s()
-        slots, landed = residency.slots(rows, Tier.HOST), np.zeros(len(rows), np.bool_)
+        landed = np.zeros(len(rows), np.bool_)
+        batch = self._batch(rows, frames, slots)
         self._link.begin(begun_s)
         try:
-            with residency.host.lease(slots):
-                transfer = self._backend.put(
-                    self._batch(rows, frames, slots), residency.host.rows, deadline_s=np.inf
-                )
-                try:
-                    await transfer.finished()
-                finally:
-                    transfer.abandon()
-                    await transfer.drained()
+            transfer = self._backend.put(batch, residency.host.rows, deadline_s=np.inf)
+            try:
+                await transfer.finished()
+            finally:
+                transfer.abandon()
+                await transfer.drained()
             landed = transfer.statuses == Status.LANDED
         finally:
+            residency.host.drop(slots)
             pages = int(landed.sum())
             nbytes = pages * self._backend.page_nbytes
             self._link.end(self._now_s(), begun_s=begun_s, pages=pages, nbytes=nbytes)
-            residency.give_back(frames[~landed], Tier.DISK)
-            residency.place(rows[landed], Tier.DISK, frames[landed])
+            kept = landed & self._still_there(rows, batch)
+            residency.give_back(frames[~kept], Tier.DISK)
+            residency.place(rows[kept], Tier.DISK, frames[kept])
+
+    def _still_there(self, rows: RowArray, batch: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Which pages of ``batch`` the cache still holds, with the bytes that were written."""
+        table = self._residency.table
+        bytes_same = (table.digests[rows] == batch["digest"]).all(axis=1)
+        lies = (table.records["tiers"][rows] != 0) & ~self._residency.lies_in(rows, Tier.DISK)
+        there: NDArray[np.bool_] = self._same(rows, batch["key"]) & bytes_same & lies
+        return there
 
     def _batch(self, rows: RowArray, frames: SlotArray, slots: SlotArray) -> NDArray[np.void]:
         table = self._residency.table

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bodocache.cache import Cache, CacheStats, Match
 from bodocache.config import CacheConfig, parse
-from bodocache.errors import ConfigError
+from bodocache.errors import BodoCacheError, ConfigError
 from bodocache.io.backend import Extent
 from bodocache.io.config import BLOCK_NBYTES
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
@@ -148,9 +148,12 @@ class _Engine:
         """Serve every request, ``in_flight`` at a time."""
         waiting = iter(range(self._trace.num_requests))
         started_s = self._loop.time()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._options.in_flight):
-                group.create_task(self._serve(waiting, on_request))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._options.in_flight):
+                    group.create_task(self._serve(waiting, on_request))
+        except* BodoCacheError as errors:
+            raise errors.exceptions[0] from None  # the others follow from the first
         self._run.seconds = self._loop.time() - started_s
 
     async def _serve(self, waiting: Iterator[int], on_request: Callable[[int], None]) -> None:

@@ -30,7 +30,10 @@ def write_json(path: Path | None, figures: dict[str, object]) -> None:
 
 def compile_first(console: Console, warm: Callable[[], object]) -> None:
     """Call ``warm`` and say so: a minute on the first run of a version, no time on later ones."""
-    with console.status("compiling (a minute on the first run of a version)"):
+    words = "compiling (a minute on the first run of a version)"
+    if not console.is_terminal:
+        console.print(words)
+    with console.status(words):
         warm()
 
 
