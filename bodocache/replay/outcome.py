@@ -30,7 +30,7 @@ class DiskYardstick:
     """The plain reader's rates beside the cache's own."""
 
     queue_depth: float  # the cache's mean number of extents in flight while a load was
-    loads: int  # and of loads
+    loads: float  # and of loads
     same_extents: Rate
     blocks: Rate
 
@@ -83,11 +83,12 @@ def judge(trace: Trace, run: LiveRun) -> Outcome:
 def _measure_disk(run: LiveRun, stats: CacheStats) -> DiskYardstick:
     reads = [extent for extent in run.extents if not extent.writes]
     link = stats.traffic.links["disk->device"]
-    loads = max(1, round(sum(link.latencies_s) / link.busy_s))
+    depth = queue_depth_of(reads, link.busy_s)
+    threads = max(1, round(depth))  # it keeps as many reads in flight as the cache had
     return DiskYardstick(
-        queue_depth=queue_depth_of(reads, link.busy_s),
-        loads=loads,
-        same_extents=read_same_extents(reads, loads=loads, threads=QUEUE_DEPTH),
+        queue_depth=depth,
+        loads=sum(link.latencies_s) / link.busy_s,
+        same_extents=read_same_extents(reads, loads=threads, threads=threads),
         blocks=read_blocks(Path(reads[0].path), threads=QUEUE_DEPTH),
     )
 

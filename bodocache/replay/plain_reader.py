@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The yardstick of disk loads: plain O_DIRECT preads, nothing else, in the same run.
 
-It reads the very extents that the cache read, load by load, as many loads and as many extents at
-once as the cache had in flight; and, as the disk's own rate, whole 2 MiB blocks of the same file.
+It reads the very extents that the cache read, in their order, as many at once as the cache had in
+flight; and, as the disk's own rate, whole 2 MiB blocks of the same file.
 """
 
 import mmap
