@@ -21,13 +21,13 @@ from bodocache.config import (
     IdentityConfig,
     TiersConfig,
 )
-from bodocache.errors import BackendLocked, ConfigError, LayoutError
+from bodocache.errors import BackendLocked, ConfigError, LayoutError, LeaseError
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.pages import Reason, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.replay import payload
-from bodocache.testing import MemoryBackend, MemoryDisk
+from bodocache.testing import MemoryBackend, MemoryDisk, SlowBackend
 
 host_path()
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
@@ -392,5 +392,145 @@ def test_a_page_kept_only_by_pages_behind_it_elsewhere_makes_room(engine):
                 await it.serve(prompt(pages, of))
             residency = it.cache._orchestrator.residency
             assert (residency.table.records["pins"] == 0).all()
+
+    asyncio.run(scenario())
+
+
+def test_a_match_made_before_a_rotation_delivers_and_stores_nothing(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(4))
+            match = await it.cache.match(prompt(4))
+            it.cache.rotate("2")
+            with it.cache.load(match) as load:
+                assert (await load).pages == 0
+            slots = it.cache.acquire(4)
+            async with it.cache.store(match, slots) as store:
+                assert (await store).refused == 4
+            assert it.cache.stats().misses[Reason.OTHER_VERSION] == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_rotation_while_a_long_prompt_is_hashed_is_seen(engine):
+    async def scenario():
+        async with engine(device=80, host=80) as it:
+            long = prompt(64)
+            matching = asyncio.ensure_future(it.cache.match(long))
+            await asyncio.sleep(0)
+            it.cache.rotate("2")
+            match = await matching
+            assert np.array_equal(match.keys, (await it.cache.match(long)).keys)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        np.arange(16) + (1 << 32),
+        np.arange(16) - 1,
+        np.arange(16) + 0.5,
+        np.zeros((4, 4), np.uint32),
+    ],
+)
+def test_tokens_that_a_cast_would_change_are_refused(engine, tokens):
+    async def scenario():
+        async with engine() as it:
+            with pytest.raises(LayoutError, match="tokens"):
+                await it.cache.match(tokens)
+
+    asyncio.run(scenario())
+
+
+def test_a_slot_that_holds_another_page_cannot_be_stored_or_released(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(2))
+            with it.cache.load(await it.cache.match(prompt(2))) as load:
+                slots = (await load).slots
+            other = await it.cache.match(prompt(2, of=1))
+            with pytest.raises(LayoutError, match="another page"):
+                it.cache.store(other, slots)
+            with pytest.raises(LeaseError, match="hold pages"):
+                it.cache.release(slots)
+            with pytest.raises(LayoutError, match="distinct"):
+                it.cache.store(other, np.array([5, 5]))
+
+    asyncio.run(scenario())
+
+
+def test_slots_of_loaded_pages_may_be_among_those_that_are_stored(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(2))
+            match = await it.cache.match(prompt(4))
+            with it.cache.load(match) as load:
+                loaded = (await load).slots
+                fresh = it.cache.acquire(2)
+                payload.fill(it.words, fresh, payload.seeds(match.keys)[2:])
+                async with it.cache.store(match, np.concatenate((loaded, fresh))):
+                    pass
+            it.cache.acquire(4)
+            assert await it.serve(prompt(4)[:-1]) == 3
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("deadline_s", [float("nan"), -1.0])
+def test_a_deadline_that_is_no_time_from_now_is_refused(engine, deadline_s):
+    async def scenario():
+        async with engine() as it:
+            match = await it.cache.match(prompt(2))
+            with pytest.raises(ConfigError, match="deadline_s"):
+                it.cache.load(match, deadline_s=deadline_s)
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_cache_gives_the_pool_its_slots_back():
+    async def scenario():
+        pool = device_pool(4)
+        config = CacheConfig(IDENTITY, TiersConfig(HostConfig(8 * pool.layout.page_nbytes)))
+        for of in range(3):
+            async with await Cache.open(config, pool) as cache:
+                await Engine(cache, pool).serve(prompt(4, of))
+            assert pool.free == 4
+
+    asyncio.run(scenario())
+
+
+def test_two_models_share_a_directory(engine):
+    async def scenario():
+        async with engine() as it:
+            await it.serve(prompt(3))
+        async with engine(identity=replace(IDENTITY, model="another")) as it:
+            assert await it.serve(prompt(3)) == 0
+        async with engine() as it:
+            assert await it.serve(prompt(3)) == 3
+
+    asyncio.run(scenario())
+
+
+def test_pages_on_their_way_to_disk_make_room_on_the_device(engine):
+    async def scenario():
+        pool, clock = device_pool(4), RealClock()
+        disk = MemoryDisk(pool.layout.page_nbytes, 8)
+        backend = SlowBackend(MemoryBackend(disk, clock=clock), 0.05, clock=clock)
+        config = CacheConfig(
+            IDENTITY,
+            TiersConfig(HostConfig(8 * pool.layout.page_nbytes)),
+            features=FeaturesConfig(admit=False),
+        )
+        async with await Cache.open(config, pool, backend=backend, clock=clock) as cache:
+            it, match = Engine(cache, pool), await cache.match(prompt(4))
+            slots = cache.acquire(4)
+            payload.fill(it.words, slots, payload.seeds(match.keys))
+            async with cache.store(match, slots) as store:
+                await store
+            await asyncio.sleep(0)  # the writer has begun
+            cache.release(cache.acquire(4))
+            assert await store.written == 4
+            assert await it.serve(prompt(4)) == 4
 
     asyncio.run(scenario())
