@@ -282,7 +282,10 @@ class Cache:
 
     def _ours(self, slots: SlotArray) -> SlotArray:
         """A copy: the engine may use its array again. LayoutError for slots that are no slots."""
-        ours, pool = np.array(slots, np.int64), self._orchestrator.residency.device
+        given, pool = np.asarray(slots), self._orchestrator.residency.device
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+            raise LayoutError(f"slots: {given.dtype}{list(given.shape)}; expected integers [n]")
+        ours = given.astype(np.int64)  # a copy
         if not pool.is_taken(ours).all() or len(set(ours.tolist())) != len(ours):
             raise LayoutError(
                 f"slots {ours.tolist()}: expected distinct slots of the pool's {pool.num_pages},"
@@ -293,7 +296,8 @@ class Cache:
     def _check_stored(self, slots: SlotArray, keys: KeyArray) -> None:
         residency = self._orchestrator.residency
         owners = residency.owners(slots)
-        others = (owners != NOWHERE) & (residency.table.keys[owners] != keys).any(axis=1)
+        differs = (residency.table.keys[owners] != keys).any(axis=1)
+        others = (owners != NOWHERE) & ((owners < 0) | differs)
         if others.any():
             raise LayoutError(f"store: slot {slots[others][0]} holds another page of the cache")
 

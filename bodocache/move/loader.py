@@ -116,6 +116,7 @@ class Loader:
             return slots[: len(rows)], np.arange(len(rows)), residency.fastest(rows)
         target, wanted, sources = residency.device_targets(rows)
         taken = residency.take_most(Tier.DEVICE, len(wanted))
+        residency.promise(taken)
         target[wanted[: len(taken)]] = taken
         sources[len(taken) :] = NOWHERE
         return target, wanted, sources

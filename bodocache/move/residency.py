@@ -27,6 +27,7 @@ SlotArray = NDArray[np.int64]
 KeyArray = NDArray[np.uint8]
 
 NEXT = -2  # in add(): "the row of the page before this one in the same call"
+PROMISED = -2  # owner of a device slot that a load or store under way will fill
 RECOVERED_HEAT = 1.0  # a page found on disk counts as used once, at the start
 GHOSTS_KEPT = 262_144  # pages that went, whose rows are kept to say why: about 50 MB
 
@@ -232,14 +233,23 @@ class Residency:
             self.backend.release(slots)
         else:
             self._owned(tier).release(slots)
+            if tier is Tier.DEVICE:
+                self._owners[slots] = NOWHERE
 
     def owners(self, slots: SlotArray) -> RowArray:
-        """The page that each device slot holds for the cache, or NOWHERE."""
+        """The page that each device slot holds for the cache, PROMISED, or NOWHERE."""
         return self._owners[slots]
+
+    def promise(self, slots: SlotArray) -> None:
+        """A load or store will fill these slots of an owned pool: nobody else may."""
+        if isinstance(self.device, OwnedPool):
+            self._owners[slots] = np.where(
+                self._owners[slots] == NOWHERE, PROMISED, self._owners[slots]
+            )
 
     def empty_device(self) -> None:
         """Give every device slot that holds a page back to the pool."""
-        rows = self._owners[self._owners != NOWHERE]
+        rows = self._owners[self._owners >= 0]
         deepest_first = np.argsort(self.table.records["depth"][rows])[::-1]
         self.drop(rows[deepest_first], Tier.DEVICE, Reason.EVICTED)
 

@@ -70,6 +70,7 @@ class Storer:
         held = np.concatenate((before, chain))
         store.hold(held, spare=np.delete(slots, fresh))
         self._live.add(store)
+        residency.promise(slots)
         self._nursery.spawn(self._run(store, chain[fresh], slots[fresh], len(slots) - len(fresh)))
         return store
 
@@ -106,6 +107,7 @@ class Storer:
     def refuse(self, slots: SlotArray) -> Store:
         """A store of nothing: its pages could not be reached."""
         store = Store(on_close=self._close)
+        self._residency.promise(slots)
         store.hold(np.empty(0, np.int64), spare=slots)
         store.visible.set_result(Stored(new=0, known=0, refused=len(slots)))
         store.settle(0, 0)
@@ -166,5 +168,5 @@ class Storer:
         residency = self._residency
         if isinstance(residency.device, OwnedPool):
             spare = store.spare_slots  # an engine may have passed the slot of a page we hold
-            residency.give_back(spare[residency.owners(spare) == NOWHERE], Tier.DEVICE)
+            residency.give_back(spare[residency.owners(spare) < 0], Tier.DEVICE)
         residency.unpin(store.held_rows)

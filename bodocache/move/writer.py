@@ -156,10 +156,12 @@ class Writer:
 
     def _say_why(self, rows: RowArray, tried: RowArray) -> None:
         """Note of each of ``rows`` that did not reach the disk whether it was refused or failed."""
+        records = self._residency.table.records
+        rows = rows[records["tiers"][rows] != 0]  # one that was evicted meanwhile says so already
         missed = rows[~self._residency.lies_in(rows, Tier.DISK)]
         failed = np.isin(missed, tried)
         reasons = np.where(failed, np.uint8(Reason.IO_ERROR), np.uint8(Reason.NOT_ADMITTED))
-        self._residency.table.records["reason"][missed] = reasons
+        records["reason"][missed] = reasons
         self.refused += len(missed)
 
     def _same(self, rows: RowArray, keys: KeyArray) -> NDArray[np.bool_]:

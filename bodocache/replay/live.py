@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bodocache.cache import Cache, CacheStats, Match
 from bodocache.config import CacheConfig, parse
-from bodocache.errors import BodoCacheError, ConfigError
+from bodocache.errors import BodoCacheError, ConfigError, TierFull
 from bodocache.io.backend import Extent
 from bodocache.io.config import BLOCK_NBYTES
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
@@ -143,6 +143,8 @@ class _Engine:
         self._executor = executor
         self._loop = asyncio.get_running_loop()
         self._done = 0
+        self._active = 0  # requests under way
+        self._waiting = 0  # of those, how many wait for device slots
 
     async def replay(self, on_request: Callable[[int], None]) -> None:
         """Serve every request, ``in_flight`` at a time."""
@@ -158,7 +160,11 @@ class _Engine:
 
     async def _serve(self, waiting: Iterator[int], on_request: Callable[[int], None]) -> None:
         for request in waiting:
-            await self._one(request)
+            self._active += 1
+            try:
+                await self._one(request)
+            finally:
+                self._active -= 1
             self._done += 1
             on_request(self._done)
 
@@ -184,10 +190,30 @@ class _Engine:
         missing = match.keys[have:]
         if not len(missing):
             return
-        slots = self._cache.acquire(len(missing))
+        slots = await self._room_for(len(missing))
+        if slots is None:
+            return
         await self._on_engine(payload.fill, self._words, slots, payload.seeds(missing))
         async with self._cache.store(match, slots):
             pass  # a real engine would decode here, reading its pages
+
+    async def _room_for(self, count: int) -> NDArray[np.int64] | None:
+        """Device slots to compute in. Two requests with the same pages hold them twice for a while:
+        one waits for the other, and where all wait, this one's pages are not stored.
+        """
+        self._waiting += 1
+        try:
+            while True:
+                try:
+                    return self._cache.acquire(count)
+                except TierFull:
+                    if self._active == 1:
+                        raise
+                    if self._waiting == self._active:
+                        return None
+                await asyncio.sleep(0.001)
+        finally:
+            self._waiting -= 1
 
     async def _on_engine(self, work: Callable[..., T], *arguments: NDArray[np.generic]) -> T:
         return await self._loop.run_in_executor(self._executor, work, *arguments)
