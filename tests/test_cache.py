@@ -534,3 +534,19 @@ def test_pages_on_their_way_to_disk_make_room_on_the_device(engine):
             assert await it.serve(prompt(4)) == 4
 
     asyncio.run(scenario())
+
+
+def test_slots_of_a_store_under_way_are_nobody_elses(engine):
+    async def scenario():
+        async with engine() as it:
+            one, two = await it.cache.match(prompt(2)), await it.cache.match(prompt(2, of=1))
+            slots = it.cache.acquire(2)
+            payload.fill(it.words, slots, payload.seeds(one.keys))
+            async with it.cache.store(one, slots):
+                with pytest.raises(LayoutError, match="another page"):
+                    it.cache.store(two, slots)
+                with pytest.raises(LeaseError):
+                    it.cache.release(slots)
+            assert await it.serve(prompt(2)) == 2
+
+    asyncio.run(scenario())
