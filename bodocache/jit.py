@@ -37,7 +37,7 @@ void = types.void
 boolean = types.boolean
 i4, i8 = types.int32, types.int64
 u1, u4, u8 = types.uint8, types.uint32, types.uint64
-f4, f8 = types.float32, types.float64
+f8 = types.float64
 
 
 def array(element: Any, ndim: int = 1) -> Any:
@@ -69,7 +69,7 @@ def kernel(*arguments: Any) -> Callable[[F], F]:
     return compiled(*arguments, allocates=False)
 
 
-def compiled(*arguments: Any, inline: bool = False, allocates: bool = True) -> Callable[[F], F]:
+def compiled(*arguments: Any, allocates: bool = True) -> Callable[[F], F]:
     """Decorate a function as compiled code that takes ``arguments`` (numba types), without the GIL.
 
     The result is a plain dispatcher: callable from Python and from other compiled code. It is
@@ -78,8 +78,6 @@ def compiled(*arguments: Any, inline: bool = False, allocates: bool = True) -> C
 
     def decorate(function: F) -> F:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": allocates}
-        if inline:
-            options["inline"] = "always"
         folder = cache_folder()
         settings: Any = numba.config
         before = settings.CACHE_DIR  # the engine's own, if it uses numba

@@ -33,7 +33,13 @@ def python(code: str, package: Path, cache: Path) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         cwd=package.parent,
-        env={"PATH": "/usr/bin:/bin", "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": "."},
+        # No .pyc: Python takes an edit of equal length within one second for no edit.
+        env={
+            "PATH": "/usr/bin:/bin",
+            "NUMBA_CACHE_DIR": str(cache),
+            "PYTHONPATH": ".",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         check=True,
     )
 
