@@ -4,9 +4,12 @@
 Written by the event loop alone; worker threads read it only to name the reason of a failed check.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache import jit
 from bodocache.io.backend import Entries
 from bodocache.pages import KEY_NBYTES, Reason
 
@@ -16,10 +19,19 @@ _MIXERS = np.array(  # any odd numbers: the four words of a key, mixed into one
 )
 
 
+class Known(NamedTuple):
+    """The columns that a get needs, for compiled code."""
+
+    keys: NDArray[np.uint64]  # [frames, 4]
+    digests: NDArray[np.uint64]  # [frames, 2], seeded
+    generations: NDArray[np.uint64]
+    reasons: NDArray[np.uint8]
+
+
 class Columns:
     """One row per frame. ``reasons`` is NONE where the frame holds a page, else why it does not."""
 
-    __slots__ = ("depths", "digests", "generations", "keys", "parents", "reasons")
+    __slots__ = ("depths", "digests", "generations", "keys", "known", "parents", "reasons")
 
     def __init__(self, frame_count: int, reason: Reason = Reason.NEVER_STORED) -> None:
         self.keys = np.zeros((frame_count, KEY_NBYTES), np.uint8)
@@ -28,16 +40,12 @@ class Columns:
         self.generations = np.zeros(frame_count, np.uint64)
         self.depths = np.zeros(frame_count, np.uint32)
         self.reasons = np.full(frame_count, reason, np.uint8)
+        self.known = Known(self.keys.view("<u8"), self.digests, self.generations, self.reasons)
 
     def look_up(self, frames: NDArray[np.int64], keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Reason why each frame does not hold the page of its key; NONE where it does."""
-        inside = (frames >= 0) & (frames < len(self.reasons))
-        rows = np.where(inside, frames, 0)
-        reasons = self.reasons[rows]
-        other = (self.keys[rows] != keys).any(axis=1)
-        reasons[other & (reasons == Reason.NONE)] = Reason.FOREIGN
-        reasons[other & (reasons == Reason.EVICTED)] = Reason.NEVER_STORED
-        reasons[~inside] = Reason.NEVER_STORED
+        reasons = np.empty(len(frames), np.uint8)
+        _look_up(self.known, np.ascontiguousarray(keys).view("<u8"), frames.copy(), reasons)
         return reasons
 
     def fill(
@@ -101,6 +109,33 @@ class Columns:
         seeds = self.keys[:, :_SEED_NBYTES].copy().view("<u8")
         same = (self.digests - seeds == raw_digest).all(axis=1)
         return bool((same & (self.reasons == Reason.NONE)).any())
+
+
+KNOWN = jit.named(Known, jit.array("u8", 2), jit.array("u8", 2), jit.array("u8"), jit.array("u1"))
+_NONE, _NEVER_STORED, _EVICTED, _FOREIGN = (
+    int(reason) for reason in (Reason.NONE, Reason.NEVER_STORED, Reason.EVICTED, Reason.FOREIGN)
+)
+
+
+@jit.compiled(KNOWN, jit.array("u8", 2), jit.array("i8"), jit.array("u1"))
+def _look_up(known: Any, keys: Any, frames: Any, reasons: Any) -> None:
+    for i in range(len(frames)):
+        reasons[i] = reason_of(known, frames[i], keys[i])
+
+
+@jit.compiled(KNOWN, jit.i8, jit.array("u8"))
+def reason_of(known: Any, frame: Any, key: Any) -> Any:
+    """Why ``frame`` does not hold the page of ``key`` (u64[4]); NONE if it does."""
+    if not 0 <= frame < len(known.reasons):
+        return np.uint8(_NEVER_STORED)
+    reason, is_other = known.reasons[frame], False
+    for word in range(len(key)):
+        is_other |= known.keys[frame, word] != key[word]
+    if is_other and reason == _NONE:
+        return np.uint8(_FOREIGN)
+    if is_other and reason == _EVICTED:
+        return np.uint8(_NEVER_STORED)
+    return reason
 
 
 def _mixed(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:

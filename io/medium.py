@@ -60,14 +60,22 @@ class Medium:
 
         The caller keeps ``pages`` and fills in what the job does in the file.
         """
-        jobs = np.zeros(len(bounds) - 1, JOB)
-        jobs["direct_fd"] = file.direct_fd if aligned else -1
-        jobs["fd"] = file.fd
+        jobs = np.repeat(self.job_pattern(transfer, file, aligned=aligned), len(bounds) - 1)
         jobs["pages"] = rows_of(pages, bounds[:-1])
         jobs["count"] = np.diff(bounds)
-        # A job that waited too long finds out by itself where its clock is ours: the loop may lag.
-        jobs["begin_by_s"] = transfer.deadline_s if isinstance(self.clock, RealClock) else np.inf
         return jobs
+
+    def job_pattern(
+        self, transfer: BatchTransfer, file: DataFile, *, aligned: bool
+    ) -> NDArray[np.void]:
+        """JOB[1]: what every job of ``transfer`` on ``file`` has in common."""
+        pattern = np.zeros(1, JOB)
+        pattern["direct_fd"] = file.direct_fd if aligned else -1
+        pattern["fd"] = file.fd
+        # A job that waited too long finds out by itself where its clock is ours: the loop may lag.
+        real = isinstance(self.clock, RealClock)
+        pattern["begin_by_s"] = transfer.deadline_s if real else np.inf
+        return pattern
 
     def observe(self, file: DataFile, job: np.void, *, batch: int) -> None:
         """Tell the observer of the extent that ``job`` (JOB) moved. On the loop."""
@@ -90,6 +98,11 @@ class Buffers:
 
     pages: NDArray[np.uint8]  # [slots, page_nbytes], C-ordered
     aligned: bool  # fit for O_DIRECT
+
+    @property
+    def address(self) -> int:
+        """Where the page of slot 0 lies."""
+        return self.pages.ctypes.data
 
     def addresses(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the pages of ``slots`` lie."""

@@ -1,139 +1,243 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading the extents of one get, every page checked.
 
-Compiled code reads and checks (jobs.py); Python sees an extent when it is done, on the loop, and
-in a thread only where something went wrong or where the caller must be told in Python.
+Compiled code finds the pages, cuts them into extents, reads and checks (jobs.py): a load waits for
+all of it, and NumPy calls would take longer than the disk takes for the first page. Python sees an
+extent when it is done, on the loop, and in a thread only where something went wrong or where the
+caller must be told in Python.
 """
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.digest import seeded
+from bodocache import jit
+from bodocache.io import columns, extents
 from bodocache.io.backend import Status
-from bodocache.io.extents import slices
-from bodocache.io.jobs import LATE, rows_of
-from bodocache.io.medium import Buffers, Medium, PageRun
+from bodocache.io.jobs import JOB, LATE
+from bodocache.io.medium import Buffers, Medium
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
 
 
-class _Batch(NamedTuple):
-    """What the extents of one get share, in file order. The jobs point into all of it."""
+class Reading(NamedTuple):
+    """The pages of one get that are there, in file order, at the head of arrays for all of them.
 
-    run: PageRun
-    buffers: Buffers
-    pages: NDArray[np.int64]
-    expected: NDArray[np.uint64]
-    found: NDArray[np.uint64]
+    Jobs point into all of it.
+    """
+
+    positions: NDArray[np.int64]  # in the batch
+    frames: NDArray[np.int64]
+    generations: NDArray[np.uint64]  # of the frames, when the get was called
+    pages: NDArray[np.int64]  # addresses
+    expected: NDArray[np.uint64]  # [n, 2], without the seed
+    found: NDArray[np.uint64]  # [n, 2]
     landed: NDArray[np.int64]
-    outcome: Outcome
+    statuses: NDArray[np.uint8]
+    reasons: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, count: int) -> "Reading":
+        """Room for ``count`` pages; what is not reached is TRUNCATED."""
+        numbers, words = np.empty((4, count), np.int64), np.zeros((2, count, 2), np.uint64)
+        return cls(
+            *(numbers[0], numbers[1], np.empty(count, np.uint64), numbers[2]),
+            *(words[0], words[1], numbers[3]),
+            np.full(count, Status.MISS, np.uint8),
+            np.full(count, Reason.TRUNCATED, np.uint8),
+        )
+
+
+class _Get(NamedTuple):
+    """What the extents of one get share: all that its jobs point into is kept alive by them."""
+
+    medium: Medium
+    transfer: BatchTransfer
+    buffers: Buffers
+    reading: Reading
 
 
 def read_extents(
     medium: Medium,
     transfer: BatchTransfer,
-    run: PageRun,
-    bounds: NDArray[np.int64],
+    batch: NDArray[np.void],
     buffers: Buffers,
+    *,
+    pages_per_extent: int,
 ) -> list["ReadExtent"]:
-    """The requests of a get of ``run``, cut at ``bounds``: 60 us for 32 pages, however many."""
-    count = len(run.positions)
-    unsought = Outcome.all(count, Status.MISS, Reason.TRUNCATED)  # what is not reached
-    expected = run.records["digest"] - seeded(np.zeros((count, 2), np.uint64), run.records["key"])
-    batch = _Batch(
-        *(run, buffers, buffers.addresses(run.records["slot"]), expected),
-        *(np.zeros((count, 2), np.uint64), np.empty(count, np.int64), unsought),
+    """The requests of a get of ``batch``; pages that are not there are final at once.
+
+    The caller's order, not the file's: what it named first is worth most if the rest is late.
+    """
+    reading, reasons = Reading.of(len(batch)), np.empty(len(batch), np.uint8)
+    jobs, firsts = np.empty(len(batch), JOB), np.empty(len(batch), np.int64)
+    there, count = _prepare(
+        medium.columns.known,
+        np.ascontiguousarray(batch["key"]).view("<u8"),
+        np.ascontiguousarray(batch["frame"]),
+        np.ascontiguousarray(batch["slot"]),
+        *(buffers.address, pages_per_extent, _pattern(medium, transfer, buffers)),
+        *(reading, reasons, jobs, firsts),
     )
-    jobs = _jobs(medium, transfer, batch, bounds)
-    addresses = rows_of(jobs, np.arange(len(jobs))).tolist()
-    return [
-        ReadExtent(medium, transfer, batch, chosen, jobs[i], addresses[i])
-        for i, chosen in enumerate(slices(bounds))
-    ]
+    if there < len(batch):
+        misses = np.flatnonzero(reasons != Reason.NONE)
+        statuses = np.full(len(misses), Status.MISS, np.uint8)
+        transfer.finish(misses, Outcome(statuses, reasons[misses]))
+    get = _Get(medium, transfer, buffers, reading)
+    return [ReadExtent(get, jobs, i, first) for i, first in enumerate(firsts[:count].tolist())]
 
 
-def _jobs(
-    medium: Medium, transfer: BatchTransfer, batch: _Batch, bounds: NDArray[np.int64]
-) -> NDArray[np.void]:
-    block, firsts = medium.superblock, bounds[:-1]
-    jobs = medium.jobs(
-        *(transfer, medium.payload, batch.pages, bounds), aligned=batch.buffers.aligned
-    )
-    jobs["offset"] = batch.run.records["frame"][firsts] * block.frame_nbytes
-    jobs["page_nbytes"] = block.page_nbytes
-    jobs["padding"] = medium.spill.ctypes.data
-    jobs["padding_nbytes"] = block.frame_nbytes - block.page_nbytes
-    jobs["expected"] = rows_of(batch.expected, firsts)
-    jobs["found"] = rows_of(batch.found, firsts)
-    jobs["statuses"] = rows_of(batch.outcome.statuses, firsts)
-    jobs["reasons"] = rows_of(batch.outcome.reasons, firsts)
-    jobs["positions"] = rows_of(batch.run.positions, firsts)
-    jobs["landed"] = rows_of(batch.landed, firsts)
+def _pattern(medium: Medium, transfer: BatchTransfer, buffers: Buffers) -> NDArray[np.void]:
+    """What all jobs of a get have in common."""
+    pattern = medium.job_pattern(transfer, medium.payload, aligned=buffers.aligned)
+    block = medium.superblock
+    pattern["page_nbytes"] = block.page_nbytes
+    pattern["padding"] = medium.spill.ctypes.data
+    pattern["padding_nbytes"] = block.frame_nbytes - block.page_nbytes
     native = transfer.on_landed.native if transfer.on_landed is not None else None
     if native is not None:
-        jobs["function"], jobs["argument"] = native
-    return jobs
+        pattern["function"], pattern["argument"] = native
+    return pattern
+
+
+_KEYS, _ROWS, _JOBS = jit.array("u8", 2), jit.array("i8"), jit.array(JOB)
+_READING = jit.named(
+    Reading,
+    *(_ROWS, _ROWS, jit.array("u8"), _ROWS, jit.array("u8", 2), jit.array("u8", 2), _ROWS),
+    *(jit.array("u1"), jit.array("u1")),
+)
+_NONE = int(Reason.NONE)
+
+
+@jit.compiled(
+    *(columns.KNOWN, _KEYS, _ROWS, _ROWS, jit.i8, jit.i8, _JOBS),
+    *(_READING, jit.array("u1"), _JOBS, _ROWS),
+)
+def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for what is made of them
+    known: Any,
+    keys: Any,
+    frames: Any,
+    slots: Any,
+    address: Any,
+    limit: Any,
+    pattern: Any,
+    reading: Any,
+    reasons: Any,
+    jobs: Any,
+    firsts: Any,
+) -> Any:
+    """Fill in everything from ``reading`` on; return how many pages are there, and jobs.
+
+    Job i reads from element ``firsts[i]`` of ``reading`` on. Buffer ``slots[i]`` lies that many
+    pages behind ``address``.
+    """
+    positions, there = np.empty(len(frames), np.int64), 0
+    for i in range(len(frames)):
+        reasons[i] = columns.reason_of(known, frames[i], keys[i])
+        if reasons[i] == _NONE:
+            positions[there] = i
+            there += 1
+    positions = positions[:there]
+    order, bounds = np.empty(there, np.int64), np.empty(there + 1, np.int64)
+    count = extents.cut(frames[positions], limit, order, bounds)
+    for k in range(there):
+        i = positions[order[k]]
+        frame = frames[i]
+        reading.positions[k] = i
+        reading.frames[k] = frame
+        reading.generations[k] = known.generations[frame]
+        reading.pages[k] = address + slots[i] * pattern[0].page_nbytes
+        for word in range(2):  # the key's first words are the seed
+            reading.expected[k, word] = known.digests[frame, word] - keys[i, word]
+    named_first = np.empty(count, np.int64)
+    for j in range(count):
+        named_first[j] = reading.positions[bounds[j] : bounds[j + 1]].min()
+    turns = np.argsort(named_first)
+    for k in range(count):
+        first, end = bounds[turns[k]], bounds[turns[k] + 1]
+        jobs[k] = pattern[0]
+        _point(jobs[k], reading, first, end - first)
+        firsts[k] = first
+    return there, count
+
+
+@jit.compiled(jit.record(JOB), _READING, jit.i8, jit.i8)
+def _point(job: Any, reading: Any, first: Any, count: Any) -> None:
+    """Let ``job`` read ``count`` pages of ``reading`` from ``first`` on."""
+    job.offset = reading.frames[first] * (job.page_nbytes + job.padding_nbytes)
+    job.count = count
+    job.pages = reading.pages.ctypes.data + 8 * first
+    job.expected = reading.expected.ctypes.data + 16 * first
+    job.found = reading.found.ctypes.data + 16 * first
+    job.statuses = reading.statuses.ctypes.data + first
+    job.reasons = reading.reasons.ctypes.data + first
+    job.positions = reading.positions.ctypes.data + 8 * first
+    job.landed = reading.landed.ctypes.data + 8 * first
+
+
+@jit.compiled(_JOBS, jit.i8, jit.i8, _READING, _JOBS)
+def _split(jobs: Any, index: Any, first: Any, reading: Any, out: Any) -> None:
+    """One job for each page of job ``index``."""
+    for i in range(len(out)):
+        out[i] = jobs[index]
+        out[i].moved = out[i].error = 0
+        _point(out[i], reading, first + i, 1)
 
 
 class ReadExtent:
     """Adjacent frames, read at once and checked page by page."""
 
-    __slots__ = ("_batch", "_chosen", "_job", "_medium", "job", "positions", "transfer")
+    __slots__ = ("_chosen", "_get", "_index", "_jobs", "job", "positions", "transfer")
     writes = False
 
-    def __init__(
-        self,
-        medium: Medium,
-        transfer: BatchTransfer,
-        batch: _Batch,
-        chosen: slice,
-        job: np.void,
-        address: int,
-    ) -> None:
-        """``chosen`` of the batch; ``job`` is a view that keeps its array alive."""
-        self.transfer = transfer
-        self.positions = batch.run.positions[chosen]
-        self.job = address
-        self._medium = medium
-        self._batch = batch
-        self._chosen = chosen
-        self._job = job
+    def __init__(self, get: _Get, jobs: NDArray[np.void], index: int, first: int) -> None:
+        """Job ``index`` of ``jobs`` reads from element ``first`` of the get's pages on."""
+        self.transfer = get.transfer
+        self.job = jobs.ctypes.data + index * JOB.itemsize
+        self._chosen = slice(first, first + int(jobs[index]["count"]))
+        self.positions = get.reading.positions[self._chosen]
+        self._get = get
+        self._jobs = jobs
+        self._index = index
 
     def run(self) -> Outcome | Sequence[Request]:
         """What became of the pages, or who finds out."""
-        job, count = self._job, len(self.positions)
+        job, count = self._jobs[self._index], len(self.positions)
         error = int(job["error"])
         if error == LATE:
             return Outcome.all(count, Status.LATE, Reason.LATE)
         if error and count == 1:
-            raise OSError(error, os.strerror(error), self._medium.payload.path)
+            raise OSError(error, os.strerror(error), self._get.medium.payload.path)
         if error:  # one bad sector must not cost its neighbours
-            run = self._batch.run.part(self._chosen)
-            bounds = np.arange(count + 1)
-            return read_extents(self._medium, self.transfer, run, bounds, self._batch.buffers)
-        self._medium.observe(self._medium.payload, job, batch=self.transfer.number)
+            return self._page_by_page()
+        self._get.medium.observe(self._get.medium.payload, job, batch=self.transfer.number)
         if job["failed"] or (self.transfer.on_landed is not None and not job["function"]):
             return [_Explained(self)]
         return self.outcome
 
+    def _page_by_page(self) -> list["ReadExtent"]:
+        first, count = self._chosen.start, len(self.positions)
+        jobs = np.empty(count, JOB)
+        _split(self._jobs, self._index, first, self._get.reading, jobs)
+        return [ReadExtent(self._get, jobs, i, first + i) for i in range(count)]
+
     @property
     def outcome(self) -> Outcome:
         """What compiled code found; a digest that is wrong is CORRUPT."""
-        statuses, reasons = self._batch.outcome
-        return Outcome(statuses[self._chosen], reasons[self._chosen])
+        reading = self._get.reading
+        return Outcome(reading.statuses[self._chosen], reading.reasons[self._chosen])
 
     def explain(self) -> Outcome:
         """Tell pages of another frame from damaged ones, and tell the caller. In a thread."""
         outcome = self.outcome
-        found = self._batch.found[self._chosen]
+        found = self._get.reading.found[self._chosen]
         for i in np.flatnonzero(outcome.reasons == Reason.CORRUPT).tolist():
-            if self._medium.columns.holds(found[i]):
+            if self._get.medium.columns.holds(found[i]):
                 outcome.reasons[i] = Reason.FOREIGN
-        if not self._job["function"]:
+        if not self._jobs[self._index]["function"]:
             self.transfer.tell(self.positions[outcome.statuses == Status.LANDED])
         return outcome
 
@@ -142,12 +246,12 @@ class ReadExtent:
         self.transfer.finish(self.positions, outcome)
         if not (outcome.statuses == Status.MISS).any():
             return
-        records, generations = self._batch.run.records, self._batch.run.generations[self._chosen]
-        columns, frames = self._medium.columns, records["frame"][self._chosen]
-        unchanged = columns.generations[frames] == generations
-        stored = columns.reasons[frames] == Reason.NONE
+        known, reading = self._get.medium.columns, self._get.reading
+        frames = reading.frames[self._chosen]
+        unchanged = known.generations[frames] == reading.generations[self._chosen]
+        stored = known.reasons[frames] == Reason.NONE
         failed = (outcome.statuses == Status.MISS) & unchanged & stored
-        columns.invalidate(frames[failed], outcome.reasons[failed])
+        known.invalidate(frames[failed], outcome.reasons[failed])
 
 
 class _Explained:

@@ -43,6 +43,9 @@ class SlabBackend:
         self._generation = int(slab.columns.generations.max(initial=0))
         self._writing = np.zeros(slab.superblock.frame_count, bool)
         self._released = np.zeros(slab.superblock.frame_count, bool)  # while still being written
+        self._pages_per_extent = extents.pages_per_extent(
+            frame_nbytes=config.frame_nbytes, chunk_nbytes=config.chunk_nbytes
+        )
         self._is_closed = False
         self._pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
 
@@ -135,15 +138,12 @@ class SlabBackend:
         )
         if transfer.is_final:
             return transfer
-        reasons = self._columns.look_up(batch["frame"], batch["key"])
-        misses = np.flatnonzero(reasons != Reason.NONE)
-        statuses = np.full(len(misses), Status.MISS, np.uint8)
-        transfer.finish(misses, Outcome(statuses, reasons[misses]))
-        there = np.flatnonzero(reasons == Reason.NONE)
-        run, bounds = self._in_file_order(batch, there)
-        requests = read_extents(self._medium, transfer, run, bounds, memory)
-        # The caller's order, not the file's: what it named first is worth most if the rest is late.
-        transfer.submit(sorted(requests, key=lambda request: int(request.positions.min())))
+        transfer.submit(
+            read_extents(
+                *(self._medium, transfer, batch, memory),
+                pages_per_extent=self._pages_per_extent,
+            )
+        )
         return transfer
 
     def put(
@@ -169,8 +169,7 @@ class SlabBackend:
         self._columns.invalidate(frames, Reason.NEVER_STORED)  # no get may see half of it
         self._writing[frames] = True
         put = PutBatch(self._medium, transfer, durability, self._end_writing)
-        generations = self._next_generations(len(batch))
-        run, bounds = self._in_file_order(batch, np.arange(len(batch)), generations)
+        run, bounds = self._in_file_order(batch)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return transfer
 
@@ -188,28 +187,10 @@ class SlabBackend:
             late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
             request.transfer.settle(request, late)
 
-    def _in_file_order(
-        self,
-        batch: NDArray[np.void],
-        positions: NDArray[np.int64],
-        generations: NDArray[np.uint64] | None = None,
-    ) -> tuple[PageRun, NDArray[np.int64]]:
-        """The pages at ``positions``, and where their extents begin and end.
-
-        Without ``generations``: what the frames hold now. A get asks for what is there when it is
-        called, whatever is put there meanwhile.
-        """
-        order, bounds = extents.merge(
-            batch["frame"][positions],
-            frame_nbytes=self._config.frame_nbytes,
-            chunk_nbytes=self._config.chunk_nbytes,
-        )
-        positions = positions[order]
-        records = batch[positions]
-        if generations is None:
-            records["digest"] = self._columns.digests[records["frame"]]
-            generations = self._columns.generations[records["frame"]]
-        return PageRun(positions, records, generations), bounds
+    def _in_file_order(self, batch: NDArray[np.void]) -> tuple[PageRun, NDArray[np.int64]]:
+        """The pages to be written, and where their extents begin and end."""
+        order, bounds = extents.merge(batch["frame"], limit=self._pages_per_extent)
+        return PageRun(order, batch[order], self._next_generations(len(batch))), bounds
 
     def _end_writing(self, frames: NDArray[np.int64]) -> None:
         self._writing[frames] = False

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.errors import LayoutError
-from bodocache.kernels import cpu
-from bodocache.kernels.runs import Runs, runs_of
+from bodocache.kernels import check, cpu
+from bodocache.kernels.check import pages_spec
+from bodocache.kernels.runs import runs_of
 from bodocache.layout import PagedMemory
 from bodocache.pages import KEY_NBYTES
 
@@ -28,7 +29,8 @@ _ARGUMENT = np.dtype(
         ("pages", "<i8"),  # address of row 0
         ("row_stride", "<i8"),
         ("mode", "<i8"),
-        ("order", "<i8"),  # int64, from positions to elements of what follows
+        ("num_rows", "<i8"),
+        ("num_slots", "<i8"),
         ("rows", "<i8"),  # int64
         ("slots", "<i8"),  # int64
         ("keys", "<i8"),  # uint8[32]
@@ -45,55 +47,70 @@ _uint64_at = jit.pointer_to(jit.u8)
 _bool_at = jit.pointer_to(jit.boolean)
 
 
-class Landing:
-    """A batch whose pages are sent on as they land; keeps alive what the C function works on.
+class LandingPad:
+    """Where pages land: rows of a host buffer, scattered to the slots of one CPU memory.
 
-    Page i of the arrays goes from row ``rows[i]`` of ``pages`` to slot ``slots[i]`` of ``memory``,
-    and ``verified[i]`` becomes whether its seeded digest is ``digests[i]``. ``order`` maps the
-    positions that :attr:`function` is told of to i. Threads call it at once for pages of their own.
+    It is checked once, so that a landing costs 5 us. Keeps both memories alive.
     """
 
-    __slots__ = ("_argument", "_kept", "argument", "function")
+    __slots__ = ("_kept", "_pattern")
 
-    def __init__(
+    def __init__(self, memory: PagedMemory, pages: torch.Tensor) -> None:
+        """LayoutError where ``pages`` (uint8[M, page_nbytes]) does not fit, or on a GPU."""
+        if memory.device.type != "cpu":
+            raise LayoutError(f"landing: memory on {memory.device}; expected the CPU")
+        runs = runs_of(memory)
+        spec = pages_spec("M", runs.page_nbytes)
+        check.operands("landing", "memory", memory.device, pages=(pages, spec))
+        self._kept = (memory, pages, runs)
+        self._pattern = np.zeros(1, _ARGUMENT)
+        self._pattern["bases"] = runs.bases.ctypes.data
+        self._pattern["num_bases"] = len(runs.bases)
+        self._pattern["numbers"] = runs.numbers.ctypes.data
+        self._pattern["pages"] = pages.data_ptr()
+        self._pattern["row_stride"] = pages.stride(0)
+        self._pattern["mode"] = cpu.scatter_mode(runs)
+        self._pattern["num_rows"] = len(pages)
+        self._pattern["num_slots"] = memory.num_pages
+
+    def expect(
         self,
-        memory: PagedMemory,
-        pages: torch.Tensor,
-        *,
-        order: NDArray[np.int64],
         rows: NDArray[np.int64],
         slots: NDArray[np.int64],
         keys: NDArray[np.uint8],
         digests: NDArray[np.uint64],
         verified: NDArray[np.bool_],
-    ) -> None:
-        """Operands are as ``scatter_pages`` wants them, on the CPU; arrays must be C-ordered.
+    ) -> "Landing":
+        """A batch whose page i goes from row ``rows[i]`` to slot ``slots[i]``.
+
+        ``verified[i]`` becomes whether its seeded digest is ``digests[i]`` under ``keys[i]``. The
+        arrays are C-ordered.
 
         Raises:
-            LayoutError: they do not fit; nothing is checked again when pages land.
+            LayoutError: a row or slot is outside; nothing is checked again when pages land.
         """
-        runs = runs_of(memory)
-        _check_operands(memory, pages, runs, rows, slots)
-        arrays: dict[str, NDArray[Any]] = {
-            "bases": runs.bases,
-            "numbers": runs.numbers,
-            "order": order,
-            "rows": rows,
-            "slots": slots,
-            "keys": keys,
-            "digests": digests,
-            "verified": verified,
-        }
-        assert all(array.flags.c_contiguous for array in arrays.values())
-        self._kept = (memory, pages, arrays)
-        self._argument = np.zeros(1, _ARGUMENT)
-        for name, array in arrays.items():
-            self._argument[name] = array.ctypes.data
-        self._argument["num_bases"] = len(runs.bases)
-        self._argument["pages"] = pages.data_ptr()
-        self._argument["row_stride"] = pages.stride(0)
-        self._argument["mode"] = cpu.scatter_mode(runs)
-        self.argument = self._argument.ctypes.data
+        argument = self._pattern.copy()
+        if not _address(argument, rows, slots, keys, digests, verified):
+            raise LayoutError(
+                f"landing: rows {rows.tolist()}, slots {slots.tolist()}: expected as many of each,"
+                f" within {argument['num_rows'][0]} rows and {argument['num_slots'][0]} slots"
+            )
+        return Landing(argument, (self, rows, slots, keys, digests, verified))
+
+
+class Landing:
+    """A batch whose pages are sent on as they land; keeps alive what the C function works on.
+
+    The function is told of indices into the batch. Threads call it at once for pages of their own.
+    """
+
+    __slots__ = ("_argument", "_kept", "argument", "function")
+
+    def __init__(self, argument: NDArray[np.void], kept: object) -> None:
+        """Made by :meth:`LandingPad.expect`."""
+        self._kept = kept
+        self._argument = argument
+        self.argument = argument.ctypes.data
         self.function = _land.address
 
     @property
@@ -102,31 +119,34 @@ class Landing:
         return float(self._argument["landed_s"][0])
 
 
-def _check_operands(
-    memory: PagedMemory,
-    pages: torch.Tensor,
-    runs: Runs,
-    rows: NDArray[np.int64],
-    slots: NDArray[np.int64],
-) -> None:
-    if memory.device.type != "cpu" or pages.device.type != "cpu":
-        raise LayoutError(f"landing: pages on {pages.device} to {memory.device}; only on the CPU")
-    if pages.ndim != 2 or pages.shape[1] != runs.page_nbytes or pages.stride(1) != 1:
-        raise LayoutError(f"landing: {list(pages.shape)}; rows of {runs.page_nbytes} bytes needed")
-    for name, chosen, count in (("rows", rows, len(pages)), ("slots", slots, memory.num_pages)):
-        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < count:
-            raise LayoutError(f"landing: {name} {chosen.min()}..{chosen.max()} of {count}")
+@jit.compiled(
+    *(jit.array(_ARGUMENT), jit.array("i8"), jit.array("i8")),
+    *(jit.array("u1", 2), jit.array("u8", 2), jit.array("?")),
+)
+def _address(
+    argument: Any, rows: Any, slots: Any, keys: Any, digests: Any, verified: Any
+) -> Any:
+    """Fill in where the columns lie; False where they are no landing."""
+    count, said = len(rows), argument[0]
+    if not (count == len(slots) == len(keys) == len(digests) == len(verified)):
+        return False
+    for i in range(count):
+        if not (0 <= rows[i] < said.num_rows and 0 <= slots[i] < said.num_slots):
+            return False
+    said.rows, said.slots = rows.ctypes.data, slots.ctypes.data
+    said.keys, said.digests = keys.ctypes.data, digests.ctypes.data
+    said.verified = verified.ctypes.data
+    return True
 
 
 @jit.compiled(jit.i8, jit.array("i8"))
 def _send(address: Any, positions: Any) -> None:
     argument, count = carray(_argument_at(address), 1)[0], len(positions)
-    chosen = np.empty((3, count), np.int64)
+    chosen = np.empty((2, count), np.int64)
     digests = np.zeros((count, 2), np.uint64)
-    pages, slots, rows = chosen[0], chosen[1], chosen[2]
+    slots, rows = chosen[0], chosen[1]
     for k in range(count):
-        page = carray(_int64_at(argument.order + 8 * positions[k]), 1)[0]
-        pages[k] = page
+        page = positions[k]
         slots[k] = carray(_int64_at(argument.slots + 8 * page), 1)[0]
         rows[k] = carray(_int64_at(argument.rows + 8 * page), 1)[0]
     cpu._move(  # noqa: SLF001 -- the CPU path's loop, which launchers reach through cpu.move
@@ -140,7 +160,7 @@ def _send(address: Any, positions: Any) -> None:
         digests,
     )
     for k in range(count):
-        page = pages[k]
+        page = positions[k]
         key = carray(_uint64_at(argument.keys + 8 * _KEY_WORDS * page), 2)
         wanted = carray(_uint64_at(argument.digests + 16 * page), 2)
         right = digests[k, 0] + key[0] == wanted[0] and digests[k, 1] + key[1] == wanted[1]

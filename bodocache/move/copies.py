@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from bodocache.kernels import gather_pages, scatter_pages
+from bodocache.kernels.landing import LandingPad
 from bodocache.kernels.prepared import PreparedCopies
 from bodocache.pools import BorrowedPool, OwnedPool, SlotArray
 
@@ -34,6 +35,8 @@ class Copies:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bodocache-copy")
         self.runs_here = self._device.device.type == "cpu"
         self._prepared = PreparedCopies(self._device, self._host) if self.runs_here else None
+        # For threads that send pages on without Python's lock; None where they cannot.
+        self.pad = LandingPad(self._device, self._host) if self.runs_here else None
         self.turn_pages = max(1, TURN_NBYTES // host.layout.page_nbytes)
 
     def to_device(self, host_slots: SlotArray, device_slots: SlotArray) -> U64Array:

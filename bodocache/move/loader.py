@@ -20,7 +20,7 @@ from bodocache.move.part import Part, SendOn
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.pages import NOWHERE, Reason, Tier
-from bodocache.plan.records import DEMAND, OpKind
+from bodocache.plan.records import DEMAND, OpKind, Plan
 from bodocache.pools import OwnedPool
 
 _log = logging.getLogger(__name__)
@@ -123,19 +123,22 @@ class Loader:
 
     def _begin_part(self, load: Load, tier: Tier, positions: RowArray) -> None:
         residency, table = self._residency, self._residency.table
+        host_slots = None
         if tier is Tier.DISK:
             host_slots = residency.take_most(Tier.HOST, len(positions))
             if len(host_slots) < len(positions):
                 self._without_room(load, positions[len(host_slots) :])
                 positions = positions[: len(host_slots)]
-        rows = load.rows[positions]
-        if tier is Tier.HOST:
-            host_slots = residency.slots(rows, Tier.HOST)
-        if not len(rows):
+        if not len(positions):
             return
+        plan = self._plan(load, load.rows[positions])
+        rows, positions = plan.rows, positions[plan.demands]
+        if host_slots is None:
+            host_slots = residency.slots(rows, tier)
+        device_slots = load.slots[positions]
         residency.pin(rows)
         residency.host.hold(host_slots)
-        residency.device.hold(load.slots[positions])
+        residency.device.hold(device_slots)
         load.begin_part()
         link = self._links[tier]
         link.begin(load.begun_s)
@@ -146,13 +149,13 @@ class Loader:
             rows=rows,
             positions=positions,
             host_slots=host_slots,
-            device_slots=load.slots[positions],
+            device_slots=device_slots,
             keys=table.keys[rows],
             digests=table.digests[rows],
             verified=np.zeros(len(rows), np.bool_),
             kept=np.zeros(len(rows), np.bool_),
+            ends=np.cumsum(plan.ops["count"]).tolist(),
         )
-        self._plan(part)
         if tier is Tier.DISK:
             self._fetch(part)
         elif not self._copies.runs_here:
@@ -174,18 +177,14 @@ class Loader:
         load.settle()
         load.abandon()
 
-    def _plan(self, part: Part) -> None:
-        """Decide the ops of ``part``: indices into its rows, op by op."""
-        demands = np.zeros(len(part.rows), DEMAND)
-        demands["page"] = part.rows
+    def _plan(self, load: Load, rows: RowArray) -> Plan:
+        """The ops that bring ``rows``, which are distinct, to the device."""
+        demands = np.zeros(len(rows), DEMAND)
+        demands["page"] = rows
         demands["kind"] = OpKind.LOAD
-        demands["deadline_s"] = part.load.deadline_s
-        demands["arrival_s"] = part.load.begun_s
-        plan = self._residency.plan_load(demands)
-        by_row = np.argsort(part.rows)
-        indices = by_row[np.searchsorted(part.rows, plan.rows, sorter=by_row)]
-        for op in plan.ops:
-            part.ops.append(indices[op["first"] : op["first"] + op["count"]])
+        demands["deadline_s"] = load.deadline_s
+        demands["arrival_s"] = load.begun_s
+        return self._residency.plan_load(demands)
 
     # Host to device
 
@@ -207,7 +206,7 @@ class Loader:
         chosen = part.take_turn(self._copies.turn_pages)
         part.send(chosen, self._copies, self._now_s)
         self._land(part, chosen)
-        return part.next_op < len(part.ops)
+        return part.taken < len(part.rows)
 
     async def _copy_rest(self, part: Part) -> None:
         """Turn by turn, the loop's other work between two; a cut takes effect at the next."""
@@ -265,11 +264,10 @@ class Loader:
         residency, backend = self._residency, self._residency.backend
         assert backend is not None, "a page lies on disk only where there is a disk tier"
         self.disk_idle.clear()
-        order = np.concatenate(part.ops)
         try:
-            sender = SendOn(part, order, self._landing(part, order), self._copies, self._now_s)
+            sender = SendOn(part, self._landing(part), self._copies, self._now_s)
             transfer = backend.get(
-                self._transfer_batch(part, order),
+                self._transfer_batch(part),
                 residency.host.rows,
                 deadline_s=part.load.deadline_s,
                 on_landed=sender,
@@ -280,49 +278,37 @@ class Loader:
             self._end_part(part)
             return
         part.load.on_cancel(transfer.abandon)
-        self._nursery.spawn(self._follow(part, order, transfer, sender))
+        self._nursery.spawn(self._follow(part, transfer, sender))
 
-    def _landing(self, part: Part, order: RowArray) -> Landing | None:
+    def _landing(self, part: Part) -> Landing | None:
         """How a thread that holds no Python lock sends the pages on; None where it cannot."""
-        if not self._copies.runs_here:
+        if self._copies.pad is None:
             return None
-        return Landing(
-            self._residency.device.memory,
-            self._residency.host.pages,
-            order=order,
-            rows=np.ascontiguousarray(part.host_slots),
-            slots=np.ascontiguousarray(part.device_slots),
-            keys=np.ascontiguousarray(part.keys),
-            digests=np.ascontiguousarray(part.digests),
-            verified=part.verified,
-        )
+        columns = (part.host_slots, part.device_slots, part.keys, part.digests, part.verified)
+        return self._copies.pad.expect(*columns)
 
-    async def _follow(
-        self, part: Part, order: RowArray, transfer: Transfer, sender: SendOn
-    ) -> None:
+    async def _follow(self, part: Part, transfer: Transfer, sender: SendOn) -> None:
         """Take note of pages as they become final, until nothing can touch the slots any more."""
-        seen, more = np.zeros(len(order), np.bool_), True
+        seen, more = np.zeros(len(part.rows), np.bool_), True
         try:
             while more:
                 more = await transfer.progress()
                 sender.take_time()
                 fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
                 seen[fresh] = True
-                self._take_over(
-                    part, order[fresh], transfer.statuses[fresh], transfer.reasons[fresh]
-                )
+                self._take_over(part, fresh, transfer.statuses[fresh], transfer.reasons[fresh])
         finally:
             transfer.abandon()
             await transfer.drained()
             self._end_part(part)
 
-    def _transfer_batch(self, part: Part, order: RowArray) -> NDArray[np.void]:
-        records = self._residency.table.records[part.rows[order]]
-        batch = np.zeros(len(order), TRANSFER)
-        batch["key"] = part.keys[order]
-        batch["digest"] = part.digests[order]
+    def _transfer_batch(self, part: Part) -> NDArray[np.void]:
+        records = self._residency.table.records[part.rows]
+        batch = np.zeros(len(records), TRANSFER)
+        batch["key"] = part.keys
+        batch["digest"] = part.digests
         batch["frame"] = records["frame"]
-        batch["slot"] = part.host_slots[order]
+        batch["slot"] = part.host_slots
         batch["nbytes"] = records["nbytes"]
         return batch
 

@@ -6,8 +6,9 @@ meanwhile. Threads write ``verified`` and ``landed_s``, each for pages of its ow
 loop's.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,10 @@ SlotArray = NDArray[np.int64]
 
 @dataclass(slots=True)
 class Part:
-    """Pages ``rows[i]`` of one tier, on their way to position ``positions[i]`` of the load."""
+    """Pages ``rows[i]`` of one tier, on their way to position ``positions[i]`` of the load.
+
+    They stand op by op, in the order in which the ops should start.
+    """
 
     load: Load
     source: Tier
@@ -39,8 +43,8 @@ class Part:
     digests: NDArray[np.uint64]  # seeded
     verified: NDArray[np.bool_]
     kept: NDArray[np.bool_]  # pages read from disk whose host slot is the cache's from then on
-    ops: list[RowArray] = field(default_factory=list)  # indices into rows, op by op
-    next_op: int = 0
+    ends: list[int]  # where each op ends
+    taken: int = 0  # pages that a turn has taken
     landed: int = 0
     landed_s: float = 0.0  # when the last page had landed
 
@@ -52,40 +56,34 @@ class Part:
         self.landed_s = max(self.landed_s, now_s())
 
     def take_turn(self, pages: int) -> RowArray:
-        """The next ops of about ``pages`` pages; empty when there are no more."""
-        first, count = self.next_op, 0
-        while self.next_op < len(self.ops) and count < pages:
-            count += len(self.ops[self.next_op])
-            self.next_op += 1
-        return np.concatenate([np.empty(0, np.int64), *self.ops[first : self.next_op]])
+        """The pages of the next ops, about ``pages`` of them; empty when there are no more."""
+        first = self.taken
+        for end in self.ends[bisect_right(self.ends, first) :]:
+            if self.taken - first >= pages:
+                break
+            self.taken = end
+        return np.arange(first, self.taken)
 
 
 class SendOn:
     """Sends pages of a part on to the device as they land: natively between CPU pools."""
 
-    __slots__ = ("_copies", "_landing", "_now_s", "_order", "_part", "native")
+    __slots__ = ("_copies", "_landing", "_now_s", "_part", "native")
 
     def __init__(
-        self,
-        part: Part,
-        order: RowArray,
-        landing: Landing | None,
-        copies: Copies,
-        now_s: Callable[[], float],
+        self, part: Part, landing: Landing | None, copies: Copies, now_s: Callable[[], float]
     ) -> None:
-        """``order[p]`` is the index into ``part.rows`` of position p of the batch."""
         self.native: NativeCall | None = None
         if landing is not None:
             self.native = NativeCall(landing.function, landing.argument)
         self._part = part
-        self._order = order
         self._landing = landing
         self._copies = copies
         self._now_s = now_s
 
     def __call__(self, positions: NDArray[np.int64]) -> None:
         """Send them in Python."""
-        self._part.send(self._order[positions], self._copies, self._now_s)
+        self._part.send(positions, self._copies, self._now_s)
 
     def take_time(self) -> None:
         """Let the part know when native threads had sent the last page. On the loop."""

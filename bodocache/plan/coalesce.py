@@ -39,10 +39,13 @@ class Scratch(NamedTuple):
     op_items: Records  # ITEM[n], of ops
     order: NDArray[np.int64]  # [2, n]
     ops: Records  # OP[n]
+    demands: NDArray[np.int64]  # [n], of each page, op by op as they were found
 
 
-SCRATCH = jit.named(Scratch, jit.array(ITEM), jit.array(ITEM), jit.array("i8", 2), jit.array(OP))
-PLAN = jit.named(Plan, jit.array(OP), jit.array("i8"))
+SCRATCH = jit.named(
+    Scratch, *(jit.array(ITEM), jit.array(ITEM), jit.array("i8", 2), jit.array(OP), jit.array("i8"))
+)
+PLAN = jit.named(Plan, jit.array(OP), jit.array("i8"), jit.array("i8"))
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _DEVICE, _DISK = int(Tier.DEVICE), int(Tier.DISK)
 _PAGES, _DEMANDS, _POLICIES = jit.array(PAGE), jit.readonly(DEMAND), jit.array(POLICY)
@@ -55,6 +58,7 @@ def scratch_for(demands: int) -> Scratch:
         np.empty(demands, ITEM),
         np.empty((2, demands), np.int64),
         np.empty(demands, OP),
+        np.empty(demands, np.int64),
     )
 
 
@@ -71,7 +75,7 @@ def coalesce(
     plan: Plan,
     counts: NDArray[np.int64],
 ) -> None:
-    """Write the ops of the wanted demands, and the rows of their pages, to ``plan`` (both [n]).
+    """Write the ops of the wanted demands, and what they move, to ``plan`` (arrays of [n]).
 
     ``counts`` becomes (ops, rows). Left out: a page to load that lies on the device or nowhere,
     and one to write that lies on disk, or in neither device nor host memory.
@@ -83,7 +87,7 @@ def coalesce(
         item = scratch.items[order[i]]
         demand = demands[item["index"]]
         page = pages[demand["page"]]
-        plan.rows[i] = demand["page"]
+        scratch.demands[i] = item["index"]
         if num_ops > 0 and _join(
             scratch.ops[num_ops - 1], scratch.items[order[i - 1]], item, page, policy
         ):
@@ -93,9 +97,16 @@ def coalesce(
             _list_op(scratch.op_items[num_ops], demand, page, num_ops)
             num_ops += 1
     order = scratch.order[_sort(scratch.op_items, scratch.order, num_ops)]
+    place = 0
     for i in range(num_ops):
+        op = plan.ops[i]
         plan.ops[i] = scratch.ops[order[i]]
-        plan.ops[i]["deadline_s"] = scratch.op_items[order[i]]["deadline_s"]
+        op["deadline_s"] = scratch.op_items[order[i]]["deadline_s"]
+        first, op["first"] = op["first"], place
+        for k in range(op["count"]):
+            plan.demands[place] = scratch.demands[first + k]
+            plan.rows[place] = demands[plan.demands[place]]["page"]
+            place += 1
     counts[0], counts[1] = num_ops, num_pages
 
 

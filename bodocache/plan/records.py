@@ -70,7 +70,8 @@ POLICY = np.dtype(
 
 
 class Plan(NamedTuple):
-    """What one window decided: ops in the order they should start, and the rows they move."""
+    """What one window decided: ops in the order they should start, and what they move, op by op."""
 
     ops: NDArray[np.void]  # OP
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64]  # of pages
+    demands: NDArray[np.int64]  # index of the demand that each row is moved for

@@ -71,12 +71,12 @@ def plan_window(
         np.empty(n, np.bool_),
         np.empty(2, np.int64),
     )
-    room = Plan(np.empty(n, OP), np.empty(n, np.int64))
+    room = Plan(np.empty(n, OP), np.empty(n, np.int64), np.empty(n, np.int64))
     wrong = _plan(demands, pages, queues, policy, free_frames, scratch, room)
     if wrong >= 0:
         raise _complaint(wrong, demands, len(pages))
     num_ops, num_rows = scratch.counts
-    return Plan(room.ops[:num_ops], room.rows[:num_rows])
+    return Plan(room.ops[:num_ops], room.rows[:num_rows], room.demands[:num_rows])
 
 
 def _check_arrays(demands: Records, pages: Records, queues: evict.Queues, policy: Records) -> None:

@@ -10,20 +10,24 @@ from bodocache import env
 from bodocache.digest import seeded
 from bodocache.errors import LayoutError
 from bodocache.kernels import digest_pages, gather_pages
-from bodocache.kernels.landing import Landing
+from bodocache.kernels.landing import LandingPad
 from bodocache.layout import LayoutKind
 
 pytestmark = pytest.mark.skipif(env.triton_interpreted(), reason="the launchers run Triton there")
 
 
-@pytest.mark.parametrize(("rows", "slots"), [([0, 5], [0, 1]), ([0, 1], [0, -1])])
+@pytest.mark.parametrize(
+    ("rows", "slots"), [([0, 5], [0, 1]), ([0, 1], [0, -1]), ([0, 1, 2], [0, 1])]
+)
 def test_rows_and_slots_outside_are_refused_before_anything_moves(make_pool, rows, slots):
     memory = make_pool(LayoutKind.PAGE).memory
     pages, digests = gather_pages(memory, torch.arange(memory.num_pages))
-    operands = {"rows": np.array(rows), "slots": np.array(slots), "order": np.arange(2)}
-    checks = {"keys": np.zeros((2, 32), np.uint8), "verified": np.zeros(2, np.bool_)}
+    seeds = digests.numpy().view(np.uint64)[:2]
     with pytest.raises(LayoutError, match="landing"):
-        Landing(memory, pages, **operands, **checks, digests=digests.numpy().view(np.uint64)[:2])
+        LandingPad(memory, pages).expect(
+            *(np.array(rows), np.array(slots), np.zeros((2, 32), np.uint8)),
+            *(seeds, np.zeros(2, np.bool_)),
+        )
 
 
 @pytest.mark.parametrize("kind", LayoutKind)
@@ -37,11 +41,9 @@ def test_pages_told_of_by_position_are_moved_and_verified(make_pool, kind):
     digests = seeded(digest_pages(host[rows]).numpy().view(np.uint64), keys)
     digests[2] += np.uint64(1)
     verified = np.zeros(3, np.bool_)
-    order = np.array([2, 0, 1])
-    operands = {"order": order, "rows": rows, "slots": slots, "keys": keys, "digests": digests}
-    landing = Landing(memory, host, **operands, verified=verified)
+    landing = LandingPad(memory, host).expect(rows, slots, keys, digests, verified)
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(landing.function)
-    positions = np.array([1, 0])  # pages 0 and 2
+    positions = np.array([0, 2])
     call(landing.argument, positions.ctypes.data, 2)
     assert verified.tolist() == [True, False, False]
     assert 0 < landing.landed_s <= time.monotonic()
