@@ -22,7 +22,8 @@ _MIXERS = np.array(  # any odd numbers: the four words of a key, mixed into one
 class Known(NamedTuple):
     """The columns that a get needs, for compiled code."""
 
-    keys: NDArray[np.uint64]  # [frames, 4]
+    keys: NDArray[np.uint8]  # [frames, 32]
+    words: NDArray[np.uint64]  # [frames, 4]: the same memory
     digests: NDArray[np.uint64]  # [frames, 2], seeded
     generations: NDArray[np.uint64]
     reasons: NDArray[np.uint8]
@@ -40,12 +41,14 @@ class Columns:
         self.generations = np.zeros(frame_count, np.uint64)
         self.depths = np.zeros(frame_count, np.uint32)
         self.reasons = np.full(frame_count, reason, np.uint8)
-        self.known = Known(self.keys.view("<u8"), self.digests, self.generations, self.reasons)
+        self.known = Known(
+            *(self.keys, self.keys.view("<u8"), self.digests, self.generations, self.reasons)
+        )
 
     def look_up(self, frames: NDArray[np.int64], keys: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Reason why each frame does not hold the page of its key; NONE where it does."""
         reasons = np.empty(len(frames), np.uint8)
-        _look_up(self.known, np.ascontiguousarray(keys).view("<u8"), frames.copy(), reasons)
+        _look_up(self.known, np.ascontiguousarray(keys), frames.copy(), reasons)
         return reasons
 
     def fill(
@@ -111,26 +114,29 @@ class Columns:
         return bool((same & (self.reasons == Reason.NONE)).any())
 
 
-KNOWN = jit.named(Known, jit.array("u8", 2), jit.array("u8", 2), jit.array("u8"), jit.array("u1"))
+KNOWN = jit.named(
+    Known,
+    *(jit.array("u1", 2), jit.array("u8", 2), jit.array("u8", 2), jit.array("u8"), jit.array("u1")),
+)
 _NONE, _NEVER_STORED, _EVICTED, _FOREIGN = (
     int(reason) for reason in (Reason.NONE, Reason.NEVER_STORED, Reason.EVICTED, Reason.FOREIGN)
 )
 
 
-@jit.compiled(KNOWN, jit.array("u8", 2), jit.array("i8"), jit.array("u1"))
+@jit.compiled(KNOWN, jit.readonly("u1", 2), jit.array("i8"), jit.array("u1"))
 def _look_up(known: Any, keys: Any, frames: Any, reasons: Any) -> None:
     for i in range(len(frames)):
         reasons[i] = reason_of(known, frames[i], keys[i])
 
 
-@jit.compiled(KNOWN, jit.i8, jit.array("u8"))
+@jit.compiled(KNOWN, jit.i8, jit.readonly("u1"))
 def reason_of(known: Any, frame: Any, key: Any) -> Any:
-    """Why ``frame`` does not hold the page of ``key`` (u64[4]); NONE if it does."""
+    """Why ``frame`` does not hold the page of ``key`` (u8[32]); NONE if it does."""
     if not 0 <= frame < len(known.reasons):
         return np.uint8(_NEVER_STORED)
     reason, is_other = known.reasons[frame], False
-    for word in range(len(key)):
-        is_other |= known.keys[frame, word] != key[word]
+    for i in range(KEY_NBYTES):
+        is_other |= known.keys[frame, i] != key[i]
     if is_other and reason == _NONE:
         return np.uint8(_FOREIGN)
     if is_other and reason == _EVICTED:

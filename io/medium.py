@@ -4,13 +4,14 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache import jit
 from bodocache.clock import Clock, RealClock
-from bodocache.io.backend import Extent
+from bodocache.io.backend import TRANSFER, Extent
 from bodocache.io.columns import Columns
 from bodocache.io.config import BLOCK_NBYTES
 from bodocache.io.header import Superblock
@@ -92,21 +93,25 @@ class Medium:
         )
 
 
-@dataclass(slots=True)
-class Buffers:
+class Buffers(NamedTuple):
     """The caller's memory, as workers address it."""
 
     pages: NDArray[np.uint8]  # [slots, page_nbytes], C-ordered
+    address: int  # of slot 0
     aligned: bool  # fit for O_DIRECT
-
-    @property
-    def address(self) -> int:
-        """Where the page of slot 0 lies."""
-        return self.pages.ctypes.data
 
     def addresses(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the pages of ``slots`` lie."""
         return np.ascontiguousarray(rows_of(self.pages, slots))
+
+
+@jit.compiled(jit.readonly(TRANSFER), jit.i8, jit.i8)
+def fits(batch: Any, slots: Any, page_nbytes: Any) -> Any:
+    """Whether every page of ``batch`` (TRANSFER) has that size, and one of ``slots`` buffers."""
+    for i in range(len(batch)):
+        if batch[i].nbytes != page_nbytes or not 0 <= batch[i].slot < slots:
+            return False
+    return True
 
 
 class PageRun(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.io import columns, extents
-from bodocache.io.backend import Status
+from bodocache.io.backend import TRANSFER, Status
 from bodocache.io.jobs import JOB, LATE
 from bodocache.io.medium import Buffers, Medium
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
@@ -41,13 +41,12 @@ class Reading(NamedTuple):
 
     @classmethod
     def of(cls, count: int) -> "Reading":
-        """Room for ``count`` pages; what is not reached is TRUNCATED."""
-        numbers, words = np.empty((4, count), np.int64), np.zeros((2, count, 2), np.uint64)
+        """Room for ``count`` pages."""
+        numbers, words = np.empty((4, count), np.int64), np.empty((2, count, 2), np.uint64)
+        flags = np.empty((2, count), np.uint8)
         return cls(
             *(numbers[0], numbers[1], np.empty(count, np.uint64), numbers[2]),
-            *(words[0], words[1], numbers[3]),
-            np.full(count, Status.MISS, np.uint8),
-            np.full(count, Reason.TRUNCATED, np.uint8),
+            *(words[0], words[1], numbers[3], flags[0], flags[1]),
         )
 
 
@@ -76,9 +75,7 @@ def read_extents(
     jobs, firsts = np.empty(len(batch), JOB), np.empty(len(batch), np.int64)
     there, count = _prepare(
         medium.columns.known,
-        np.ascontiguousarray(batch["key"]).view("<u8"),
-        np.ascontiguousarray(batch["frame"]),
-        np.ascontiguousarray(batch["slot"]),
+        np.ascontiguousarray(batch),
         *(buffers.address, pages_per_extent, _pattern(medium, transfer, buffers)),
         *(reading, reasons, jobs, firsts),
     )
@@ -87,13 +84,23 @@ def read_extents(
         statuses = np.full(len(misses), Status.MISS, np.uint8)
         transfer.finish(misses, Outcome(statuses, reasons[misses]))
     get = _Get(medium, transfer, buffers, reading)
-    return [ReadExtent(get, jobs, i, first) for i, first in enumerate(firsts[:count].tolist())]
+    return _extents(get, jobs, firsts[:count].tolist())
+
+
+def _extents(get: _Get, jobs: NDArray[np.void], firsts: list[int]) -> list["ReadExtent"]:
+    address = jobs.ctypes.data
+    return [
+        ReadExtent(get, jobs, i, first, address + i * JOB.itemsize)
+        for i, first in enumerate(firsts)
+    ]
 
 
 def _pattern(medium: Medium, transfer: BatchTransfer, buffers: Buffers) -> NDArray[np.void]:
     """What all jobs of a get have in common."""
-    pattern = medium.job_pattern(transfer, medium.payload, aligned=buffers.aligned)
-    block = medium.superblock
+    pattern, block = (
+        medium.job_pattern(transfer, medium.payload, aligned=buffers.aligned),
+        medium.superblock,
+    )
     pattern["page_nbytes"] = block.page_nbytes
     pattern["padding"] = medium.spill.ctypes.data
     pattern["padding_nbytes"] = block.frame_nbytes - block.page_nbytes
@@ -103,24 +110,22 @@ def _pattern(medium: Medium, transfer: BatchTransfer, buffers: Buffers) -> NDArr
     return pattern
 
 
-_KEYS, _ROWS, _JOBS = jit.array("u8", 2), jit.array("i8"), jit.array(JOB)
+_ROWS, _JOBS = jit.array("i8"), jit.array(JOB)
 _READING = jit.named(
     Reading,
     *(_ROWS, _ROWS, jit.array("u8"), _ROWS, jit.array("u8", 2), jit.array("u8", 2), _ROWS),
     *(jit.array("u1"), jit.array("u1")),
 )
-_NONE = int(Reason.NONE)
+_NONE, _TRUNCATED, _MISS = int(Reason.NONE), int(Reason.TRUNCATED), int(Status.MISS)
 
 
 @jit.compiled(
-    *(columns.KNOWN, _KEYS, _ROWS, _ROWS, jit.i8, jit.i8, _JOBS),
+    *(columns.KNOWN, jit.readonly(TRANSFER), jit.i8, jit.i8, _JOBS),
     *(_READING, jit.array("u1"), _JOBS, _ROWS),
 )
 def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for what is made of them
     known: Any,
-    keys: Any,
-    frames: Any,
-    slots: Any,
+    batch: Any,
     address: Any,
     limit: Any,
     pattern: Any,
@@ -131,27 +136,27 @@ def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for 
 ) -> Any:
     """Fill in everything from ``reading`` on; return how many pages are there, and jobs.
 
-    Job i reads from element ``firsts[i]`` of ``reading`` on. Buffer ``slots[i]`` lies that many
-    pages behind ``address``.
+    Job i reads from element ``firsts[i]`` of ``reading`` on. The buffer of slot s lies s pages
+    behind ``address``.
     """
-    positions, there = np.empty(len(frames), np.int64), 0
-    for i in range(len(frames)):
-        reasons[i] = columns.reason_of(known, frames[i], keys[i])
+    positions, frames, there = np.empty(len(batch), np.int64), np.empty(len(batch), np.int64), 0
+    for i in range(len(batch)):
+        reasons[i] = columns.reason_of(known, batch[i].frame, batch[i].key)
         if reasons[i] == _NONE:
-            positions[there] = i
+            positions[there], frames[there] = i, batch[i].frame
             there += 1
-    positions = positions[:there]
     order, bounds = np.empty(there, np.int64), np.empty(there + 1, np.int64)
-    count = extents.cut(frames[positions], limit, order, bounds)
+    count = extents.cut(frames[:there], limit, order, bounds)
     for k in range(there):
         i = positions[order[k]]
-        frame = frames[i]
+        frame = batch[i].frame
         reading.positions[k] = i
         reading.frames[k] = frame
         reading.generations[k] = known.generations[frame]
-        reading.pages[k] = address + slots[i] * pattern[0].page_nbytes
+        reading.pages[k] = address + batch[i].slot * pattern[0].page_nbytes
         for word in range(2):  # the key's first words are the seed
-            reading.expected[k, word] = known.digests[frame, word] - keys[i, word]
+            reading.expected[k, word] = known.digests[frame, word] - known.words[frame, word]
+        reading.statuses[k], reading.reasons[k] = _MISS, _TRUNCATED  # what is not reached
     named_first = np.empty(count, np.int64)
     for j in range(count):
         named_first[j] = reading.positions[bounds[j] : bounds[j + 1]].min()
@@ -193,10 +198,12 @@ class ReadExtent:
     __slots__ = ("_chosen", "_get", "_index", "_jobs", "job", "positions", "transfer")
     writes = False
 
-    def __init__(self, get: _Get, jobs: NDArray[np.void], index: int, first: int) -> None:
-        """Job ``index`` of ``jobs`` reads from element ``first`` of the get's pages on."""
+    def __init__(
+        self, get: _Get, jobs: NDArray[np.void], index: int, first: int, address: int
+    ) -> None:
+        """Job ``index`` of ``jobs`` lies at ``address``; its pages begin with ``first``."""
         self.transfer = get.transfer
-        self.job = jobs.ctypes.data + index * JOB.itemsize
+        self.job = address
         self._chosen = slice(first, first + int(jobs[index]["count"]))
         self.positions = get.reading.positions[self._chosen]
         self._get = get
@@ -222,7 +229,7 @@ class ReadExtent:
         first, count = self._chosen.start, len(self.positions)
         jobs = np.empty(count, JOB)
         _split(self._jobs, self._index, first, self._get.reading, jobs)
-        return [ReadExtent(self._get, jobs, i, first + i) for i in range(count)]
+        return _extents(self._get, jobs, list(range(first, first + count)))
 
     @property
     def outcome(self) -> Outcome:

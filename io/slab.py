@@ -20,7 +20,7 @@ from bodocache.io import directory, extents
 from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
 from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.frames import FrameAllocator
-from bodocache.io.medium import Buffers, Medium, PageRun
+from bodocache.io.medium import Buffers, Medium, PageRun, fits
 from bodocache.io.puts import PutBatch
 from bodocache.io.read import read_extents
 from bodocache.io.transfer import BatchTransfer, Outcome
@@ -213,13 +213,14 @@ class SlabBackend:
             raise LayoutError(
                 f"slab: buffers of {buffers.shape[1]} bytes a row; pages are {self.page_nbytes}"
             )
-        if (batch["nbytes"] != self.page_nbytes).any():
-            raise LayoutError(f"slab: every page of a batch must be {self.page_nbytes} bytes")
-        slots = batch["slot"]
-        if len(slots) and not 0 <= slots.min() <= slots.max() < len(buffers):
-            raise LayoutError(f"slab: slots {slots.min()}..{slots.max()} of {len(buffers)} rows")
-        aligned = buffers.ctypes.data % BLOCK_NBYTES == 0 and self.page_nbytes % BLOCK_NBYTES == 0
-        return Buffers(buffers, aligned)
+        if not fits(np.ascontiguousarray(batch), len(buffers), self.page_nbytes):
+            raise LayoutError(
+                f"slab: slots {batch['slot'].tolist()}, bytes {batch['nbytes'].tolist()}:"
+                f" expected slots below {len(buffers)} and pages of {self.page_nbytes} bytes"
+            )
+        address = buffers.ctypes.data
+        aligned = address % BLOCK_NBYTES == 0 and self.page_nbytes % BLOCK_NBYTES == 0
+        return Buffers(buffers, address, aligned)
 
     def _check_frames(self, frames: NDArray[np.int64]) -> None:
         self._frames.check_reserved(frames)

@@ -123,9 +123,7 @@ class Landing:
     *(jit.array(_ARGUMENT), jit.array("i8"), jit.array("i8")),
     *(jit.array("u1", 2), jit.array("u8", 2), jit.array("?")),
 )
-def _address(
-    argument: Any, rows: Any, slots: Any, keys: Any, digests: Any, verified: Any
-) -> Any:
+def _address(argument: Any, rows: Any, slots: Any, keys: Any, digests: Any, verified: Any) -> Any:
     """Fill in where the columns lie; False where they are no landing."""
     count, said = len(rows), argument[0]
     if not (count == len(slots) == len(keys) == len(digests) == len(verified)):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError
-from bodocache.io.backend import TRANSFER, Status, Transfer
+from bodocache.io.backend import Status, Transfer
 from bodocache.kernels.landing import Landing
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
@@ -63,10 +63,12 @@ class Loader:
         ``slots`` are the engine's own device slots, one per page; None for an owned pool.
         """
         residency, begun_s = self._residency, self._now_s()
-        rows = residency.leading(keys)
-        residency.touch(rows)
-        residency.pin(rows)
-        target, wanted, sources = self._targets(rows, slots)
+        rows, target, wanted, sources = residency.begin_load(keys)
+        if slots is not None:
+            target, wanted = slots[: len(rows)], np.arange(len(rows))
+            sources = residency.fastest(rows)
+        else:
+            self._take_targets(target, wanted, sources)
         load = Load(
             rows=rows,
             slots=target,
@@ -104,22 +106,15 @@ class Loader:
         for load in loads:
             await load.released
 
-    def _targets(
-        self, rows: RowArray, slots: SlotArray | None
-    ) -> tuple[SlotArray, RowArray, NDArray[np.int64]]:
-        """Device slot of each page, positions that must be moved, and from which tier each.
-
-        A position whose page finds no room has the source NOWHERE.
-        """
+    def _take_targets(
+        self, target: SlotArray, wanted: RowArray, sources: NDArray[np.int64]
+    ) -> None:
+        """Device slots for the positions ``wanted``; where there is no room the source is NOWHERE."""
         residency = self._residency
-        if slots is not None:
-            return slots[: len(rows)], np.arange(len(rows)), residency.fastest(rows)
-        target, wanted, sources = residency.device_targets(rows)
         taken = residency.take_most(Tier.DEVICE, len(wanted))
         residency.promise(taken)
         target[wanted[: len(taken)]] = taken
         sources[len(taken) :] = NOWHERE
-        return target, wanted, sources
 
     def _begin_part(self, load: Load, tier: Tier, positions: RowArray) -> None:
         residency, table = self._residency, self._residency.table
@@ -267,7 +262,7 @@ class Loader:
         try:
             sender = SendOn(part, self._landing(part), self._copies, self._now_s)
             transfer = backend.get(
-                self._transfer_batch(part),
+                residency.describe(part.rows, part.host_slots),
                 residency.host.rows,
                 deadline_s=part.load.deadline_s,
                 on_landed=sender,
@@ -301,16 +296,6 @@ class Loader:
             transfer.abandon()
             await transfer.drained()
             self._end_part(part)
-
-    def _transfer_batch(self, part: Part) -> NDArray[np.void]:
-        records = self._residency.table.records[part.rows]
-        batch = np.zeros(len(records), TRANSFER)
-        batch["key"] = part.keys
-        batch["digest"] = part.digests
-        batch["frame"] = records["frame"]
-        batch["slot"] = part.host_slots
-        batch["nbytes"] = records["nbytes"]
-        return batch
 
     def _take_over(
         self, part: Part, chosen: RowArray, statuses: NDArray[np.uint8], reasons: NDArray[np.uint8]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
-from bodocache.io.backend import Backend, Entries
+from bodocache.io.backend import TRANSFER, Backend, Entries
 from bodocache.move import rows as bookkeeping
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict
@@ -87,6 +87,27 @@ class Residency:
         found = self.index.find(keys)
         return found[: bookkeeping.count_present(self.table.records, found)]
 
+    def begin_load(self, keys: KeyArray) -> tuple[RowArray, SlotArray, RowArray, NDArray[np.int64]]:
+        """Touch and pin the leading ``keys`` whose pages lie in some tier.
+
+        Returns their rows; the device slot of each or NOWHERE; positions of those without, and the
+        fastest tier of each of them.
+        """
+        found = self.index.find(keys)
+        slots, wanted, sources = np.empty((3, len(found)), np.int64)
+        present, count = bookkeeping.begin_load(
+            *(self.table.records, self._queues, self.policy, found, self._now_s()),
+            *(slots, wanted, sources),
+        )
+        return found[:present], slots[:present], wanted[:count], sources[:count]
+
+    def describe(self, rows: RowArray, host_slots: SlotArray) -> NDArray[np.void]:
+        """A batch (TRANSFER) that gets pages ``rows`` from disk into ``host_slots``."""
+        batch = np.zeros(len(rows), TRANSFER)
+        table = self.table
+        bookkeeping.describe(table.records, table.keys, table.digests, rows, host_slots, batch)
+        return batch
+
     def lies_in(self, rows: RowArray, tier: Tier) -> NDArray[np.bool_]:
         """Whether each page has a copy in ``tier``."""
         there: NDArray[np.bool_] = (self.table.records["tiers"][rows] & tier.bit) != 0
@@ -104,12 +125,6 @@ class Residency:
         slots = np.empty(len(rows), np.int64)
         bookkeeping.slots_of(self.table.records, rows, int(tier), slots)
         return slots
-
-    def device_targets(self, rows: RowArray) -> tuple[SlotArray, RowArray, NDArray[np.int64]]:
-        """Device slot of each page or NOWHERE; positions without, and the fastest tier of each."""
-        slots, wanted, sources = np.empty((3, len(rows)), np.int64)
-        count = bookkeeping.device_targets(self.table.records, rows, slots, wanted, sources)
-        return slots, wanted[:count], sources[:count]
 
     def holds(self, keys: KeyArray) -> NDArray[np.bool_]:
         """Whether each of ``keys`` lies in some tier, reachable or not."""

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.pages import NOWHERE, PAGE, Reason, Tier
+from bodocache.io.backend import TRANSFER
+from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE, Reason, Tier
+from bodocache.plan import evict
 
 Records = NDArray[np.void]
 Rows = NDArray[np.int64]
@@ -18,7 +20,7 @@ _DEVICE, _HOST, _DISK = int(Tier.DEVICE), int(Tier.HOST), int(Tier.DISK)
 _EVICTED, _NOT_ADMITTED, _IO_ERROR = (
     int(reason) for reason in (Reason.EVICTED, Reason.NOT_ADMITTED, Reason.IO_ERROR)
 )
-_PAGES, _ROWS = jit.array(PAGE), jit.array("i8")
+_PAGES, _ROWS, _BATCH = jit.array(PAGE), jit.array("i8"), jit.array(TRANSFER)
 
 
 @jit.compiled(_PAGES, _ROWS)
@@ -49,6 +51,48 @@ def device_targets(pages: Records, rows: Rows, slots: Rows, wanted: Rows, source
         sources[count] = tier
         count += 1
     return count
+
+
+@jit.compiled(_PAGES, evict.QUEUES, evict.POLICIES, _ROWS, jit.f8, _ROWS, _ROWS, _ROWS)
+def begin_load(
+    pages: Records,
+    queues: evict.Queues,
+    policy: Records,
+    found: Rows,
+    now_s: float,
+    slots: Rows,
+    wanted: Rows,
+    sources: Rows,
+) -> tuple[int, int]:
+    """Touch and pin the leading ``found`` that lie in some tier; look up :func:`device_targets`.
+
+    Returns how many those are, and how many are wanted.
+    """
+    present = count_present(pages, found)
+    rows = found[:present]
+    evict.touch(pages, queues, policy, rows, now_s)
+    evict.pin(pages, queues, policy, rows)
+    return present, device_targets(pages, rows, slots, wanted, sources)
+
+
+@jit.compiled(_PAGES, jit.readonly("u1", 2), jit.readonly("u8", 2), _ROWS, _ROWS, _BATCH)
+def describe(
+    pages: Records,
+    keys: NDArray[np.uint8],
+    digests: NDArray[np.uint64],
+    rows: Rows,
+    slots: Rows,
+    batch: Records,
+) -> None:
+    """Fill ``batch`` (TRANSFER, of zeros) for a get of pages ``rows`` into host ``slots``."""
+    for i in range(len(rows)):
+        row, record = rows[i], batch[i]
+        for k in range(KEY_NBYTES):
+            record["key"][k] = keys[row, k]
+        record["digest"][0], record["digest"][1] = digests[row, 0], digests[row, 1]
+        record["frame"] = pages[row]["frame"]
+        record["slot"] = slots[i]
+        record["nbytes"] = pages[row]["nbytes"]
 
 
 @jit.compiled(_PAGES, jit.i8, jit.i8)
