@@ -12,6 +12,7 @@ from bodocache.pages import KEY_NBYTES
 
 BLOCK_NBYTES = 4096  # what O_DIRECT wants offsets, lengths and addresses to be multiples of
 CHUNK_NBYTES = 2 << 20  # 0.7 ms of a 3 GB/s disk: an abort takes effect within one chunk
+WRITE_CHUNK_NBYTES = 1 << 20  # of a write at most: what a read that comes meanwhile waits for
 QUEUE_DEPTH = 8  # threads; more gained nothing on one NVMe at 256 KiB pages
 
 

@@ -18,7 +18,7 @@ from bodocache.digest import check_pages
 from bodocache.errors import BackendError, CacheClosed, LayoutError, LeaseError
 from bodocache.io import directory, extents
 from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
-from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
+from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.frames import FrameAllocator
 from bodocache.io.medium import Buffers, Medium, PageRun, fits
 from bodocache.io.puts import PutBatch
@@ -43,8 +43,9 @@ class SlabBackend:
         self._generation = int(slab.columns.generations.max(initial=0))
         self._writing = np.zeros(slab.superblock.frame_count, bool)
         self._released = np.zeros(slab.superblock.frame_count, bool)  # while still being written
-        self._pages_per_extent = extents.pages_per_extent(
-            frame_nbytes=config.frame_nbytes, chunk_nbytes=config.chunk_nbytes
+        self._pages_per_read, self._pages_per_write = (
+            extents.pages_per_extent(frame_nbytes=config.frame_nbytes, chunk_nbytes=nbytes)
+            for nbytes in (config.chunk_nbytes, min(config.chunk_nbytes, WRITE_CHUNK_NBYTES))
         )
         self._is_closed = False
         self._pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
@@ -141,7 +142,7 @@ class SlabBackend:
         transfer.submit(
             read_extents(
                 *(self._medium, transfer, batch, memory),
-                pages_per_extent=self._pages_per_extent,
+                pages_per_extent=self._pages_per_read,
             )
         )
         return transfer
@@ -189,7 +190,7 @@ class SlabBackend:
 
     def _in_file_order(self, batch: NDArray[np.void]) -> tuple[PageRun, NDArray[np.int64]]:
         """The pages to be written, and where their extents begin and end."""
-        order, bounds = extents.merge(batch["frame"], limit=self._pages_per_extent)
+        order, bounds = extents.merge(batch["frame"], limit=self._pages_per_write)
         return PageRun(order, batch[order], self._next_generations(len(batch))), bounds
 
     def _end_writing(self, frames: NDArray[np.int64]) -> None:

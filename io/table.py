@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What waits for a worker thread, in memory that compiled code shares: taken without Python's lock.
 
-Reads go first, each kind by deadline, and half of the threads at most write. Every access holds a
-mutex for as long as a scan of the slots takes, 0.1 us for 64 of them.
+Reads go first, each kind by deadline. No write begins beside a read, for it would halve its rate,
+but one does after PASSED_MAX reads that went before it. Every access holds a mutex for as long as a
+scan of the slots takes, 0.1 us for 64 of them.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from bodocache.io import jobs, libc
 FREE, WAITING, RUNNING, DONE = range(4)
 NATIVE, PYTHON = 0, 1  # lanes: threads that never leave compiled code, threads that run Python
 CAPACITY = 64  # slots to begin with
+PASSED_MAX = 64  # reads that begin while a write waits, until one begins beside them
 
 ENTRY = np.dtype(
     [
@@ -33,10 +35,8 @@ ENTRY = np.dtype(
     ]
 )
 _MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 bytes each
-(
-    *(_SLOTS, _CAPACITY, _WRITING, _MAX_WRITING, _STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS),
-    _WORDS,
-) = range(24, 34)
+_SLOTS, _CAPACITY, _READING, _PASSED, _WRITING, _MAX_WRITING = range(24, 30)
+_STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WORDS = range(30, 36)
 
 _int64_at = jit.pointer_to(jit.i8)
 _entry_at = jit.pointer_to(jit.record(ENTRY))
@@ -138,15 +138,33 @@ def _take(at: Any, lane: Any) -> Any:
         libc.mutex_lock(at)
         slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
         stopped = words[_STOPPED]
-        best = -1 if stopped else _first(slots, lane, words[_WRITING] < words[_MAX_WRITING])
+        best = -1 if stopped else _first(slots, lane, _may_write(words))
         id_, job = np.int64(-1), np.int64(0)
         if best >= 0:
             slots[best].state = RUNNING
-            words[_WRITING] += slots[best].writes
-            id_, job = slots[best].id, slots[best].job
+            id_, job, writes = slots[best].id, slots[best].job, slots[best].writes
+            words[_WRITING] += writes
+            words[_READING] += 1 - writes
+            words[_PASSED] = 0 if writes or _waiting_writes(slots, -1) == 0 else words[_PASSED] + 1
         libc.mutex_unlock(at)
         if best >= 0 or stopped:
             return np.int64(best), id_, job
+
+
+@jit.compiled(jit.array("i8"))
+def _may_write(words: Any) -> Any:
+    beside_none = words[_READING] == 0 or words[_PASSED] >= PASSED_MAX
+    return beside_none and words[_WRITING] < words[_MAX_WRITING]
+
+
+@jit.compiled(jit.array(ENTRY), jit.i8)
+def _waiting_writes(slots: Any, lane: Any) -> Any:
+    """How many writes of ``lane`` (-1 for all) wait."""
+    count = 0
+    for i in range(len(slots)):
+        one = slots[i]
+        count += one.state == WAITING and one.writes != 0 and (lane < 0 or one.lane == lane)
+    return count
 
 
 @jit.compiled(jit.array(ENTRY), jit.i8, jit.boolean)
@@ -179,10 +197,14 @@ def _finish(at: Any, slot: Any) -> None:
     wrote, announced = slots[slot].writes, words[_ANNOUNCED]
     slots[slot].state = DONE
     words[_WRITING] -= wrote
+    words[_READING] -= 1 - wrote
     words[_ANNOUNCED] = 1
+    room = words[_MAX_WRITING] - words[_WRITING] if _may_write(words) else 0
+    native, python = _waiting_writes(slots, NATIVE), _waiting_writes(slots, PYTHON)
     libc.mutex_unlock(at)
-    if wrote:  # a write that was passed over may be taken now
+    for _ in range(min(room, native)):  # writes that were passed over may be taken now
         libc.sem_post(at + 8 * _SEMAPHORES)
+    for _ in range(min(room, python)):
         libc.sem_post(at + 8 * (_SEMAPHORES + 8))
     if not announced:
         libc.write(words[_EVENT_FD], at + 8 * _ONE, 8)

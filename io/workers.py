@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """``count`` threads. Half of them at most write, so that a read never waits for all."""
+    """``count`` threads. A quarter of them at most write: a read that comes finds the others."""
 
     __slots__ = (
         *("_clock", "_count", "_loop", "_outcomes", "_requests", "_runs_python", "_suppressed"),
@@ -36,7 +36,7 @@ class WorkerPool:
         self._clock = clock
         self._count = count
         self._loop = loop
-        self._table = Table(max(1, count // 2))
+        self._table = Table(max(1, count // 4))
         self._requests: dict[int, Request] = {}  # by id in the table, until settled
         self._outcomes: dict[int, Outcome] = {}  # of the Python threads
         self._runs_python = False

@@ -109,7 +109,7 @@ class Loader:
     def _take_targets(
         self, target: SlotArray, wanted: RowArray, sources: NDArray[np.int64]
     ) -> None:
-        """Device slots for the positions ``wanted``; where there is no room the source is NOWHERE."""
+        """Device slots for the positions ``wanted``; the source is NOWHERE where none is left."""
         residency = self._residency
         taken = residency.take_most(Tier.DEVICE, len(wanted))
         residency.promise(taken)

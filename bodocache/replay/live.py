@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,11 +21,12 @@ from bodocache.cache import Cache, CacheStats, Match
 from bodocache.config import CacheConfig, parse
 from bodocache.errors import BodoCacheError, ConfigError, TierFull
 from bodocache.io.backend import Extent
-from bodocache.io.config import BLOCK_NBYTES
+from bodocache.io.config import BLOCK_NBYTES, QUEUE_DEPTH
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.layout import Group, Layout, LayoutKind
 from bodocache.pools import OwnedPool
 from bodocache.replay import payload
+from bodocache.replay.plain_reader import READ_AT_MOST_NBYTES, PlainReader, Rate, Read
 from bodocache.replay.trace import Trace
 
 T = TypeVar("T")
@@ -79,13 +81,20 @@ class LiveRun:
     """What one replay did; the summary is made of it."""
 
     sizes: Sizes
+    page_nbytes: int
     recovered: NDArray[np.bool_]  # per distinct page: whether it was on disk at the start
     hits: NDArray[np.int64]  # per request
     load_s: NDArray[np.float64]  # per request: from call to landed
     extents: list[Extent] = field(default_factory=list)
+    plain_reads: Rate = field(default_factory=lambda: Rate(0, 0.0, 0.0))  # of the same extents
     wrong_bytes: int = 0
     seconds: float = 0.0
     stats: CacheStats | None = None
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes of the host tier."""
+        return self.sizes.host * self.page_nbytes
 
 
 def sizes_for(trace: Trace, options: LiveOptions) -> Sizes:
@@ -114,14 +123,19 @@ async def replay_live(
     pool = _device_pool(sizes.device, options.page_nbytes)
     requests = trace.num_requests
     run = LiveRun(
-        sizes, np.zeros(trace.distinct, np.bool_), np.zeros(requests, np.int64), np.zeros(requests)
+        *(sizes, options.page_nbytes, np.zeros(trace.distinct, np.bool_)),
+        *(np.zeros(requests, np.int64), np.zeros(requests)),
     )
     async with await Cache.open(
         _config(trace, options, sizes), pool, on_extent=run.extents.append
     ) as cache:
         run.recovered = await cache.holds_engine_keys(_engine_keys(np.arange(trace.distinct)))
-        with ThreadPoolExecutor(1, "engine") as engine:
-            await _Engine(trace, cache, pool, options, run, engine).replay(on_request)
+        with (
+            ThreadPoolExecutor(1, "engine") as engine,
+            PlainReader(QUEUE_DEPTH, memory_nbytes=run.host_nbytes) as plain,
+        ):
+            await _Engine(trace, cache, pool, options, run, engine, plain).replay(on_request)
+        run.plain_reads = plain.rate
         run.stats = cache.stats()
     return run
 
@@ -137,12 +151,16 @@ class _Engine:
         options: LiveOptions,
         run: LiveRun,
         executor: ThreadPoolExecutor,
+        plain: PlainReader,
     ) -> None:
         self._trace, self._cache, self._options, self._run = trace, cache, options, run
         self._words = payload.words_of(pool)
         self._executor = executor
         self._loop = asyncio.get_running_loop()
         self._done = 0
+        self._plain = plain
+        self._compared = 0  # extents that the plain reader has seen
+        self._loading = 0  # loads under way
         self._active = 0  # requests under way
         self._waiting = 0  # of those, how many wait for device slots
 
@@ -156,7 +174,8 @@ class _Engine:
                     group.create_task(self._serve(waiting, on_request))
         except* BodoCacheError as errors:
             raise errors.exceptions[0] from None  # the others follow from the first
-        self._run.seconds = self._loop.time() - started_s
+        self._read_again()
+        self._run.seconds = self._loop.time() - started_s - self._plain.rate.seconds
 
     async def _serve(self, waiting: Iterator[int], on_request: Callable[[int], None]) -> None:
         for request in waiting:
@@ -172,12 +191,31 @@ class _Engine:
         first, last = self._trace.offsets[request : request + 2]
         match = await self._cache.match_engine_keys(_engine_keys(self._trace.pages[first:last]))
         begun_s = self._loop.time()
+        self._loading += 1
         with self._cache.load(match, deadline_s=self._options.deadline_s) as load:
             loaded = await load
             self._run.load_s[request] = self._loop.time() - begun_s
+            await load.released
+            self._loading -= 1
+            if not self._loading:
+                self._read_again()
             self._run.hits[request] = loaded.pages
             await self._check(match, loaded.slots)
             await self._compute(match, loaded.pages)
+
+    def _read_again(self) -> None:
+        """Read what loads read since the last time, with the plain reader. All stands still
+        meanwhile but the engine and what is being written.
+        """
+        extents = self._run.extents[self._compared :]
+        self._compared += len(extents)
+        if self._plain.rate.nbytes >= READ_AT_MOST_NBYTES:
+            return
+        reads = sorted(
+            (extent for extent in extents if not extent.writes), key=lambda extent: extent.batch
+        )
+        for _, of_one_load in groupby(reads, key=lambda extent: extent.batch):
+            self._plain.read([Read(e.path, e.offset, e.nbytes) for e in of_one_load])
 
     async def _check(self, match: Match, slots: NDArray[np.int64]) -> None:
         if len(slots):

@@ -31,7 +31,8 @@ class DiskYardstick:
 
     queue_depth: float  # the cache's mean number of extents in flight while a load was
     loads: float  # and of loads
-    same_extents: Rate
+    same_extents: Rate  # each load's right after it
+    afterwards: Rate  # all of them when the replay had ended, at the mean queue depth
     blocks: Rate
 
 
@@ -84,11 +85,13 @@ def _measure_disk(run: LiveRun, stats: CacheStats) -> DiskYardstick:
     reads = [extent for extent in run.extents if not extent.writes]
     link = stats.traffic.links["disk->device"]
     depth = queue_depth_of(reads, link.busy_s)
-    threads = max(1, round(depth))  # it keeps as many reads in flight as the cache had
     return DiskYardstick(
         queue_depth=depth,
         loads=sum(link.latencies_s) / link.busy_s,
-        same_extents=read_same_extents(reads, loads=threads, threads=threads),
+        same_extents=run.plain_reads,
+        afterwards=read_same_extents(
+            reads, threads=max(1, round(depth)), memory_nbytes=run.host_nbytes
+        ),
         blocks=read_blocks(Path(reads[0].path), threads=QUEUE_DEPTH),
     )
 
@@ -157,6 +160,7 @@ def _disk_reads(outcome: Outcome) -> dict[str, Any] | None:
         "gb_per_s": ours / GB,
         "plain_reader_gb_per_s": same.bytes_per_s / GB,
         "ratio_to_plain_reader": ours / same.bytes_per_s,
+        "plain_afterwards_gb_per_s": outcome.disk.afterwards.bytes_per_s / GB,
         "plain_2mib_gb_per_s": outcome.disk.blocks.bytes_per_s / GB,
     }
 

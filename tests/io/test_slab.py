@@ -14,21 +14,24 @@ import pytest
 from bodocache.errors import LayoutError, LeaseError
 from bodocache.io.backend import Durability, NativeCall, Status, ToldInPython
 from bodocache.io.config import Access
+from bodocache.io.table import PASSED_MAX
 from bodocache.pages import Reason
 
 
 class Gate:
-    """Stops a system call in its thread until it is opened."""
+    """Stops a system call in its thread until it is opened: every one, or the first ``calls``."""
 
-    def __init__(self, fake, name):
+    def __init__(self, fake, name, calls=math.inf):
         self._real = getattr(os, name)
+        self._calls = calls
         self.entered = threading.Event()
         self.opened = threading.Event()
         fake(name, self)
 
     def __call__(self, *arguments):
         self.entered.set()
-        assert self.opened.wait(10)
+        self._calls -= 1
+        assert self._calls < 0 or self.opened.wait(10)
         return self._real(*arguments)
 
     async def wait(self):
@@ -275,12 +278,16 @@ def test_a_frame_released_while_it_is_written_is_free_only_afterwards(bench, fak
 
 def test_a_get_that_races_with_a_put_into_its_frame_never_returns_the_new_page(bench, fake):
     async def scenario(backend):
-        old, _ = await bench.put(backend, [1])
-        gate = Gate(fake, "preadv")
+        (old, _), (other, _) = await bench.put(backend, [1]), await bench.put(backend, [3])
+        gate = Gate(fake, "preadv", calls=1)
         transfer = backend.get(old, bench.pages.buffers(1), deadline_s=math.inf)
         await gate.wait()
         backend.release(old["frame"])
-        new, _ = await bench.put(backend, [2])
+        putting = asyncio.ensure_future(bench.put(backend, [2]))
+        await asyncio.sleep(0)
+        for _ in range(PASSED_MAX):  # a write does not begin beside a read until so many passed it
+            await bench.get(backend, other)
+        new, _ = await putting
         assert new["frame"] == old["frame"]
         gate.opened.set()
         await transfer.drained()

@@ -9,6 +9,7 @@ import numpy as np
 
 from bodocache.clock import RealClock
 from bodocache.io.backend import Status
+from bodocache.io.table import PASSED_MAX
 from bodocache.io.transfer import BatchTransfer, Outcome
 from bodocache.io.workers import WorkerPool
 
@@ -90,7 +91,43 @@ def test_a_read_finds_a_thread_however_many_writes_there_are():
         reading = transfer_of(pool, 1)
         reading.submit([Piece(reading, 0, "read", log)])
         await reading.finished()
-        assert log.count("write") <= 2
+        assert log.count("write") <= 1
+        gate.set()
+        await writing.finished()
+
+    with_pool(4, scenario)
+
+
+def test_a_write_waits_for_reads_under_way_but_not_for_ever():
+    async def scenario(pool):
+        log, gate = [], threading.Event()
+        slow, writing = transfer_of(pool, 1), transfer_of(pool, 1)
+        slow.submit([Piece(slow, 0, "slow read", log, gate=gate)])
+        await until_begun(log)
+        writing.submit([Piece(writing, 0, "write", log, writes=True)])
+        for _ in range(PASSED_MAX - 1):
+            reading = transfer_of(pool, 1)
+            reading.submit([Piece(reading, 0, "read", log)])
+            await reading.drained()
+        assert "write" not in log
+        reading = transfer_of(pool, 1)
+        reading.submit([Piece(reading, 0, "read", log)])
+        await writing.finished()
+        gate.set()
+        await slow.drained()
+
+    with_pool(4, scenario)
+
+
+def test_a_write_begins_when_the_last_read_has_ended():
+    async def scenario(pool):
+        log, gate = [], threading.Event()
+        slow, writing = transfer_of(pool, 1), transfer_of(pool, 1)
+        slow.submit([Piece(slow, 0, "read", log, gate=gate)])
+        await until_begun(log)
+        writing.submit([Piece(writing, 0, "write", log, writes=True)])
+        await asyncio.sleep(0.02)
+        assert log == ["read"]
         gate.set()
         await writing.finished()
 
