@@ -19,15 +19,16 @@ from triton.compiler import ASTSource
 
 from bodocache.kernels import digest, gather, scatter
 from bodocache.kernels.check import UNIT_NBYTES
-from bodocache.kernels.launch import OPTIONS, Launch, empty_sums
-from bodocache.kernels.runs import runs_of
-from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.kernels.launch import OPTIONS, Launch
 
+MODULES = (  # each has a kernel and ``specialisations``, the launches to compile it for
+    digest,
+    gather,
+    scatter,
+)
 CAPABILITIES = (80, 90, 100, 120)  # A100, H100/H200, B200, RTX 50 and RTX PRO 6000
 
 _POINTERS = {torch.int32: "*i32", torch.int64: "*i64"}
-_GROUP = Group("attention", layers=2, heads=8, head_dim=128, itemsize=2)
-_PAGE_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +44,9 @@ class Compiled:
 
 
 def launches() -> Iterator[tuple[str, Launch]]:
-    """Every specialisation that launchers use, by name: each shape of runs, both index types."""
-    for kind in LayoutKind:
-        memory = _memory(kind)
-        runs = runs_of(memory)
-        for dtype in (torch.int32, torch.int64):
-            slots = torch.zeros(1, dtype=dtype)
-            pages = torch.empty((1, runs.page_nbytes), dtype=torch.uint8)
-            operands = (runs, slots, slots, pages, empty_sums(1, runs.page_nbytes, pages.device))
-            suffix = f"{kind}_{str(dtype).removeprefix('torch.')}"
-            yield f"gather_{suffix}", gather.launch(*operands)
-            yield f"scatter_{suffix}", scatter.launch(*operands)
-    pages = torch.empty((1, _GROUP.page_nbytes(_PAGE_TOKENS)), dtype=torch.uint8)
-    yield "digest", digest.launch(pages, empty_sums(1, pages.shape[1], pages.device))
+    """Every specialisation that launchers use, by name."""
+    for module in MODULES:
+        yield from module.specialisations()
 
 
 def compile_for(name: str, launch: Launch, capability: int) -> Compiled:
@@ -85,11 +76,6 @@ def source_of(launch: Launch) -> ASTSource:
             signature[name] = "constexpr" if value is None else "i32"
     constants = {(names.index(name),): value for name, value in launch.constexprs.items()}
     return ASTSource(kernel, signature, constants, attributes)
-
-
-def _memory(kind: LayoutKind) -> PagedMemory:
-    layout = Layout(kind, _GROUP, _PAGE_TOKENS, num_pages=2)
-    return PagedMemory.of_layout(torch.empty(layout.pool_nbytes, dtype=torch.uint8), layout)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 # ruff: noqa: N803 -- constexprs are UPPER_CASE
 """Digest contiguous pages where they lie, without copying them (DESIGN.md, "Digest")."""
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +11,7 @@ import triton.language as tl
 from bodocache.kernels import check, host
 from bodocache.kernels.check import UNIT_NBYTES, pages_spec
 from bodocache.kernels.launch import TILE_UNITS as TILE
-from bodocache.kernels.launch import Launch, empty_sums, programs, tiles
+from bodocache.kernels.launch import Launch, empty_sums, programs, sample_operands, tiles
 from bodocache.kernels.reference.digest import digest_pages as twin
 from bodocache.kernels.tile import add_digest, row_pointers
 
@@ -70,3 +72,9 @@ def launch(pages: torch.Tensor, digests: torch.Tensor) -> Launch:
         },
         {"TILE_UNITS": TILE},
     )
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Every launch that the kernel is compiled for, by name; ``aot`` compiles them all."""
+    _, _, _, pages, sums = next(sample_operands())
+    yield "digest", launch(pages, sums)

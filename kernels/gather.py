@@ -5,6 +5,7 @@
 Rows hold the ``page`` form: (layer, kv, token, head, head_dim). The caller owns both memories.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from bodocache.kernels.launch import (
     empty_sums,
     programs,
     run_constexprs,
+    sample_operands,
     tiles,
 )
 from bodocache.kernels.reference.gather import gather_pages as twin
@@ -132,3 +134,9 @@ def launch(
         },
         run_constexprs(runs),
     )
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Every launch that the kernel is compiled for, by name; ``aot`` compiles them all."""
+    for suffix, runs, indices, pages, sums in sample_operands():
+        yield f"gather_{suffix}", launch(runs, indices, indices, pages, sums)

@@ -5,6 +5,7 @@ So what is compiled and inspected ahead of time is what engines launch.
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from bodocache.kernels.check import UNIT_NBYTES
-from bodocache.kernels.runs import Runs
+from bodocache.kernels.runs import Runs, runs_of
+from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
 TILE_UNITS = 512  # 8 KiB a program: four 16-byte loads in flight per thread of 4 warps
 # Integer code: contraction of floats is set only because Triton 3.9 warns where it is not.
@@ -22,6 +24,10 @@ MAX_PROGRAMS = (
 )
 
 WORD_NBYTES = 4
+
+# Pages of the smallest kind that still has several layers, tokens and heads, for ``aot``.
+SAMPLE_PAGE_TOKENS = 16
+SAMPLE_GROUP = Group("attention", layers=2, heads=8, head_dim=128, itemsize=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,19 @@ def device_table(runs: Runs, device: torch.device) -> torch.Tensor:
 def empty_sums(num_pages: int, page_nbytes: int, device: torch.device) -> torch.Tensor:
     """int64[num_pages, 2] digests to which kernels add raw sums: the page's words, so far."""
     return torch.full((num_pages, 2), page_nbytes // WORD_NBYTES, dtype=torch.int64, device=device)
+
+
+def sample_operands() -> Iterator[tuple[str, Runs, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A name, runs, indices, a page and its sums: each shape of runs, both index types."""
+    for kind in LayoutKind:
+        layout = Layout(kind, SAMPLE_GROUP, SAMPLE_PAGE_TOKENS, num_pages=2)
+        memory = torch.empty(layout.pool_nbytes, dtype=torch.uint8)
+        runs = runs_of(PagedMemory.of_layout(memory, layout))
+        pages = torch.empty((1, runs.page_nbytes), dtype=torch.uint8)
+        for dtype in (torch.int32, torch.int64):
+            indices = torch.zeros(1, dtype=dtype)
+            sums = empty_sums(1, runs.page_nbytes, pages.device)
+            yield f"{kind}_{str(dtype).removeprefix('torch.')}", runs, indices, pages, sums
 
 
 @functools.lru_cache(maxsize=512)  # one small blocking copy per pool, layer range and device

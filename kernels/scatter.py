@@ -5,6 +5,8 @@
 The caller compares the digests with those stored before it offers a page to anyone.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,7 @@ from bodocache.kernels.launch import (
     empty_sums,
     programs,
     run_constexprs,
+    sample_operands,
     tiles,
 )
 from bodocache.kernels.reference.scatter import scatter_pages as twin
@@ -120,3 +123,9 @@ def launch(
         },
         run_constexprs(runs),
     )
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Every launch that the kernel is compiled for, by name; ``aot`` compiles them all."""
+    for suffix, runs, indices, pages, sums in sample_operands():
+        yield f"scatter_{suffix}", launch(runs, indices, indices, pages, sums)
