@@ -13,7 +13,7 @@ from bodocache.kernels.check import UNIT_NBYTES, pages_spec
 from bodocache.kernels.launch import TILE_UNITS as TILE
 from bodocache.kernels.launch import Launch, empty_sums, programs, sample_operands, tiles
 from bodocache.kernels.reference.digest import digest_pages as twin
-from bodocache.kernels.tile import add_digest, row_pointers
+from bodocache.kernels.tile import add_sums, row_pointers
 
 _OP = "digest_pages"
 
@@ -30,12 +30,12 @@ def digest_kernel(
     """Tile by tile: row i of pages -> its sums in digests[i]."""
     page_tiles = tl.cdiv(page_units, TILE_UNITS)
     for item in tl.range(tl.program_id(0), num_pages * page_tiles, tl.num_programs(0)):
-        i = (item // page_tiles).to(tl.int64)
-        unit = (item % page_tiles).to(tl.int64) * TILE_UNITS + tl.arange(0, TILE_UNITS)
-        pages = row_pointers(pages_ptr, i * row_units + unit)
-        mask = (unit < page_units)[:, None]
+        page = (item // page_tiles).to(tl.int64) + tl.arange(0, 1)
+        unit = ((item % page_tiles) * TILE_UNITS + tl.arange(0, TILE_UNITS))[None, :]
+        pages = row_pointers(pages_ptr, page[:, None] * row_units + unit)
+        mask = (unit < page_units)[:, :, None]
         words = tl.load(pages, mask=mask, other=0, cache_modifier=".cg")  # read once: not in L1
-        add_digest(digests_ptr, i, words, unit)
+        add_sums(digests_ptr, page, page < num_pages, words, unit)
 
 
 def digest_pages(pages: torch.Tensor) -> torch.Tensor:

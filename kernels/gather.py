@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: N803 -- constexprs are UPPER_CASE
 """Gather pages of a pool into contiguous rows, and digest them on the way.
 
 Rows hold the ``page`` form: (layer, kv, token, head, head_dim). The caller owns both memories.
@@ -9,24 +8,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 
 from bodocache.errors import LayoutError
-from bodocache.kernels import check, host
-from bodocache.kernels.check import INDICES, UNIT_NBYTES, Indices, pages_spec
-from bodocache.kernels.launch import (
-    Launch,
-    device_table,
-    empty_sums,
-    programs,
-    run_constexprs,
-    sample_operands,
-    tiles,
-)
+from bodocache.kernels import check, host, move
+from bodocache.kernels.check import INDICES, Indices, pages_spec
+from bodocache.kernels.launch import Launch, empty_sums, sample_operands
 from bodocache.kernels.reference.gather import gather_pages as twin
 from bodocache.kernels.runs import Runs, runs_of
-from bodocache.kernels.tile import add_digest, locate, paged_pointers, row_pointers
 from bodocache.layout import PagedMemory
 
 _OP = "gather_pages"
@@ -37,33 +25,6 @@ class Gathered(NamedTuple):
 
     pages: torch.Tensor  # uint8[M, nbytes]
     digests: torch.Tensor  # int64[n, 2]: the bits of the u64 words s1 and s2
-
-
-@triton.jit(do_not_specialize=["slots_ptr", "rows_ptr", "num_tiles", "row_units"])  # type: ignore[untyped-decorator]
-def gather_kernel(  # noqa: PLR0913, PLR0917 -- what one launch needs
-    table_ptr: tl.tensor,
-    slots_ptr: tl.tensor,
-    rows_ptr: tl.tensor,
-    out_ptr: tl.tensor,
-    digests_ptr: tl.tensor,
-    num_tiles: tl.tensor,
-    row_units: tl.tensor,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    RUN_UNITS: tl.constexpr,
-    TILE_UNITS: tl.constexpr,
-) -> None:
-    """Tile by tile: page slots[i] -> row rows[i] of out, and its sums -> digests[i]."""
-    for item in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0)):
-        i, base, unit, mask = locate(table_ptr, item, TOKENS, HEADS, RUN_UNITS, TILE_UNITS)
-        slot = tl.load(slots_ptr + i).to(tl.int64)
-        row = tl.load(rows_ptr + i).to(tl.int64)
-        paged = paged_pointers(table_ptr, slot, base, unit, TOKENS, HEADS, RUN_UNITS)
-        page_unit = base * (TOKENS * HEADS * RUN_UNITS) + unit
-        words = tl.load(paged, mask=mask, other=0, cache_modifier=".cg")  # read once: not in L1
-        out = row_pointers(out_ptr, row * row_units + page_unit)
-        tl.store(out, words, mask=mask, cache_modifier=".cs")
-        add_digest(digests_ptr, i, words, page_unit)
 
 
 def gather_pages(
@@ -119,21 +80,7 @@ def launch(
     runs: Runs, slots: torch.Tensor, rows: torch.Tensor, out: torch.Tensor, digests: torch.Tensor
 ) -> Launch:
     """The launch that gathers checked operands (n >= 1); ``digests`` holds each page's words."""
-    num_tiles = len(slots) * len(runs.bases) * tiles(runs.piece_nbytes)
-    return Launch(
-        gather_kernel,
-        programs(num_tiles),
-        {
-            "table_ptr": device_table(runs, out.device),
-            "slots_ptr": slots,
-            "rows_ptr": rows,
-            "out_ptr": out.view(torch.int32),
-            "digests_ptr": digests,
-            "num_tiles": num_tiles,
-            "row_units": out.stride(0) // UNIT_NBYTES,
-        },
-        run_constexprs(runs),
-    )
+    return move.launch(runs, out, (slots, rows), digests)
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:

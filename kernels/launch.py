@@ -17,8 +17,6 @@ from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
 TILE_UNITS = 512  # 8 KiB a program: four 16-byte loads in flight per thread of 4 warps
-# Integer code: contraction of floats is set only because Triton 3.9 warns where it is not.
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 MAX_PROGRAMS = (
     1024  # unproven on a GPU: kernels/select.py will measure how few blocks saturate a link
 )
@@ -29,6 +27,9 @@ WORD_NBYTES = 4
 SAMPLE_PAGE_TOKENS = 16
 SAMPLE_GROUP = Group("attention", layers=2, heads=8, head_dim=128, itemsize=2)
 
+# Integer code: contraction of floats is set only because Triton 3.9 warns where it is not.
+OPTIONS: dict[str, int | bool] = {"num_warps": 4, "enable_fp_fusion": False}
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -38,12 +39,18 @@ class Launch:
     num_programs: int
     arguments: dict[str, torch.Tensor | int]
     constexprs: dict[str, int]
+    num_warps: int = 4
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What Triton compiles it with."""
+        return {**OPTIONS, "num_warps": self.num_warps}
 
     def run(self) -> None:
         """Launch on the current stream of the device that holds the first tensor."""
         anchor = next(a for a in self.arguments.values() if isinstance(a, torch.Tensor))
         with torch.cuda.device_of(anchor):  # type: ignore[no-untyped-call]
-            self.kernel[(self.num_programs,)](**self.arguments, **self.constexprs, **OPTIONS)
+            self.kernel[(self.num_programs,)](**self.arguments, **self.constexprs, **self.options)
 
 
 def programs(num_tiles: int) -> int:
@@ -54,16 +61,6 @@ def programs(num_tiles: int) -> int:
 def tiles(nbytes: int) -> int:
     """Tiles of ``nbytes`` of one page."""
     return -(-nbytes // (TILE_UNITS * UNIT_NBYTES))
-
-
-def run_constexprs(runs: Runs) -> dict[str, int]:
-    """The numbers of a pool's shape that kernels divide by: constants, so divisions are shifts."""
-    return {
-        "TOKENS": runs.tokens,
-        "HEADS": runs.heads,
-        "RUN_UNITS": runs.run_nbytes // UNIT_NBYTES,
-        "TILE_UNITS": TILE_UNITS,
-    }
 
 
 def device_table(runs: Runs, device: torch.device) -> torch.Tensor:

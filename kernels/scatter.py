@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: N803 -- constexprs are UPPER_CASE
 """Scatter contiguous rows into pages of a pool, and digest the bytes moved.
 
 The caller compares the digests with those stored before it offers a page to anyone.
@@ -8,53 +7,15 @@ The caller compares the digests with those stored before it offers a page to any
 from collections.abc import Iterator
 
 import torch
-import triton
-import triton.language as tl
 
-from bodocache.kernels import check, host
-from bodocache.kernels.check import INDICES, UNIT_NBYTES, Indices, pages_spec
-from bodocache.kernels.launch import (
-    Launch,
-    device_table,
-    empty_sums,
-    programs,
-    run_constexprs,
-    sample_operands,
-    tiles,
-)
+from bodocache.kernels import check, host, move
+from bodocache.kernels.check import INDICES, Indices, pages_spec
+from bodocache.kernels.launch import Launch, empty_sums, sample_operands
 from bodocache.kernels.reference.scatter import scatter_pages as twin
 from bodocache.kernels.runs import Runs, runs_of
-from bodocache.kernels.tile import add_digest, locate, paged_pointers, row_pointers
 from bodocache.layout import PagedMemory
 
 _OP = "scatter_pages"
-
-
-@triton.jit(do_not_specialize=["slots_ptr", "rows_ptr", "num_tiles", "row_units"])  # type: ignore[untyped-decorator]
-def scatter_kernel(  # noqa: PLR0913, PLR0917 -- what one launch needs
-    table_ptr: tl.tensor,
-    slots_ptr: tl.tensor,
-    rows_ptr: tl.tensor,
-    pages_ptr: tl.tensor,
-    digests_ptr: tl.tensor,
-    num_tiles: tl.tensor,
-    row_units: tl.tensor,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    RUN_UNITS: tl.constexpr,
-    TILE_UNITS: tl.constexpr,
-) -> None:
-    """Tile by tile: row rows[i] of pages -> page slots[i], and its sums -> digests[i]."""
-    for item in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0)):
-        i, base, unit, mask = locate(table_ptr, item, TOKENS, HEADS, RUN_UNITS, TILE_UNITS)
-        slot = tl.load(slots_ptr + i).to(tl.int64)
-        row = tl.load(rows_ptr + i).to(tl.int64)
-        page_unit = base * (TOKENS * HEADS * RUN_UNITS) + unit
-        pages = row_pointers(pages_ptr, row * row_units + page_unit)
-        words = tl.load(pages, mask=mask, other=0, cache_modifier=".cg")  # read once: not in L1
-        paged = paged_pointers(table_ptr, slot, base, unit, TOKENS, HEADS, RUN_UNITS)
-        tl.store(paged, words, mask=mask, cache_modifier=".cs")
-        add_digest(digests_ptr, i, words, page_unit)
 
 
 def scatter_pages(
@@ -108,21 +69,7 @@ def launch(
     runs: Runs, slots: torch.Tensor, rows: torch.Tensor, pages: torch.Tensor, digests: torch.Tensor
 ) -> Launch:
     """The launch that scatters checked operands (n >= 1); ``digests`` holds each page's words."""
-    num_tiles = len(slots) * len(runs.bases) * tiles(runs.piece_nbytes)
-    return Launch(
-        scatter_kernel,
-        programs(num_tiles),
-        {
-            "table_ptr": device_table(runs, pages.device),
-            "slots_ptr": slots,
-            "rows_ptr": rows,
-            "pages_ptr": pages.view(torch.int32),
-            "digests_ptr": digests,
-            "num_tiles": num_tiles,
-            "row_units": pages.stride(0) // UNIT_NBYTES,
-        },
-        run_constexprs(runs),
-    )
+    return move.launch(pages, runs, (rows, slots), digests)
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:
