@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bodocache.errors import LayoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -324,6 +324,10 @@ class PagedMemory:
         rows = int(self.bases.size) * self.page_tokens * self.heads
         return rows * self.row_nbytes
 
+    def tensors(self) -> "list[torch.Tensor]":
+        """The tensors that own the memory."""
+        return list(_tensors(self.owner))
+
     def only(self, layers: range | None = None, heads: range | None = None) -> "PagedMemory":
         """The same pages, restricted to a range of layers and of heads (default: all)."""
         rows = within(layers, self.layers, "layers")
@@ -333,6 +337,16 @@ class PagedMemory:
             bases=self.bases[rows.start : rows.stop] + columns.start * self.head_stride,
             heads=len(columns),
         )
+
+
+def _tensors(owner: object) -> "Iterator[torch.Tensor]":
+    import torch
+
+    if isinstance(owner, torch.Tensor):
+        yield owner
+    elif isinstance(owner, list | tuple):
+        for part in owner:
+            yield from _tensors(part)
 
 
 def within(chosen: range | None, count: int, what: str) -> range:

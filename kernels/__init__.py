@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page kernels: gather, scatter and digest, each with its plain-PyTorch twin in ``reference``.
+"""Page kernels, each with its plain-PyTorch twin in ``reference``.
 
 Importing this compiles nothing, starts no thread and does not touch CUDA.
 """
@@ -8,15 +8,32 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bodocache.kernels.copy import PageCopy, Sums, copy_and_sum_pages, copy_pages
     from bodocache.kernels.digest import digest_pages
     from bodocache.kernels.gather import Gathered, gather_pages
     from bodocache.kernels.scatter import scatter_pages
+    from bodocache.kernels.select import CopyPath
 
-__all__ = ["Gathered", "digest_pages", "gather_pages", "scatter_pages"]
+__all__ = [
+    "CopyPath",
+    "Gathered",
+    "PageCopy",
+    "Sums",
+    "copy_and_sum_pages",
+    "copy_pages",
+    "digest_pages",
+    "gather_pages",
+    "scatter_pages",
+]
 
 if not TYPE_CHECKING:
     _HOMES = {
+        "CopyPath": "select",
         "Gathered": "gather",
+        "PageCopy": "copy",
+        "Sums": "copy",
+        "copy_and_sum_pages": "copy",
+        "copy_pages": "copy",
         "digest_pages": "digest",
         "gather_pages": "gather",
         "scatter_pages": "scatter",

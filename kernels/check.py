@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bodocache.errors import LayoutError
+from bodocache.layout import PagedMemory
 
 UNIT_NBYTES = 16  # what one GPU thread moves at a time; pieces and pages are whole units
 
@@ -97,6 +98,19 @@ def distinct_in_range(op: str, name: str, indices: torch.Tensor, count: int, of:
             raise LayoutError(f"{op}: {name} has {twice[0]} twice; each page of {of} at most once")
 
 
+def disjoint(op: str, **sides: torch.Tensor) -> None:
+    """Raise LayoutError if a page of one memory is both read and written."""
+    (ours, theirs), names = sides.values(), list(sides)
+    if not (_checked(ours) and _checked(theirs)):
+        return
+    both = np.intersect1d(ours.cpu().numpy(), theirs.cpu().numpy())
+    if len(both):
+        raise LayoutError(
+            f"{op}: {names[0]} and {names[1]} both have {both[0]}, of one memory; "
+            "a page is read or written, not both"
+        )
+
+
 @contextlib.contextmanager
 def checked_indices() -> Iterator[None]:
     """Debug mode: inside, indices on a GPU are checked too (each check waits for the stream)."""
@@ -110,6 +124,11 @@ def checked_indices() -> Iterator[None]:
 def on_gpu(device: torch.device) -> bool:
     """Whether Triton kernels serve ``device``; tests replace this to interpret them."""
     return device.type == "cuda"  # ROCm's devices are called cuda, too
+
+
+def is_pinned(memory: PagedMemory) -> bool:
+    """Whether a GPU may read and write host ``memory`` by itself."""
+    return all(tensor.is_pinned() for tensor in memory.tensors())
 
 
 def _checked(indices: torch.Tensor) -> bool:

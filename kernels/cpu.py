@@ -41,6 +41,18 @@ def scatter(
     return move(runs, slots, rows, pages, scatter_mode(runs))
 
 
+def copy(
+    pair: tuple[Runs, Runs], source_slots: torch.Tensor, destination_slots: torch.Tensor
+) -> None:
+    """Copy pages ``source_slots`` of the first memory to ``destination_slots`` of the second."""
+    source, destination = pair
+    _copy(
+        *(source.bases, source.numbers, destination.bases, destination.numbers),
+        source_slots.to(torch.int64).numpy(),
+        destination_slots.to(torch.int64).numpy(),
+    )
+
+
 def digest(pages: torch.Tensor) -> torch.Tensor:
     """Return the int64[N, 2] digests of uint8[N, nbytes] ``pages``."""
     digests = np.empty((pages.shape[0], 2), np.uint64)
@@ -178,6 +190,27 @@ def _move(
             _finish(state, runs * nbytes, mode, digests[i])
     if mode & _STREAM:
         simd.fence()
+
+
+_memcpy = jit.external("memcpy", jit.i8, jit.i8, jit.i8, jit.i8)
+_INDEX = jit.readonly("i8")
+
+
+@jit.compiled(_INDEX, _INDEX, _INDEX, _INDEX, _INDEX, _INDEX)
+def _copy(
+    bases: Any, numbers: Any, to_bases: Any, to_numbers: Any, slots: Any, to_slots: Any
+) -> None:
+    """Copy piece by piece, as far as a run of both sides goes."""
+    run, to_run = numbers[5], to_numbers[5]
+    page_nbytes = len(bases) * numbers[3] * numbers[4] * run
+    for i in range(len(slots)):
+        done = 0
+        while done < page_nbytes:
+            count = min(run - done % run, to_run - done % to_run)
+            source = _run_address(bases, numbers, slots[i], done // run) + done % run
+            target = _run_address(to_bases, to_numbers, to_slots[i], done // to_run)
+            _memcpy(target + done % to_run, source, count)
+            done += count
 
 
 @jit.compiled(jit.readonly("i8"), jit.readonly("i8"), jit.i8, jit.i8)

@@ -23,6 +23,11 @@ class HostPath(Protocol):
     ) -> torch.Tensor:
         """Copy ``rows`` of ``pages`` to pages ``slots``; return their digests."""
 
+    def copy(
+        self, pair: tuple[Runs, Runs], source_slots: torch.Tensor, destination_slots: torch.Tensor
+    ) -> None:
+        """Copy pages of the first memory to pages of the second."""
+
     def digest(self, pages: torch.Tensor) -> torch.Tensor:
         """Return the digests of ``pages``."""
 

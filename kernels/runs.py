@@ -51,45 +51,63 @@ class Runs:
         return not any(s % nbytes for s in strides) and not (self.bases % nbytes).any()
 
 
-def runs_of(memory: PagedMemory) -> Runs:
-    """The runs of ``memory``'s pages.
+def runs_of(memory: PagedMemory, *, by_layer: bool = False) -> Runs:
+    """The runs of ``memory``'s pages; ``by_layer``: none longer than one layer's K or V.
 
     Raises:
         LayoutError: an address, a stride or a run is not a multiple of 16 bytes.
     """
-    return _runs(
-        memory.bases.tobytes(),
-        memory.page_stride,
-        memory.token_stride,
-        memory.head_stride,
-        memory.page_tokens,
-        memory.heads,
-        memory.row_nbytes,
-        memory.num_pages,
-    )
+    strides = (memory.page_stride, memory.token_stride, memory.head_stride)
+    shape = (memory.page_tokens, memory.heads, memory.row_nbytes, memory.num_pages)
+    return _runs(memory.bases.tobytes(), strides, shape, by_layer=by_layer)
+
+
+def pair_of(
+    op: str, source: PagedMemory, destination: PagedMemory, *, by_layer: bool = False
+) -> tuple[Runs, Runs]:
+    """The runs of two memories whose pages hold the same rows, with as many bases each.
+
+    Raises:
+        LayoutError: their pages differ in layers, K/V, tokens, heads or row length.
+    """
+    ours, theirs = (_rows_of(memory) for memory in (source, destination))
+    if ours != theirs:
+        differing = ", ".join(
+            f"{name} {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]
+        )
+        raise LayoutError(f"{op}: pages of source and destination differ: {differing}")
+    pair = runs_of(source, by_layer=by_layer), runs_of(destination, by_layer=by_layer)
+    if len(pair[0].bases) != len(pair[1].bases):  # one side has whole pages in one run
+        return runs_of(source, by_layer=True), runs_of(destination, by_layer=True)
+    return pair
+
+
+def _rows_of(memory: PagedMemory) -> dict[str, int]:
+    return {
+        "layers": memory.layers,
+        "kv": memory.kv,
+        "page_tokens": memory.page_tokens,
+        "heads": memory.heads,
+        "row_nbytes": memory.row_nbytes,
+    }
 
 
 @functools.lru_cache(maxsize=512)  # a pool has one entry per layer range in use; 4 us otherwise
 def _runs(
-    raw: bytes,
-    page_stride: int,
-    token_stride: int,
-    head_stride: int,
-    tokens: int,
-    heads: int,
-    run: int,
-    num_pages: int,
+    raw: bytes, strides: tuple[int, int, int], shape: tuple[int, int, int, int], *, by_layer: bool
 ) -> Runs:
+    page_stride, token_stride, head_stride = strides
+    tokens, heads, run, num_pages = shape
     bases = np.frombuffer(raw, np.int64)
     if heads == 1 or head_stride == run:
         run, heads, head_stride = run * heads, 1, 0
     if heads == 1 and (tokens == 1 or token_stride == run):
         run, tokens, token_stride = run * tokens, 1, 0
-    if heads == tokens == 1 and bool((np.diff(bases) == run).all()):
+    if not by_layer and heads == tokens == 1 and bool((np.diff(bases) == run).all()):
         run, bases = run * len(bases), bases[:1]
-    shape = (page_stride, token_stride, head_stride, tokens, heads, run)
-    _check_units(bases, *shape)
-    return Runs(bases, *shape, num_pages, numbers=np.array(shape, np.int64))
+    numbers = (page_stride, token_stride, head_stride, tokens, heads, run)
+    _check_units(bases, *numbers)
+    return Runs(bases, *numbers, num_pages, numbers=np.array(numbers, np.int64))
 
 
 def _check_units(

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pool as torch views of the tensors that own it: twins follow no raw addresses."""
 
-from collections.abc import Iterator
-
 import torch
 
 from bodocache.layout import PagedMemory
@@ -12,20 +10,12 @@ def page_views(memory: PagedMemory) -> list[torch.Tensor]:
     """Per layer and K/V a view, uint8[num_pages, page_tokens, heads, row_nbytes], in that order."""
     shape = (memory.num_pages, memory.page_tokens, memory.heads, memory.row_nbytes)
     strides = (memory.page_stride, memory.token_stride, memory.head_stride, 1)
-    owners = [_bytes_of(tensor) for tensor in _tensors(memory.owner)]
+    owners = [_bytes_of(tensor) for tensor in memory.tensors()]
     views = []
     for address in memory.bases.ravel().tolist():
         home = next(o for o in owners if 0 <= address - o.data_ptr() < o.numel())
         views.append(torch.as_strided(home, shape, strides, address - home.data_ptr()))
     return views
-
-
-def _tensors(owner: object) -> Iterator[torch.Tensor]:
-    if isinstance(owner, torch.Tensor):
-        yield owner
-    elif isinstance(owner, list | tuple):
-        for part in owner:
-            yield from _tensors(part)
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.timeout(90)  # 75 tests in an interpreter: 8 s alone, more beside busy neighbours
-def test_kernels_equal_their_twins_in_the_interpreter():
-    pages = Path(__file__).with_name("test_pages.py")
+@pytest.mark.timeout(120)  # an interpreter: 8 s alone, more beside busy neighbours
+@pytest.mark.parametrize("name", ["test_pages.py", "test_copy.py"])
+def test_kernels_equal_their_twins_in_the_interpreter(name):
+    file = Path(__file__).with_name(name)
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(pages)],
-        cwd=pages.parents[2],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copy pages between two pools: device and device, host and device, host and host.
+
+Both hold the same rows (layers, K/V, tokens, heads), each in a layout of its own. Nothing is
+written outside the named slots. Which path is taken when is ``select``'s business.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from bodocache.errors import LayoutError
+from bodocache.kernels import check, host, move, select
+from bodocache.kernels.check import INDICES, Indices
+from bodocache.kernels.launch import Launch, sample_operands
+from bodocache.kernels.reference.copy import copy_pages as twin
+from bodocache.kernels.reference.copy import sum_pages as sums_twin
+from bodocache.kernels.runs import Runs, pair_of
+from bodocache.kernels.select import CopyPath
+from bodocache.layout import PagedMemory
+
+_OP = "copy_pages"
+
+
+class PageCopy:
+    """A copy between two pools, checked once: what is left for each call is its indices."""
+
+    __slots__ = ("_blocks", "_device", "_pair", "_path", "destination", "source")
+
+    def __init__(
+        self,
+        source: PagedMemory,
+        destination: PagedMemory,
+        *,
+        layers: range | None = None,
+        heads: range | None = None,
+        path: CopyPath | None = None,
+        blocks: int | None = None,
+    ) -> None:
+        """See :func:`copy_pages`. Both memories are kept alive."""
+        self.source = source.only(layers, heads)
+        self.destination = destination.only(layers, heads)
+        self._pair = pair_of(_OP, self.source, self.destination)
+        self._device = _device_of(source, destination)
+        self._path = path
+        if blocks is not None and blocks < 1:
+            raise LayoutError(f"{_OP}: {blocks} blocks; expected at least 1")
+        crosses = source.device != destination.device
+        self._blocks = select.LINK_BLOCKS if blocks is None and crosses else blocks
+
+    def run(
+        self,
+        source_slots: Indices,
+        destination_slots: Indices,
+        *,
+        stream: "torch.cuda.Stream | None" = None,
+    ) -> None:
+        """Copy pages ``source_slots[i]`` to ``destination_slots[i]``; see :func:`copy_pages`."""
+        slots = self._checked(source_slots, destination_slots)
+        if not len(slots[0]):
+            return
+        if not check.on_gpu(self._device):
+            self._on_host(*slots)
+            return
+        path = self._path or self._choose(slots[0])
+        with _on_stream(stream):
+            if path is CopyPath.TORCH:
+                twin(self.source, self.destination, *slots)
+            elif path is CopyPath.SM:
+                self.launch(*(index.to(self._device) for index in slots)).run()
+            elif path is CopyPath.COPY_ENGINE:
+                from bodocache.kernels import copy_engine
+
+                copy_engine.copy_runs(self._pair, self.source, self.destination, *slots)
+            else:
+                from bodocache.kernels import bulk
+
+                on_device = tuple(index.to(self._device) for index in slots)
+                bulk.bulk_copy(self.source, self.destination, *on_device, blocks=self._blocks)
+
+    def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
+        """The launch of the SM kernel for checked indices on the device (n >= 1)."""
+        return _launch(self._pair, (source_slots, destination_slots), self._blocks)
+
+    def _checked(
+        self, source_slots: Indices, destination_slots: Indices
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ours = check.index_tensor(_OP, "source_slots", source_slots)
+        theirs = check.index_tensor(_OP, "destination_slots", destination_slots)
+        if ours.dtype != theirs.dtype:
+            raise LayoutError(
+                f"{_OP}: source_slots is {ours.dtype}; destination_slots is {theirs.dtype}"
+            )
+        check.operands(
+            *(_OP, "source_slots", ours.device),
+            source_slots=(ours, INDICES),
+            destination_slots=(theirs, INDICES),
+        )
+        if ours.device.type != "cpu" and ours.device != self._device:
+            raise LayoutError(
+                f"{_OP}: source_slots is on {ours.device}; expected the CPU or {self._device}"
+            )
+        check.in_range(_OP, "source_slots", ours, self.source.num_pages, "source")
+        of = self.destination.num_pages
+        check.distinct_in_range(_OP, "destination_slots", theirs, of, "destination")
+        if self.source.bases[0, 0] == self.destination.bases[0, 0]:
+            check.disjoint(_OP, source_slots=ours, destination_slots=theirs)
+        return ours, theirs
+
+    def _choose(self, slots: torch.Tensor) -> CopyPath:
+        return select.choose(
+            select.direction_of(self.source.device, self.destination.device),
+            piece_nbytes=min(runs.run_nbytes for runs in self._pair),
+            nbytes=len(slots) * self.source.page_nbytes,
+            indices_on_device=slots.device.type != "cpu",
+            device=self._device,
+        )
+
+    def _on_host(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> None:
+        if self._path not in (None, CopyPath.TORCH):
+            raise LayoutError(
+                f"{_OP}: path {self._path}: source and destination are on the CPU; it needs a GPU"
+            )
+        if self._path is None and (compiled := host.compiled()) is not None:
+            compiled.copy(self._pair, source_slots, destination_slots)
+        else:
+            twin(self.source, self.destination, source_slots, destination_slots)
+
+
+def copy_pages(  # noqa: PLR0913 -- an operand each
+    source: PagedMemory,
+    destination: PagedMemory,
+    source_slots: Indices,
+    destination_slots: Indices,
+    *,
+    layers: range | None = None,
+    heads: range | None = None,
+    path: CopyPath | None = None,
+    blocks: int | None = None,
+    stream: "torch.cuda.Stream | None" = None,
+) -> None:
+    """Copy pages ``source_slots[i]`` of ``source`` to pages ``destination_slots[i]``.
+
+    Args:
+        source: pool to read. With a GPU on the other side, host memory must be pinned.
+        destination: pool to write, of pages with the same rows; layouts may differ. Another range
+            of heads or layers on one side: ``memory.only(layers, heads)``.
+        source_slots: int32 or int64 [n]; may repeat, may be empty.
+        destination_slots: of the same dtype and place, distinct, and where source and destination
+            are one memory none of ``source_slots``.
+        layers: default all of both sides.
+        heads: default all of both sides.
+        path: how; default what ``select`` says is fastest of those proven on this GPU.
+        blocks: programs of the SM and bulk kernels; default 4 between host and device, so that
+            the engine keeps its multiprocessors, and as many as help within a device.
+        stream: CUDA stream; default the current one. The call returns before the copy has ended.
+
+    Raises:
+        LayoutError: shapes, dtypes, devices, alignments, indices or a path do not fit, or host
+            memory is not pinned.
+    """
+    copy = PageCopy(source, destination, layers=layers, heads=heads, path=path, blocks=blocks)
+    copy.run(source_slots, destination_slots, stream=stream)
+
+
+class Sums(NamedTuple):
+    """Raw sums of what was copied: int64[n, layers, 2], the bits of u64 words (digest.py)."""
+
+    words: torch.Tensor
+
+    @property
+    def layers(self) -> int:
+        """Layers of each page."""
+        return int(self.words.shape[1])
+
+
+def copy_and_sum_pages(
+    source: PagedMemory,
+    destination: PagedMemory,
+    source_slots: Indices,
+    destination_slots: Indices,
+    *,
+    layers: range | None = None,
+    blocks: int | None = None,
+    stream: "torch.cuda.Stream | None" = None,
+) -> Sums:
+    """As :func:`copy_pages`, by the SM kernel or on the host, with the raw sums of every layer.
+
+    A layer's words count from its own first: its part of the ``page`` form starts at word o of the
+    page, so the page's digest is ``sum(a) + n, sum(b + o * a) + n``.
+    """
+    copy = PageCopy(source, destination, layers=layers, path=None, blocks=blocks)
+    pair = pair_of(_OP, copy.source, copy.destination, by_layer=True)
+    slots = copy._checked(source_slots, destination_slots)  # noqa: SLF001 -- of this module
+    count, depth = len(slots[0]), copy.source.layers
+    if not check.on_gpu(copy._device):  # noqa: SLF001
+        if count:
+            copy._on_host(*slots)  # noqa: SLF001
+        return Sums(sums_twin(copy.source, slots[0]))
+    words = torch.zeros((count, depth, 2), dtype=torch.int64, device=copy._device)  # noqa: SLF001
+    if count:
+        on_device = (slots[0].to(words.device), slots[1].to(words.device))
+        with _on_stream(stream):
+            _launch(pair, on_device, blocks, words.view(-1, 2), parts=depth).run()
+    return Sums(words)
+
+
+def _launch(
+    pair: tuple[Runs, Runs],
+    slots: tuple[torch.Tensor, torch.Tensor],
+    blocks: int | None,
+    sums: torch.Tensor | None = None,
+    parts: int = 1,
+) -> Launch:
+    grid = move.DEVICE_GRID if blocks is None else move.link_grid(blocks)
+    return move.launch(*pair, slots, sums, parts=parts, grid=grid)
+
+
+def _device_of(source: PagedMemory, destination: PagedMemory) -> torch.device:
+    """Where the copy runs: the GPU of either side, or the CPU."""
+    devices = [m.device for m in (source, destination) if check.on_gpu(m.device)]
+    if len(set(devices)) > 1:
+        raise LayoutError(
+            f"{_OP}: source is on {source.device}, destination on {destination.device};"
+            " expected one GPU, or a GPU and the host"
+        )
+    if not devices:
+        return source.device
+    for name, memory in (("source", source), ("destination", destination)):
+        if not check.on_gpu(memory.device) and not check.is_pinned(memory):
+            raise LayoutError(
+                f"{_OP}: {name} is pageable host memory and the other side on {devices[0]};"
+                " pin it (tensor.pin_memory(), or an OwnedPool where CUDA is)"
+            )
+    return devices[0]
+
+
+@contextlib.contextmanager
+def _on_stream(stream: "torch.cuda.Stream | None") -> Iterator[None]:
+    if stream is None:
+        yield
+        return
+    with torch.cuda.stream(stream):
+        yield
+
+
+def specialisations() -> Iterator[tuple[str, Launch]]:
+    """Every launch that the kernel is compiled for, by name; ``aot`` compiles them all."""
+    samples = list(sample_operands())
+    for suffix, runs, indices, _, sums in samples:
+        slots = (indices, indices)
+        yield f"copy_{suffix}", _launch((runs, runs), slots, None)
+        yield f"copy_{suffix}_link", _launch((runs, runs), slots, select.LINK_BLOCKS)
+        if len(runs.bases) > 1:
+            yield f"copy_{suffix}_sums", _launch((runs, runs), slots, None, sums, parts=2)
