@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 PIECE_ALIGNMENT = 16  # bytes; what one GPU thread moves at a time
+# Host memory is registered with CUDA in chunks: one of 512 GiB fails whatever is free (vLLM 51081).
+REGISTER_CHUNK_NBYTES = 1 << 30
 
 
 class RuleKind(StrEnum):

@@ -17,16 +17,12 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.errors import BodoCacheError, LayoutError, LeaseError, TierFull
-from bodocache.layout import Layout, LayoutKind, PagedMemory
+from bodocache.layout import REGISTER_CHUNK_NBYTES, Layout, LayoutKind, PagedMemory
 
 if TYPE_CHECKING:
     import torch
 
 SlotArray = NDArray[np.int64]
-
-REGISTER_CHUNK_NBYTES = (
-    1 << 30
-)  # one registration of >= 512 GiB fails whatever is free (vLLM 51081)
 
 
 class BorrowedPool:

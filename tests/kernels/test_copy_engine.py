@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of page copies, and how the driver is asked: against memory and a strict stand-in."""
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bodocache.errors import BackendError
+from bodocache.kernels import copy_engine, nvrtc
+from bodocache.kernels.reference import copy as twin
+from bodocache.kernels.runs import pair_of
+from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+
+
+def pool(kind, num_pages, **shape):
+    layout = Layout(kind, Group("g", **shape), 2, num_pages)
+    memory = torch.randint(0, 256, (layout.pool_nbytes,), dtype=torch.uint8)
+    return PagedMemory.of_layout(memory, layout), memory
+
+
+def perform(runs):
+    for source, target, nbytes in zip(*(column.tolist() for column in runs), strict=True):
+        ctypes.memmove(target, source, nbytes)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    *(st.sampled_from(LayoutKind), st.sampled_from(LayoutKind), st.integers(1, 3)),
+    *(st.integers(1, 3), st.sampled_from([1, 2]), st.data()),
+)
+def test_the_runs_are_the_copy(ours, theirs, layers, heads, kv, data):
+    shape = {"layers": layers, "heads": heads, "head_dim": 16, "itemsize": 2, "kv": kv}
+    source, _ = pool(ours, 5, **shape)
+    destination, found = pool(theirs, 5, **shape)
+    expected = found.clone()
+    other = PagedMemory.of_layout(expected, Layout(theirs, Group("g", **shape), 2, 5))
+    targets = data.draw(st.permutations(range(5)))[: data.draw(st.integers(1, 5))]
+    chosen = data.draw(st.lists(st.integers(0, 4), min_size=len(targets), max_size=len(targets)))
+    slots = np.array(chosen), np.array(targets)
+    runs = copy_engine.merge(pair_of("op", source, destination), *slots)
+    bounds = np.array(sorted(data.draw(st.sets(st.integers(0, found.numel())))), np.int64)
+    perform(copy_engine.cut(runs, False, found.data_ptr() + bounds))
+    twin.copy_pages(source, other, *(torch.from_numpy(s) for s in slots))
+    assert torch.equal(found, expected)
+
+
+def test_adjacent_pages_of_a_layer_are_one_run():
+    source, _ = pool(LayoutKind.LAYER_FIRST, 8, layers=3, heads=2, head_dim=16, itemsize=2)
+    destination, _ = pool(LayoutKind.LAYER_FIRST, 8, layers=3, heads=2, head_dim=16, itemsize=2)
+    pair = pair_of("op", source, destination)
+    runs = copy_engine.merge(pair, np.array([4, 2, 3]), np.array([7, 5, 6]))
+    assert len(runs.nbytes) == 3 * 2  # one a layer, K and V, whatever the order of the pages
+    assert runs.nbytes.tolist() == [3 * pair[0].piece_nbytes] * 6
+
+
+def test_no_copy_lies_in_two_registrations(monkeypatch):
+    monkeypatch.setattr(copy_engine, "REGISTER_CHUNK_NBYTES", 4096)
+    memory, owner = pool(LayoutKind.PAGE, 8, layers=1, heads=1, head_dim=384, itemsize=2)
+    runs = copy_engine.merge(pair_of("op", memory, memory), np.arange(4), np.arange(4, 8))
+    bounds = copy_engine._registrations(memory)
+    pieces = copy_engine.cut(runs, True, bounds)
+    assert len(runs.nbytes) == 1
+    assert pieces.nbytes.sum() == runs.nbytes.sum()
+    starts = pieces.sources - owner.data_ptr()
+    assert (starts // 4096 == (starts + pieces.nbytes - 1) // 4096).all()
+
+
+class Driver:
+    """What cuda.bindings.driver offers here, strictly: wrong types and counts are errors."""
+
+    CUmemcpySrcAccessOrder = SimpleNamespace(CU_MEMCPY_SRC_ACCESS_ORDER_STREAM="stream")
+    CUmemcpyFlags = SimpleNamespace(
+        CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE=SimpleNamespace(value=1)
+    )
+
+    class CUmemcpyAttributes:
+        srcAccessOrder = None  # noqa: N815 -- the driver's name
+        flags = 0
+
+    class CUdeviceptr(int):
+        pass
+
+    def __init__(self, result, *, batches=True):
+        self.result, self.calls = result, []
+        if batches:
+            self.cuMemcpyBatchAsync = self._batch
+
+    def _batch(self, targets, sources, sizes, count, attributes, firsts, kinds, stream):
+        assert count == len(targets) == len(sources) == len(sizes)
+        assert all(isinstance(p, self.CUdeviceptr) for p in targets + sources)
+        assert attributes[0].srcAccessOrder == "stream"
+        assert (firsts, kinds) == ([0], 1)
+        assert stream != 0, "the legacy stream takes no batch"
+        self.calls.append(("batch", count))
+        return (self.result,)
+
+    def cuGetErrorString(self, _):  # noqa: N802 -- the driver's name
+        return None, b"what it says"
+
+    def cuMemcpyAsync(self, _target, _source, nbytes, _stream):  # noqa: N802 -- the driver's name
+        self.calls.append(("one", nbytes))
+        return (self.result,)
+
+
+@pytest.fixture
+def runs():
+    return copy_engine.MergedRuns(np.array([16, 64]), np.array([256, 512]), np.array([32, 16]))
+
+
+@pytest.fixture
+def results():
+    driver = pytest.importorskip("cuda.bindings.driver")
+    return driver.CUresult
+
+
+@pytest.mark.parametrize(
+    ("stream", "batches", "calls"),
+    [
+        (7, True, [("batch", 2)]),
+        (7, False, [("one", 32), ("one", 16)]),
+        (0, True, [("one", 32), ("one", 16)]),
+    ],
+)
+def test_one_batch_where_the_driver_takes_it(monkeypatch, runs, results, stream, batches, calls):
+    driver = Driver(results.CUDA_SUCCESS, batches=batches)
+    monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
+    copy_engine.submit(runs, stream)
+    assert driver.calls == calls
+
+
+def test_a_refusal_names_the_call(monkeypatch, runs, results):
+    driver = Driver(results.CUDA_ERROR_INVALID_VALUE)
+    monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
+    with pytest.raises(BackendError, match="cuMemcpyBatchAsync.*what it says"):
+        copy_engine.submit(runs, 7)
+
+
+def test_the_real_binding_takes_our_types(runs, results):
+    """Without a driver it fails only when it looks for one, after having looked at the types."""
+    assert results.CUDA_SUCCESS.value == 0
+    with pytest.raises((RuntimeError, BackendError)):
+        copy_engine.submit(runs, 7)
