@@ -100,7 +100,7 @@ class Driver:
         return (self.result,)
 
     def cuGetErrorString(self, _):  # noqa: N802 -- the driver's name
-        return None, b"what it says"
+        return SimpleNamespace(value=0), b"what it says"
 
     def cuMemcpyAsync(self, _target, _source, nbytes, _stream):  # noqa: N802 -- the driver's name
         self.calls.append(("one", nbytes))
@@ -136,7 +136,7 @@ def test_one_batch_where_the_driver_takes_it(monkeypatch, runs, results, stream,
 def test_a_refusal_names_the_call(monkeypatch, runs, results):
     driver = Driver(results.CUDA_ERROR_INVALID_VALUE)
     monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
-    with pytest.raises(BackendError, match="cuMemcpyBatchAsync.*what it says"):
+    with pytest.raises(BackendError, match=r"cuMemcpyBatchAsync.*what it says"):
         copy_engine.submit(runs, 7)
 
 
