@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``bodocache replay`` and ``bodocache trace``."""
+"""The command line: ``bodocache replay``, ``bodocache trace`` and ``bodocache kernels``."""
 
 import asyncio
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bodocache import jit
+from bodocache import env, jit
 from bodocache.errors import BodoCacheError
+from bodocache.kernels.targets import TARGETS
 from bodocache.replay import terminal
 from bodocache.replay.commands import trace_app
 from bodocache.replay.policy import Policy
@@ -136,6 +137,74 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
             write_through=write_through,
         )
         _replay_live(trace, max_requests, options, json_file, report)
+
+
+@app.command(
+    epilog="Examples: [bold]bodocache kernels[/bold];"
+    " [bold]bodocache kernels --only digest --targets sm_90[/bold];"
+    " [bold]bodocache kernels --targets sm_90,gfx942 --json kernels.json[/bold]",
+)
+def kernels(
+    targets: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="GPUs to compile for: "
+            + "; ".join(f"{name} ({cards})" for name, cards in TARGETS.items())
+            + ".",
+        ),
+    ] = ",".join(TARGETS),
+    only: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Kernels to compile; default: all.")
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="Write every specialisation's figures here; - is standard output."
+        ),
+    ] = None,
+) -> None:
+    """Compile every GPU kernel as its launchers do, and show what it costs; no GPU is needed.
+
+    Registers and spills are a thread's, shared memory is a block's. Vector is
+    the narrowest access to page data, code is machine code. A kernel is unproven
+    until a committed result says that it ran on that GPU and was right.
+
+    Exit status 1 if a kernel spills, moves page data less than 16 bytes at a
+    time, or does not compile.
+    """
+    if env.triton_interpreted():
+        raise typer.BadParameter("TRITON_INTERPRET=1 is set, so Triton compiles nothing; unset it")
+    chosen = _chosen("--targets", targets, TARGETS)
+    console = terminal.console_beside(json_file)
+    from bodocache.kernels import report as reporting
+
+    known = reporting.known_kernels()
+    wanted = known if only is None else _chosen("--only", only, known)
+    with terminal.progress_bar(console) as progress:
+        task = progress.add_task("compiling", total=None)
+        report = reporting.compile_all(
+            wanted,
+            chosen,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(reporting.render(report))
+    for fault in report.faults:
+        console.print(f"[bold red]fault:[/bold red] {escape(fault)}", soft_wrap=True)
+    terminal.write_json(json_file, reporting.as_json(report))
+    if report.faults:
+        raise typer.Exit(1)
+
+
+def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """The names in ``text``, separated by commas; end with a usage error if one is not known."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise typer.BadParameter(
+            f"{option}: {', '.join(map(repr, unknown))} not known; known are {', '.join(known)}"
+        )
+    return names
 
 
 def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:

@@ -5,87 +5,124 @@ Not possible in a process with TRITON_INTERPRET=1. Nothing here runs a kernel.
 """
 
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from triton.backends import compiler as backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bodocache.errors import CompileError
 from bodocache.kernels import digest, gather, scatter
 from bodocache.kernels.check import UNIT_NBYTES
-from bodocache.kernels.launch import OPTIONS, Launch
+from bodocache.kernels.launch import Launch
+from bodocache.kernels.machine_code import Cost, amd_cost, nvidia_cost
 
 MODULES = (  # each has a kernel and ``specialisations``, the launches to compile it for
     digest,
     gather,
     scatter,
 )
-CAPABILITIES = (80, 90, 100, 120)  # A100, H100/H200, B200, RTX 50 and RTX PRO 6000
 
-_POINTERS = {torch.int32: "*i32", torch.int64: "*i64"}
+_DTYPES = {  # as Triton writes them
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One specialisation of one kernel for one architecture."""
+    """One specialisation of one kernel for one target."""
 
     name: str
-    capability: int
-    registers: int
-    spilled_nbytes: int  # local memory and stack of a thread
-    global_accesses: tuple[str, ...]  # of words: "ld...v4.b32" and the like, scalars left out
-    ptx: str
+    target: str
+    moves_pages: bool  # its source asks for accesses to page data
+    cost: Cost
 
 
 def launches() -> Iterator[tuple[str, Launch]]:
-    """Every specialisation that launchers use, by name."""
+    """Every specialisation that launchers use, by name; a name begins with its kernel's."""
     for module in MODULES:
         yield from module.specialisations()
 
 
-def compile_for(name: str, launch: Launch, capability: int) -> Compiled:
-    """Compile ``launch`` for compute capability ``capability`` (90 is sm_90) and inspect it."""
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source_of(launch), target=target, options=OPTIONS)
-    ptx = compiled.asm["ptx"]
-    registers, spilled = _resources(compiled.asm["cubin"])
-    accesses = re.findall(r"\b(?:ld|st)\.global\S*", ptx)
-    return Compiled(name, capability, registers, spilled, tuple(accesses), ptx)
+def compile_for(name: str, launch: Launch, target: str) -> Compiled:
+    """Compile ``launch`` for ``target``, one of ``targets.TARGETS``, and read what it costs.
+
+    Raises:
+        CompileError: this Triton does not compile it, or not for this target.
+    """
+    nvidia = target.startswith("sm_")
+    chosen = (
+        GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+        if nvidia
+        else GPUTarget("hip", target, 64)
+    )
+    try:
+        compiled = triton.compile(source_of(launch), target=chosen, options=launch.options)
+    except Exception as error:  # Triton's own are of many classes, one of them Exception itself
+        triton_is = f"Triton {triton.__version__}"
+        raise CompileError(
+            f"{name} does not compile for {target} with {triton_is}: {error}"
+        ) from error
+    asm, shared_nbytes = compiled.asm, compiled.metadata.shared
+    moves_pages = re.search(r"cache_?modifier = c[gs]", asm["ttir"], re.IGNORECASE) is not None
+    if nvidia:
+        cost = nvidia_cost(asm["ptx"], asm["cubin"], shared_nbytes)
+    else:
+        cost = amd_cost(asm["amdgcn"], asm["hsaco"], shared_nbytes)
+    return Compiled(name, target, moves_pages, cost)
 
 
 def source_of(launch: Launch) -> ASTSource:
     """What Triton's JIT would compile for ``launch``: its types, constants and alignments."""
     kernel = launch.kernel
-    plain = {param.name for param in kernel.params if param.do_not_specialize}
-    names = [param.name for param in kernel.params]
     signature: dict[str, str] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for place, name in enumerate(names):
-        value = launch.arguments.get(name)
-        if isinstance(value, torch.Tensor):
-            signature[name] = _POINTERS[value.dtype]
-            if name not in plain and value.data_ptr() % UNIT_NBYTES == 0:
-                attributes[place,] = [["tt.divisibility", UNIT_NBYTES]]
+    constants = dict(launch.constexprs)
+    aligned: list[int] = []
+    for place, param in enumerate(kernel.params):
+        value = launch.arguments.get(param.name)
+        specialised = not param.do_not_specialize
+        if value is None:
+            signature[param.name] = "constexpr"
+        elif isinstance(value, int) and value == 1 and specialised:
+            signature[param.name] = "constexpr"
+            constants[param.name] = 1
         else:
-            signature[name] = "constexpr" if value is None else "i32"
-    constants = {(names.index(name),): value for name, value in launch.constexprs.items()}
-    return ASTSource(kernel, signature, constants, attributes)
+            signature[param.name] = _type_of(value)
+            if specialised and _is_aligned(value):
+                aligned.append(place)
+    return ASTSource(kernel, signature, constants, _attributes(aligned))
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack and local memory, of a thread; from Triton's own cuobjdump."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        report = subprocess.run(  # noqa: S603 -- a tool of Triton's wheel on a file of ours
-            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-    used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
-    return used["REG"], used["STACK"] + used["LOCAL"]
+def _type_of(value: torch.Tensor | float) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"*{_DTYPES[value.dtype]}"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "fp32"
+
+
+def _is_aligned(value: torch.Tensor | float) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr() % UNIT_NBYTES == 0
+    return isinstance(value, int) and value % UNIT_NBYTES == 0
+
+
+def _attributes(aligned: list[int]) -> Any:
+    """Say that the arguments at these places are multiples of 16."""
+    if hasattr(backends, "AttrsDescriptor"):  # Triton 3.2
+        return backends.AttrsDescriptor.from_hints(dict.fromkeys(aligned, UNIT_NBYTES))
+    return {(place,): [["tt.divisibility", UNIT_NBYTES]] for place in aligned}

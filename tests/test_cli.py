@@ -133,3 +133,60 @@ def test_a_live_replay_hits_and_finds_no_wrong_byte(tmp_path):
     assert found["wrong_bytes"] == 0
     assert sum(tier["hits"] for tier in found["tiers"].values()) == found["page_hits"]
     assert sum(found["misses"].values()) == found["pages_touched"] - found["page_hits"]
+
+
+KERNEL_JSON = {
+    *("kernel", "specialisation", "target", "registers", "spills", "shared_nbytes"),
+    *("vector_nbytes", "widest_nbytes", "code_nbytes", "proven"),
+}
+
+
+def test_kernels_are_compiled_for_the_targets_and_the_names_are_stable(tmp_path):
+    small = ("kernels", "--only", "digest", "--targets", "sm_80, gfx942")
+    text = run(*small, "--json", tmp_path / "kernels.json").stdout
+    found = json.loads((tmp_path / "kernels.json").read_text())
+    assert set(found) == {"environment", "rows", "faults"}
+    assert all(set(row) == KERNEL_JSON for row in found["rows"])
+    assert [(row["kernel"], row["target"]) for row in found["rows"]] == [
+        ("digest", "sm_80"),
+        ("digest", "gfx942"),
+    ]
+    assert found["faults"] == []
+    for row in found["rows"]:
+        assert row["target"] in text
+        assert f"{row['code_nbytes']:,}" in text
+    assert "unproven" in text
+
+
+def test_a_faulty_kernel_is_named_and_is_status_1(monkeypatch):
+    from bodocache.kernels import report
+
+    wrong = report.Report([], ["gather_page on sm_90 spills 3 words of a thread; expected 0"])
+    monkeypatch.setattr(report, "compile_all", lambda *_: wrong)
+    found = run("kernels", "--targets", "sm_90", "--json", "-", status=1)
+    assert json.loads(found.stdout)["faults"] == wrong.faults
+    assert f"fault: {wrong.faults[0]}" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--targets", "sm_90,sm_91"), ["sm_91", "known are", "sm_80", "gfx942"]),
+        (("--targets", ""), ["known are"]),
+        (("--only", "gathers"), ["gathers", "known are", "gather", "digest"]),
+    ],
+)
+def test_targets_and_kernels_that_are_not_known_are_refused(arguments, says):
+    output = run("kernels", *arguments, status=2).output
+    assert all(part in output for part in says)
+
+
+def test_kernels_are_not_compiled_in_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET=1 is set" in run("kernels", status=2).output
+
+
+def test_the_help_of_kernels_says_what_the_figures_mean():
+    text = " ".join(run("kernels", "--help").stdout.split())
+    for part in ("sm_90 (H100", "bodocache kernels --only digest", "unproven until"):
+        assert part in text

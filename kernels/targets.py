@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPUs that kernels are compiled for, and which kernels ran on which of them.
+
+Needs no Triton, so that the command line can name them.
+"""
+
+from collections.abc import Mapping
+
+TARGETS: Mapping[str, str] = {
+    "sm_80": "A100",
+    "sm_90": "H100, H200",
+    "sm_100": "B200",
+    "sm_120": "RTX 50, RTX PRO 6000",
+    "gfx942": "MI300",
+}
+
+# Kernel -> the targets on which it ran and equalled its twin. A test holds this equal to what
+# bench/results/gpu*.json list as ``proven``; so far no kernel has run on a GPU.
+PROVEN: Mapping[str, frozenset[str]] = {}
+
+
+def proven(kernel: str, target: str) -> bool:
+    """Whether a committed result says that ``kernel`` ran on ``target`` and was right."""
+    return target in PROVEN.get(kernel, ())

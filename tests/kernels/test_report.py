@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bodocache import env
+from bodocache.kernels import targets
+
+pytestmark = pytest.mark.skipif(env.triton_interpreted(), reason="the interpreter compiles nothing")
+
+NVIDIA_AND_AMD = pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+
+
+@pytest.fixture
+def report():
+    from bodocache.kernels import report
+
+    return report
+
+
+@pytest.fixture
+def launch():
+    from bodocache.kernels import digest
+
+    return next(digest.specialisations())[1]
+
+
+@pytest.fixture
+def compiled(monkeypatch, report):
+    """Report the kernel ``digest``, launched as given, on one target."""
+
+    def compile_one(launch, target):
+        module = SimpleNamespace(specialisations=lambda: iter([("digest", launch)]))
+        monkeypatch.setattr(report.aot, "MODULES", (module,))
+        return report.compile_all(["digest"], [target], lambda *_: None)
+
+    return compile_one
+
+
+@NVIDIA_AND_AMD
+def test_a_good_kernel_has_its_figures_and_no_fault(compiled, launch, target):
+    found = compiled(launch, target)
+    (row,) = found.rows
+    assert (row.kernel, row.specialisation, row.target) == ("digest", "digest", target)
+    assert (row.spills, row.vector_nbytes, row.widest_nbytes) == (0, 16, 16)
+    assert 16 < row.registers < 128
+    assert row.shared_nbytes == (1024 + 32 if target == "sm_90" else 32)
+    assert 1 << 10 < row.code_nbytes < 16 << 10
+    assert row.code_nbytes % 4 == 0, "whole instructions"
+    assert found.faults == []
+
+
+@pytest.mark.parametrize(("target", "tile_units"), [("sm_90", 2048), ("gfx942", 4096)])
+def test_spills_are_a_fault(compiled, launch, target, tile_units):
+    hungry = replace(launch, num_warps=1, constexprs={"TILE_UNITS": tile_units})
+    found = compiled(hungry, target)
+    assert found.rows[0].spills > 0
+    assert found.faults == [
+        f"digest on {target} spills {found.rows[0].spills} words of a thread; expected 0"
+    ]
+
+
+@NVIDIA_AND_AMD
+def test_narrow_accesses_are_a_fault(compiled, launch, target):
+    odd = torch.empty(4100, dtype=torch.uint8)[4:].view(torch.int32)
+    found = compiled(replace(launch, arguments={**launch.arguments, "pages_ptr": odd}), target)
+    assert found.rows[0].vector_nbytes == 4
+    assert found.faults == [f"digest on {target} moves page data 4 bytes at a time; expected 16"]
+
+
+def test_what_does_not_compile_is_a_fault_and_has_no_row(compiled, launch):
+    found = compiled(replace(launch, constexprs={"TILE_UNITS": 3}), "sm_90")
+    assert found.rows == []
+    assert found.faults[0].startswith("digest does not compile for sm_90 with Triton 3.")
+
+
+def test_a_kernel_is_proven_only_on_the_target_it_ran_on(monkeypatch):
+    monkeypatch.setattr(targets, "PROVEN", {"digest": frozenset({"sm_90"})})
+    assert targets.proven("digest", "sm_90")
+    assert not targets.proven("digest", "sm_80")
+    assert not targets.proven("gather", "sm_90")
+
+
+def test_the_table_has_the_worst_figure_of_each_kernel_and_target(report):
+    from rich.console import Console
+
+    row = report.Row("gather", "gather_a", "sm_90", 40, 0, 32, 16, 16, 5_000, proven=True)
+    rows = [row, replace(row, registers=77, spills=3, vector_nbytes=8, code_nbytes=6_000),
+            replace(row, target="gfx942", vector_nbytes=None, proven=False)]  # fmt: skip
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.render(report.Report(rows, [])))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["gather", "sm_90", "2", "77", "3", "32", "8", "6,000", "proven"] in lines
+    assert ["gather", "gfx942", "1", "40", "0", "32", "-", "5,000", "unproven"] in lines
