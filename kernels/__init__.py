@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from bodocache.kernels.copy import PageCopy, Sums, copy_and_sum_pages, copy_pages
     from bodocache.kernels.digest import digest_pages
     from bodocache.kernels.gather import Gathered, gather_pages
+    from bodocache.kernels.layerwise import LayerwiseCopy
     from bodocache.kernels.scatter import scatter_pages
     from bodocache.kernels.select import CopyPath
 
 __all__ = [
     "CopyPath",
     "Gathered",
+    "LayerwiseCopy",
     "PageCopy",
     "Sums",
     "copy_and_sum_pages",
@@ -30,6 +32,7 @@ if not TYPE_CHECKING:
     _HOMES = {
         "CopyPath": "select",
         "Gathered": "gather",
+        "LayerwiseCopy": "layerwise",
         "PageCopy": "copy",
         "Sums": "copy",
         "copy_and_sum_pages": "copy",

@@ -7,7 +7,7 @@ written outside the named slots. Which path is taken when is ``select``'s busine
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -21,13 +21,16 @@ from bodocache.kernels.runs import Runs, pair_of
 from bodocache.kernels.select import CopyPath
 from bodocache.layout import PagedMemory
 
+if TYPE_CHECKING:
+    from bodocache.kernels.bulk import BulkCopy
+
 _OP = "copy_pages"
 
 
 class PageCopy:
     """A copy between two pools, checked once: what is left for each call is its indices."""
 
-    __slots__ = ("_blocks", "_device", "_pair", "_path", "destination", "source")
+    __slots__ = ("_blocks", "_bulk", "_pair", "_path", "destination", "device", "source")
 
     def __init__(
         self,
@@ -43,8 +46,9 @@ class PageCopy:
         self.source = source.only(layers, heads)
         self.destination = destination.only(layers, heads)
         self._pair = pair_of(_OP, self.source, self.destination)
-        self._device = _device_of(source, destination)
+        self.device = _device_of(source, destination)
         self._path = path
+        self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it
         if blocks is not None and blocks < 1:
             raise LayoutError(f"{_OP}: {blocks} blocks; expected at least 1")
         crosses = source.device != destination.device
@@ -58,35 +62,38 @@ class PageCopy:
         stream: "torch.cuda.Stream | None" = None,
     ) -> None:
         """Copy pages ``source_slots[i]`` to ``destination_slots[i]``; see :func:`copy_pages`."""
-        slots = self._checked(source_slots, destination_slots)
+        slots = self.checked(source_slots, destination_slots)
         if not len(slots[0]):
             return
-        if not check.on_gpu(self._device):
-            self._on_host(*slots)
+        if not check.on_gpu(self.device):
+            self.copy_on_host(*slots)
             return
         path = self._path or self._choose(slots[0])
         with _on_stream(stream):
             if path is CopyPath.TORCH:
                 twin(self.source, self.destination, *slots)
             elif path is CopyPath.SM:
-                self.launch(*(index.to(self._device) for index in slots)).run()
+                self.launch(*(index.to(self.device) for index in slots)).run()
             elif path is CopyPath.COPY_ENGINE:
                 from bodocache.kernels import copy_engine
 
                 copy_engine.copy_runs(self._pair, self.source, self.destination, *slots)
             else:
-                from bodocache.kernels import bulk
+                if self._bulk is None:
+                    from bodocache.kernels import bulk
 
-                on_device = tuple(index.to(self._device) for index in slots)
-                bulk.bulk_copy(self.source, self.destination, *on_device, blocks=self._blocks)
+                    blocks = self._blocks or bulk.BLOCKS
+                    self._bulk = bulk.prepared(self.source, self.destination, blocks=blocks)
+                self._bulk.launch(*(index.to(self.device) for index in slots))
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
         return _launch(self._pair, (source_slots, destination_slots), self._blocks)
 
-    def _checked(
+    def checked(
         self, source_slots: Indices, destination_slots: Indices
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The indices of a call as tensors; LayoutError where they do not fit."""
         ours = check.index_tensor(_OP, "source_slots", source_slots)
         theirs = check.index_tensor(_OP, "destination_slots", destination_slots)
         if ours.dtype != theirs.dtype:
@@ -98,9 +105,9 @@ class PageCopy:
             source_slots=(ours, INDICES),
             destination_slots=(theirs, INDICES),
         )
-        if ours.device.type != "cpu" and ours.device != self._device:
+        if ours.device.type != "cpu" and ours.device != self.device:
             raise LayoutError(
-                f"{_OP}: source_slots is on {ours.device}; expected the CPU or {self._device}"
+                f"{_OP}: source_slots is on {ours.device}; expected the CPU or {self.device}"
             )
         check.in_range(_OP, "source_slots", ours, self.source.num_pages, "source")
         of = self.destination.num_pages
@@ -115,10 +122,11 @@ class PageCopy:
             piece_nbytes=min(runs.run_nbytes for runs in self._pair),
             nbytes=len(slots) * self.source.page_nbytes,
             indices_on_device=slots.device.type != "cpu",
-            device=self._device,
+            device=self.device,
         )
 
-    def _on_host(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> None:
+    def copy_on_host(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> None:
+        """Copy between two CPU pools, now, for checked indices."""
         if self._path not in (None, CopyPath.TORCH):
             raise LayoutError(
                 f"{_OP}: path {self._path}: source and destination are on the CPU; it needs a GPU"
@@ -193,13 +201,13 @@ def copy_and_sum_pages(
     """
     copy = PageCopy(source, destination, layers=layers, path=None, blocks=blocks)
     pair = pair_of(_OP, copy.source, copy.destination, by_layer=True)
-    slots = copy._checked(source_slots, destination_slots)  # noqa: SLF001 -- of this module
+    slots = copy.checked(source_slots, destination_slots)
     count, depth = len(slots[0]), copy.source.layers
-    if not check.on_gpu(copy._device):  # noqa: SLF001
+    if not check.on_gpu(copy.device):
         if count:
-            copy._on_host(*slots)  # noqa: SLF001
+            copy.copy_on_host(*slots)
         return Sums(sums_twin(copy.source, slots[0]))
-    words = torch.zeros((count, depth, 2), dtype=torch.int64, device=copy._device)  # noqa: SLF001
+    words = torch.zeros((count, depth, 2), dtype=torch.int64, device=copy.device)
     if count:
         on_device = (slots[0].to(words.device), slots[1].to(words.device))
         with _on_stream(stream):

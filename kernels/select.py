@@ -105,7 +105,7 @@ def describe(device: torch.device) -> str:
     """The name under which a GPU's table is kept: model, driver, torch."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return str(device)
-    driver = torch._C._cuda_getDriverVersion()  # noqa: SLF001 -- torch has no public name for it
+    driver = getattr(torch._C, "_cuda_getDriverVersion", int)()  # noqa: SLF001 -- has no public name
     name = torch.cuda.get_device_name(device).replace(" ", "_")
     return f"{name}-driver{driver}-torch{torch.__version__}"
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer-wise copies: what lands when, cuts, and how far they run ahead.
+
+On CPU pools for real; the order of things on a lane that does its work when the test says so.
+"""
+
+import pytest
+import torch
+
+from bodocache.errors import BodoCacheError, LayoutError
+from bodocache.kernels import LayerwiseCopy, gather_pages
+from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+
+LAYERS, PAGES = 4, 6
+SHAPE = {"layers": LAYERS, "heads": 2, "head_dim": 16, "itemsize": 2}
+
+
+def pool(kind):
+    layout = Layout(kind, Group("g", **SHAPE), 2, PAGES + 2)
+    memory = torch.randint(0, 256, (layout.pool_nbytes,), dtype=torch.uint8)
+    return PagedMemory.of_layout(memory, layout), memory
+
+
+class SlowLane:
+    """Does what was submitted one by one, as a stream would; ``engine_done`` is its counter."""
+
+    def __init__(self):
+        self.queue, self.done, self.told = [], 0, 0
+
+    def submit(self, copy, source_slots, destination_slots):
+        self.queue.append(lambda: copy.run(source_slots, destination_slots))
+
+    def mark(self):
+        return Passed(self, len(self.queue))
+
+    def hold_until(self, count):
+        self.queue.append(count)
+
+    def tell(self, count, _stream):
+        self.told = max(self.told, count)
+
+    def make_wait(self, _stream, mark):
+        self.run_to(mark.place)
+        assert mark.passed, "the engine would wait for ever"
+
+    def drain(self):
+        self.run_to(len(self.queue))
+
+    def run_to(self, place):
+        while self.done < place:
+            step = self.queue[self.done]
+            if isinstance(step, int):
+                if self.told < step:
+                    return
+            else:
+                step()
+            self.done += 1
+
+
+class Passed:
+    def __init__(self, lane, place):
+        self._lane, self.place = lane, place
+
+    @property
+    def passed(self):
+        return self._lane.done >= self.place
+
+
+@pytest.fixture
+def pools():
+    torch.manual_seed(3)
+    return pool(LayoutKind.PAGE), pool(LayoutKind.LAYER_FIRST)
+
+
+SLOTS = torch.tensor([5, 3, 1, 0, 2, 4]), torch.tensor([1, 2, 3, 5, 6, 7])
+
+
+def begin(pools, **options):
+    (source, _), (destination, _) = pools
+    page_nbytes = source.page_nbytes
+    return LayerwiseCopy(source, destination, *SLOTS, chunk_nbytes=2 * page_nbytes, **options)
+
+
+def landed(pools, layers=None):
+    """Which pages have their bytes, in those layers."""
+    (source, _), (destination, _) = pools
+    ours = gather_pages(source, SLOTS[0], layers=layers).pages
+    theirs = gather_pages(destination, SLOTS[1], layers=layers).pages
+    return (ours == theirs).all(dim=1).tolist()
+
+
+def test_whole_pages_land_chunk_by_chunk_until_a_cut(pools):
+    copy = begin(pools)
+    before = pools[1][1].clone()
+    assert (copy.submitted, copy.whole) == (0, 0)
+    assert copy.advance()
+    assert copy.advance()
+    copy.cut()
+    assert copy.whole == 4
+    assert landed(pools) == [True] * 4 + [False] * 2
+    rest, _ = gather_pages(pools[1][0], torch.tensor([0, 4, 6, 7]))
+    untouched = PagedMemory.of_layout(
+        before, Layout(LayoutKind.LAYER_FIRST, Group("g", **SHAPE), 2, PAGES + 2)
+    )
+    assert torch.equal(rest, gather_pages(untouched, torch.tensor([0, 4, 6, 7])).pages)
+
+
+def test_a_cut_takes_back_what_was_not_submitted_and_nothing_else(pools):
+    lane = SlowLane()
+    copy = begin(pools, lane=lane)
+    copy.advance()
+    copy.cut()
+    assert (copy.submitted, copy.whole) == (2, 0)
+    copy.drain()
+    assert copy.whole == 2
+    assert landed(pools) == [True] * 2 + [False] * 4
+
+
+def test_after_the_commit_layers_land_in_order(pools):
+    lane = SlowLane()
+    copy = begin(pools, lane=lane)
+    copy.advance()
+    copy.commit()
+    copy.wait_layer(1)
+    assert landed(pools, range(2)) == [True] * 6
+    assert landed(pools, range(2, 3)) == [True] * 2 + [False] * 4
+    assert copy.whole == 2
+    copy.wait_layer(LAYERS - 1)
+    assert copy.whole == 6
+    assert landed(pools) == [True] * 6
+
+
+def test_it_runs_so_many_layers_ahead_and_no_more(pools):
+    lane = SlowLane()
+    copy = begin(pools, lane=lane, ahead=2)
+    copy.commit()
+    copy.drain()  # as far as it may go by itself
+    assert landed(pools, range(2)) == [True] * 6
+    assert landed(pools, range(2, 3)) == [False] * 6
+    copy.layer_done(0)
+    copy.drain()
+    assert landed(pools, range(2, 3)) == [True] * 6
+    assert landed(pools, range(3, 4)) == [False] * 6
+    copy.layer_done(1)
+    copy.wait_layer(3)
+    assert copy.whole == 6
+
+
+def test_a_commit_of_fewer_pages_leaves_the_others_alone(pools):
+    copy = begin(pools)
+    copy.advance()
+    copy.commit(pages=3)
+    copy.wait_layer(LAYERS - 1)
+    assert copy.whole == 3
+    assert landed(pools) == [True] * 3 + [False] * 3
+
+
+def test_everything_before_the_commit_is_fine_too(pools):
+    copy = begin(pools)
+    while copy.advance():
+        pass
+    copy.commit()
+    copy.wait_layer(0)
+    assert landed(pools) == [True] * 6
+
+
+@pytest.mark.parametrize("pages", [1, 7])
+def test_a_commit_must_cover_what_was_submitted(pools, pages):
+    copy = begin(pools)
+    copy.advance()
+    with pytest.raises(BodoCacheError, match="expected 2 to 6"):
+        copy.commit(pages)
+
+
+@pytest.mark.parametrize("what", ["advance", "cut", "commit"])
+@pytest.mark.parametrize("after", ["cut", "commit"])
+def test_what_is_decided_stays_decided(pools, what, after):
+    copy = begin(pools)
+    getattr(copy, after)()
+    with pytest.raises(BodoCacheError, match=f"{what} after it was"):
+        getattr(copy, what)()
+
+
+@pytest.mark.parametrize("layer", [-1, LAYERS])
+def test_a_layer_that_is_not_there_is_refused(pools, layer):
+    copy = begin(pools)
+    copy.commit()
+    with pytest.raises(BodoCacheError, match=f"layer {layer} of 4"):
+        copy.wait_layer(layer)
+
+
+def test_nobody_waits_for_layers_before_the_commit(pools):
+    with pytest.raises(BodoCacheError, match="commit first"):
+        begin(pools).wait_layer(0)
+
+
+def test_options_below_one_are_refused(pools):
+    with pytest.raises(LayoutError, match="ahead=0"):
+        begin(pools, ahead=0)
