@@ -84,7 +84,8 @@ class PageCopy:
 
                     blocks = self._blocks or bulk.BLOCKS
                     self._bulk = bulk.prepared(self.source, self.destination, blocks=blocks)
-                self._bulk.launch(*(index.to(self.device) for index in slots))
+                ours, theirs = (index.to(self.device) for index in slots)
+                self._bulk.launch(ours, theirs)
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
