@@ -191,6 +191,8 @@ def kernels(
     console.print(reporting.render(report))
     for fault in report.faults:
         console.print(f"[bold red]fault:[/bold red] {escape(fault)}", soft_wrap=True)
+    for reason in report.skipped:
+        console.print(f"not compiled: {escape(reason)}", soft_wrap=True)
     terminal.write_json(json_file, reporting.as_json(report))
     if report.faults:
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ Not possible in a process with TRITON_INTERPRET=1. Nothing here runs a kernel.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from triton.backends import compiler as backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bodocache.errors import CompileError
-from bodocache.kernels import digest, gather, scatter
+from bodocache.errors import BackendError, BackendUnavailable, CompileError
+from bodocache.kernels import copy, digest, gather, scatter
 from bodocache.kernels.check import UNIT_NBYTES
 from bodocache.kernels.launch import Launch
 from bodocache.kernels.machine_code import Cost, amd_cost, nvidia_cost
 
-MODULES = (  # each has a kernel and ``specialisations``, the launches to compile it for
+MODULES = (  # each has a kernel, and ``specialisations``: the launches to compile it for
+    copy,
     digest,
     gather,
     scatter,
@@ -52,10 +54,17 @@ class Compiled:
     cost: Cost
 
 
-def launches() -> Iterator[tuple[str, Launch]]:
-    """Every specialisation that launchers use, by name; a name begins with its kernel's."""
+def launches() -> Iterator[tuple[str, str, Launch]]:
+    """Every specialisation that launchers use: its kernel's name, its own, and the launch."""
     for module in MODULES:
-        yield from module.specialisations()
+        kernel = module.__name__.rpartition(".")[2]
+        for name, launch in module.specialisations():
+            yield kernel, name, launch
+
+
+def sources() -> list[str]:
+    """The CUDA sources; their kernels need sm_90."""
+    return sorted(path.name for path in (Path(__file__).parent / "csrc").glob("*.cu"))
 
 
 def compile_for(name: str, launch: Launch, target: str) -> Compiled:
@@ -84,6 +93,24 @@ def compile_for(name: str, launch: Launch, target: str) -> Compiled:
     else:
         cost = amd_cost(asm["amdgcn"], asm["hsaco"], shared_nbytes)
     return Compiled(name, target, moves_pages, cost)
+
+
+def compile_source(source: str, target: str) -> Compiled:
+    """Compile ``source``, one of :func:`sources`, for an NVIDIA target, and read what it costs.
+
+    Raises:
+        BackendUnavailable: NVRTC is not installed, or does not know the target.
+        CompileError: NVRTC does not compile it.
+    """
+    from bodocache.kernels import nvrtc
+
+    try:
+        cubin = nvrtc.compiled(source, target)
+    except BackendUnavailable:
+        raise
+    except BackendError as error:
+        raise CompileError(f"{source} does not compile for {target}: {_reason(error)}") from error
+    return Compiled(Path(source).stem, target, moves_pages=False, cost=nvidia_cost("", cubin, 0))
 
 
 def source_of(launch: Launch) -> ASTSource:
@@ -126,3 +153,9 @@ def _attributes(aligned: list[int]) -> Any:
     if hasattr(backends, "AttrsDescriptor"):  # Triton 3.2
         return backends.AttrsDescriptor.from_hints(dict.fromkeys(aligned, UNIT_NBYTES))
     return {(place,): [["tt.divisibility", UNIT_NBYTES]] for place in aligned}
+
+
+def _reason(error: Exception) -> str:
+    """Where a compiler failed and why: what stands first and last in its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return " ".join(dict.fromkeys((lines[0], lines[-1])))

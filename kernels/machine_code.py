@@ -10,8 +10,7 @@ from pathlib import Path
 
 import triton
 
-WORD_NBYTES = 4  # of a register
-
+_WORD_NBYTES = 4  # of a register
 # Page data is read and written with a cache modifier (.cg, .cs; "nt" on AMD), nothing else is.
 _PTX_PAGES = re.compile(r"\b(ld|st)\.global\S*\.c[gs]\S*")
 _PTX_WIDTH = re.compile(r"(?:\.v(\d))?\.[bfsu](\d+)$")
@@ -23,18 +22,19 @@ _EXECUTABLE = 0x4  # SHF_EXECINSTR
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one thread or program of a compiled kernel takes."""
+    """What one thread or block of a compiled kernel takes."""
 
     registers: int  # of a thread
-    spills: int  # words of a thread that lie in memory instead of in registers
-    shared_nbytes: int  # of a program
+    spilled_nbytes: int  # of a thread: in memory instead of in registers
+    scalar_spills: int  # AMD: scalars that lie in vector registers, none of them in memory
+    shared_nbytes: int  # of a block
     loads_nbytes: frozenset[int]  # the widths of its accesses to page data
     stores_nbytes: frozenset[int]
     code_nbytes: int
 
 
 def nvidia_cost(ptx: str, cubin: bytes, dynamic_shared_nbytes: int) -> Cost:
-    """Read what ``cubin``, of one kernel, takes; its accesses from ``ptx``."""
+    """Read what ``cubin``, of one kernel, takes; its accesses from ``ptx``, where there is some."""
     used = _resources(cubin)
     widths: dict[str, set[int]] = {"ld": set(), "st": set()}
     for access in _PTX_PAGES.finditer(ptx):
@@ -43,7 +43,8 @@ def nvidia_cost(ptx: str, cubin: bytes, dynamic_shared_nbytes: int) -> Cost:
         widths[access[1]].add(int(width[1] or 1) * int(width[2]) // 8)
     return Cost(
         used["REG"],
-        (used["STACK"] + used["LOCAL"]) // WORD_NBYTES,
+        used["STACK"] + used["LOCAL"],
+        0,
         used["SHARED"] + dynamic_shared_nbytes,
         frozenset(widths["ld"]),
         frozenset(widths["st"]),
@@ -57,10 +58,10 @@ def amd_cost(assembly: str, hsaco: bytes, dynamic_shared_nbytes: int) -> Cost:
     widths: dict[str, set[int]] = {"load": set(), "store": set()}
     for kind, width in _AMD_PAGES.findall(assembly):
         widths[kind].add(_AMD_NBYTES.get(width, 1))
-    spilled = used["vgpr_spill_count"] + used["sgpr_spill_count"]
     return Cost(
         used["vgpr_count"],
-        max(spilled, used["private_segment_fixed_size"] // WORD_NBYTES),
+        max(used["vgpr_spill_count"] * _WORD_NBYTES, used["private_segment_fixed_size"]),
+        used["sgpr_spill_count"],
         used["group_segment_fixed_size"] + dynamic_shared_nbytes,
         frozenset(widths["load"]),
         frozenset(widths["store"]),

@@ -7,16 +7,17 @@ rich, unlike the kernels: only the command line imports this.
 
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from rich.console import RenderableType
 from rich.table import Table
 
-from bodocache.errors import CompileError
+from bodocache.errors import BackendUnavailable, CompileError
 from bodocache.kernels import aot
 from bodocache.kernels.aot import Compiled
 from bodocache.kernels.check import UNIT_NBYTES
-from bodocache.kernels.targets import proven
+from bodocache.kernels.targets import CUDA_TARGETS, proven
 
 _VERSIONS = ("triton", "torch", "nvidia-cuda-nvrtc")
 
@@ -29,8 +30,9 @@ class Row:
     specialisation: str
     target: str
     registers: int  # of a thread
-    spills: int  # words of a thread that lie in memory instead of in registers
-    shared_nbytes: int  # of a program; from sm_90 on with the 1 KiB that the system takes
+    spills: int  # 4-byte words of a thread that lie in memory instead of in registers
+    scalar_spills: int  # AMD: scalars that lie in vector registers, which costs no memory access
+    shared_nbytes: int  # of a block; from sm_90 on with the 1 KiB that the system takes
     vector_nbytes: int | None  # the narrowest access to page data; None: it has none
     widest_nbytes: int | None
     code_nbytes: int
@@ -39,57 +41,50 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The rows, and in words what must not be: spills, narrow accesses, what does not compile."""
+    """The rows, and in words what must not be and what could not be compiled here."""
 
     rows: list[Row]
-    faults: list[str]
+    faults: list[str]  # spills, narrow accesses, what does not compile
+    skipped: list[str]  # for want of NVRTC
 
 
 def known_kernels() -> list[str]:
-    """The kernels by name, in the order of their modules."""
-    return list(dict.fromkeys(kernel_of(name) for name, _ in aot.launches()))
-
-
-def kernel_of(name: str) -> str:
-    """The kernel of the specialisation ``name``."""
-    return name.partition("_")[0]
+    """The kernels by name: Triton's, then the CUDA sources."""
+    return [*dict.fromkeys(kernel for kernel, _, _ in aot.launches()), *_sources()]
 
 
 def compile_all(
     kernels: Iterable[str], targets: Sequence[str], progress: Callable[[int, int], None]
 ) -> Report:
     """Compile ``kernels`` for ``targets`` as their launchers do; tell how many of how many."""
-    chosen = set(kernels)
-    jobs = [
-        (name, launch, target)
-        for name, launch in aot.launches()
-        if kernel_of(name) in chosen
-        for target in targets
-    ]
-    report = Report([], [])
-    for done, job in enumerate(jobs):
+    jobs = list(_jobs(set(kernels), targets))
+    report = Report([], [], [])
+    for done, (kernel, job) in enumerate(jobs):
         progress(done, len(jobs))
         try:
-            compiled = aot.compile_for(*job)
+            compiled = job()
         except CompileError as error:
             report.faults.append(str(error))
+        except BackendUnavailable as error:
+            report.skipped.append(f"{kernel}: {error}")
         else:
-            report.rows.append(row_of(compiled))
+            report.rows.append(row_of(kernel, compiled))
             report.faults.extend(faults_of(compiled))
     progress(len(jobs), len(jobs))
-    return report
+    return replace(report, skipped=list(dict.fromkeys(report.skipped)))  # once for all targets
 
 
-def row_of(compiled: Compiled) -> Row:
+def row_of(kernel: str, compiled: Compiled) -> Row:
     """What ``compiled`` costs, and whether its kernel is proven on its target."""
-    cost, kernel = compiled.cost, kernel_of(compiled.name)
+    cost = compiled.cost
     widths = cost.loads_nbytes | cost.stores_nbytes
     return Row(
         kernel=kernel,
         specialisation=compiled.name,
         target=compiled.target,
         registers=cost.registers,
-        spills=cost.spills,
+        spills=-(-cost.spilled_nbytes // 4),
+        scalar_spills=cost.scalar_spills,
         shared_nbytes=cost.shared_nbytes,
         vector_nbytes=min(widths, default=None),
         widest_nbytes=max(widths, default=None),
@@ -103,8 +98,8 @@ def faults_of(compiled: Compiled) -> list[str]:
     cost, which = compiled.cost, f"{compiled.name} on {compiled.target}"
     widths = cost.loads_nbytes | cost.stores_nbytes
     faults = []
-    if cost.spills:
-        faults.append(f"{which} spills {cost.spills} words of a thread; expected 0")
+    if cost.spilled_nbytes:
+        faults.append(f"{which} spills {cost.spilled_nbytes} bytes of a thread; expected 0")
     if compiled.moves_pages and not widths:
         faults.append(f"{which}: no access to page data found in its assembly")
     if widths and min(widths) < UNIT_NBYTES:
@@ -141,7 +136,25 @@ def as_json(report: Report) -> dict[str, object]:
         "environment": {name: _version(name) for name in _VERSIONS},
         "rows": [asdict(row) for row in report.rows],
         "faults": report.faults,
+        "skipped": report.skipped,
     }
+
+
+def _jobs(
+    kernels: set[str], targets: Sequence[str]
+) -> Iterator[tuple[str, Callable[[], Compiled]]]:
+    for kernel, name, launch in aot.launches():
+        if kernel in kernels:
+            for target in targets:
+                yield kernel, partial(aot.compile_for, name, launch, target)
+    for kernel, source in _sources().items():
+        if kernel in kernels:
+            for target in filter(CUDA_TARGETS.__contains__, targets):
+                yield kernel, partial(aot.compile_source, source, target)
+
+
+def _sources() -> dict[str, str]:
+    return {source.removesuffix(".cu"): source for source in aot.sources()}
 
 
 def _worst(rows: list[Row]) -> Iterator[str]:

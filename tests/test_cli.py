@@ -136,8 +136,8 @@ def test_a_live_replay_hits_and_finds_no_wrong_byte(tmp_path):
 
 
 KERNEL_JSON = {
-    *("kernel", "specialisation", "target", "registers", "spills", "shared_nbytes"),
-    *("vector_nbytes", "widest_nbytes", "code_nbytes", "proven"),
+    *("kernel", "specialisation", "target", "registers", "spills", "scalar_spills"),
+    *("shared_nbytes", "vector_nbytes", "widest_nbytes", "code_nbytes", "proven"),
 }
 
 
@@ -145,7 +145,7 @@ def test_kernels_are_compiled_for_the_targets_and_the_names_are_stable(tmp_path)
     small = ("kernels", "--only", "digest", "--targets", "sm_80, gfx942")
     text = run(*small, "--json", tmp_path / "kernels.json").stdout
     found = json.loads((tmp_path / "kernels.json").read_text())
-    assert set(found) == {"environment", "rows", "faults"}
+    assert set(found) == {"environment", "rows", "faults", "skipped"}
     assert all(set(row) == KERNEL_JSON for row in found["rows"])
     assert [(row["kernel"], row["target"]) for row in found["rows"]] == [
         ("digest", "sm_80"),
@@ -161,11 +161,13 @@ def test_kernels_are_compiled_for_the_targets_and_the_names_are_stable(tmp_path)
 def test_a_faulty_kernel_is_named_and_is_status_1(monkeypatch):
     from bodocache.kernels import report
 
-    wrong = report.Report([], ["gather_page on sm_90 spills 3 words of a thread; expected 0"])
+    fault = "gather_page on sm_90 spills 8 bytes of a thread; expected 0"
+    wrong = report.Report([], [fault], ["bulk_copy: NVRTC cannot be loaded"])
     monkeypatch.setattr(report, "compile_all", lambda *_: wrong)
     found = run("kernels", "--targets", "sm_90", "--json", "-", status=1)
-    assert json.loads(found.stdout)["faults"] == wrong.faults
-    assert f"fault: {wrong.faults[0]}" in found.stderr
+    assert json.loads(found.stdout)["faults"] == [fault]
+    assert f"fault: {fault}" in found.stderr
+    assert "not compiled: bulk_copy: NVRTC cannot be loaded" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import bodocache.kernels.cpu  # noqa: F401 -- both register what an open cache c
 from bodocache import jit
 from bodocache.cli import app
 from bodocache.config import CacheConfig
+from bodocache.kernels.targets import TARGETS
 from bodocache.pages import Reason
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
@@ -159,6 +160,14 @@ def test_every_figure_of_replay_is_documented(kind):
     figures = json.loads(result.stdout)
     assert kind or figures["disk_reads"], "so that its names are seen"
     names = set(names_of(figures))
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_every_figure_of_kernels_is_documented():
+    options = ("--only", "digest", "--targets", "sm_90", "--json", "-")
+    figures = json.loads(CliRunner().invoke(app, ["kernels", *options]).stdout)
+    text = (REPOSITORY / "docs" / "kernels.md").read_text()
+    names = {*figures, *figures["rows"][0], *TARGETS}
     assert {name for name in names if f"`{name}`" not in text} == set()
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel compiles for every GPU we name, spills nothing and moves 16 bytes at a time.
 
-Every specialisation only for sm_90; `bodocache kernels` compiles them all for every target.
+Here every specialisation with int64 indices for sm_90, and one of each kernel for each target;
+`bodocache kernels` compiles them all.
 """
 
 import pytest
@@ -29,26 +30,23 @@ def report():
     return report
 
 
-def one_of_each(launches, kernel_of):
-    return {kernel_of(name): (name, launch) for name, launch in launches}.values()
-
-
-def test_each_specialisation_has_a_name_of_its_own_that_begins_with_its_kernels(aot, report):
-    names = [name for name, _ in aot.launches()]
+def test_each_specialisation_has_a_name_of_its_own(aot, report):
+    names = [name for _, name, _ in aot.launches()]
     assert len(names) == len(set(names))
-    assert {"gather", "scatter", "digest"} <= set(report.known_kernels())
+    assert {"copy", "gather", "scatter", "digest"} <= set(report.known_kernels())
 
 
-@pytest.mark.timeout(60)  # 21 compilations: 6 s alone, where none is cached
+@pytest.mark.timeout(60)  # 25 compilations: 0.2 to 0.5 s each, where none is cached
 def test_no_specialisation_has_a_fault(aot, report):
-    for name, launch in aot.launches():
-        compiled = aot.compile_for(name, launch, "sm_90")
-        assert report.faults_of(compiled) == []
+    for _, name, launch in aot.launches():
+        if "int32" not in name:  # the same code but for the loads of the indices
+            assert report.faults_of(aot.compile_for(name, launch, "sm_90")) == []
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_kernel_compiles_for_each_target(aot, report, target):
-    for name, launch in one_of_each(aot.launches(), report.kernel_of):
+    one_of_each = {kernel: (name, launch) for kernel, name, launch in aot.launches()}
+    for kernel, (name, launch) in one_of_each.items():
         compiled = aot.compile_for(name, launch, target)
         cost = compiled.cost
         assert report.faults_of(compiled) == []
@@ -56,11 +54,11 @@ def test_each_kernel_compiles_for_each_target(aot, report, target):
         assert 0 < cost.code_nbytes < 64 << 10, name
         if compiled.moves_pages:
             assert cost.loads_nbytes == {16}, name
-            assert bool(cost.stores_nbytes) == (report.kernel_of(name) not in WRITES_NO_PAGES), name
+            assert bool(cost.stores_nbytes) == (kernel not in WRITES_NO_PAGES), name
 
 
 def test_what_does_not_compile_is_named(aot):
-    name, launch = next(aot.launches())
-    wrong = type(launch)(launch.kernel, 1, launch.arguments, {"TILE_UNITS": 3})
+    _, name, launch = next(aot.launches())
+    wrong = type(launch)(launch.kernel, 1, launch.arguments, {**launch.constexprs, "UNITS": 3})
     with pytest.raises(CompileError, match=rf"{name} does not compile for sm_90 with Triton 3\."):
         aot.compile_for(name, wrong, "sm_90")
