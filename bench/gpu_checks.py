@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Correctness of every kernel on a GPU: bytes against the twins, canaries, cuts, graph capture.
+
+Needs torch, triton and cuda-python alone: ``python bench/gpu_checks.py``. Each check prints a line;
+the exit status is the number of those that failed. ``--json FILE`` notes what passed where.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bodocache.errors import BackendUnavailable
+from bodocache.kernels import (
+    CopyPath,
+    LayerwiseCopy,
+    copy_and_sum_pages,
+    copy_pages,
+    digest_pages,
+    gather_pages,
+    scatter_pages,
+)
+from bodocache.kernels.reference import copy as copy_twin
+from bodocache.kernels.reference import digest as digest_twin
+from bodocache.kernels.reference import gather as gather_twin
+from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+
+PAGE_TOKENS = 16
+PAGES = 24
+GROUPS = (
+    Group("gqa", layers=3, heads=8, head_dim=128, itemsize=2),
+    Group("narrow", layers=2, heads=2, head_dim=16, itemsize=1),  # 16-byte rows
+    Group("mla", layers=3, heads=1, head_dim=576, itemsize=2, kv=1),
+)
+BEYOND_NBYTES = 5 << 30  # a pool with offsets beyond 2^31 and 2^32
+
+
+class Skipped(Exception):
+    """This machine cannot run the check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where pools lie."""
+
+    device: torch.device
+    groups: tuple[Group, ...] = GROUPS
+
+    @property
+    def real(self) -> bool:
+        """Whether this is a GPU, and not the interpreter on the CPU."""
+        return self.device.type == "cuda"
+
+    def pool(self, kind: LayoutKind, group: Group, *, on_host: bool = False) -> "Pool":
+        """Random pages."""
+        layout = Layout(kind, group, PAGE_TOKENS, PAGES)
+        memory = torch.randint(0, 256, (layout.pool_nbytes,), dtype=torch.uint8)
+        if not on_host:
+            memory = memory.to(self.device)
+        elif self.real:
+            memory = memory.pin_memory()
+        return Pool(PagedMemory.of_layout(memory, layout), memory, layout)
+
+    def wait(self) -> None:
+        """Until the GPU has done everything."""
+        if self.real:
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Pages and the bytes behind them."""
+
+    pages: PagedMemory
+    memory: torch.Tensor
+    layout: Layout
+
+    def twin(self) -> "Pool":
+        """A copy of both."""
+        memory = self.memory.clone()
+        if self.memory.is_pinned():
+            memory = memory.pin_memory()
+        return Pool(PagedMemory.of_layout(memory, self.layout), memory, self.layout)
+
+
+def slots_of(machine: Machine, count: int = 9, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Distinct slots in no order."""
+    chosen = torch.randperm(PAGES)[:count].to(dtype)
+    return chosen.to(machine.device)
+
+
+def check_gather_and_scatter(machine: Machine) -> None:
+    """Every layout, group, index type; layer and head ranges; digests."""
+    for kind in LayoutKind:
+        for group in machine.groups:
+            for dtype in (torch.int32, torch.int64):
+                pool = machine.pool(kind, group)
+                slots = slots_of(machine, dtype=dtype)
+                for layers in (None, range(1, group.layers)):
+                    gathered = gather_pages(pool.pages, slots, layers=layers)
+                    expected = torch.empty_like(gathered.pages)
+                    rows = torch.arange(len(slots), device=machine.device)
+                    part = pool.pages.only(layers)
+                    digests = gather_twin.gather_pages(part, slots, rows, expected)
+                    same(gathered.pages, expected)
+                    same(gathered.digests, digests)
+                    same(digest_pages(gathered.pages), digests)
+                    back = pool.twin()
+                    scatter_pages(expected.flip(0).contiguous(), back.pages, slots, layers=layers)
+                    again = gather_pages(back.pages, slots, layers=layers).pages
+                    same(again, expected.flip(0))
+
+
+def check_copies_within_the_device(machine: Machine) -> None:
+    """Every pair of layouts, and nothing else is touched."""
+    for group in machine.groups:
+        for ours in LayoutKind:
+            for theirs in LayoutKind:
+                compare_copy(machine, (ours, theirs), group, CopyPath.SM)
+
+
+def check_bulk_copies_within_the_device(machine: Machine) -> None:
+    """The same by cp.async.bulk."""
+    need(machine, CopyPath.BULK)
+    for group in machine.groups:
+        for ours in LayoutKind:
+            compare_copy(machine, (ours, LayoutKind.PAGE), group, CopyPath.BULK)
+
+
+def check_copies_to_and_from_the_host(machine: Machine) -> None:
+    """Every path, both directions, pinned memory, few blocks."""
+    for path in CopyPath:
+        if path is not CopyPath.SM:
+            try:
+                need(machine, path)
+            except Skipped as reason:
+                print(f"         {path}: {reason}")
+                continue
+        for group in machine.groups:
+            for kind in (LayoutKind.LAYER_FIRST, LayoutKind.PAGE_HEAD):
+                pair = (kind, LayoutKind.PAGE)
+                compare_copy(machine, pair, group, path, host=1)
+                compare_copy(machine, pair[::-1], group, path, host=0)
+
+
+def check_sums_by_layer(machine: Machine) -> None:
+    """Raw sums of every layer compose to the digest of the page."""
+    group = machine.groups[0]
+    for kind in LayoutKind:
+        source, destination = machine.pool(kind, group), machine.pool(LayoutKind.PAGE, group)
+        slots = slots_of(machine)
+        sums = copy_and_sum_pages(source.pages, destination.pages, slots, slots)
+        same(sums.words, copy_twin.sum_pages(source.pages, slots))
+        pages = gather_pages(destination.pages, slots).pages
+        same(pages, gather_pages(source.pages, slots).pages)
+        words = pages.shape[1] // 4
+        offsets = torch.arange(group.layers, device=machine.device) * (words // group.layers)
+        s1 = sums.words[:, :, 0].sum(1) + words
+        s2 = (sums.words[:, :, 1] + offsets * sums.words[:, :, 0]).sum(1) + words
+        same(torch.stack((s1, s2), dim=1), digest_twin.digest_pages(pages))
+
+
+def check_offsets_beyond_2_31(machine: Machine) -> None:
+    """Pages beyond 2 and 4 GiB of a pool."""
+    if not machine.real:
+        raise Skipped("a pool of 5 GiB is for a GPU")
+    group = Group("large", layers=4, heads=8, head_dim=128, itemsize=2)
+    pages = BEYOND_NBYTES // group.page_nbytes(PAGE_TOKENS)
+    for kind in (LayoutKind.LAYER_FIRST, LayoutKind.PAGE):
+        layout = Layout(kind, group, PAGE_TOKENS, pages)
+        memory = torch.zeros(layout.pool_nbytes, dtype=torch.uint8, device=machine.device)
+        pool = PagedMemory.of_layout(memory, layout)
+        rows = torch.randint(0, 256, (4, layout.page_nbytes), dtype=torch.uint8)
+        rows = rows.to(machine.device)
+        slots = torch.tensor([pages - 1, pages // 2, 0, pages - 2], device=machine.device)
+        digests = scatter_pages(rows, pool, slots)
+        same(digests, digest_pages(rows))
+        same(gather_pages(pool, slots).pages, rows)
+        small = machine.pool(LayoutKind.PAGE, group)
+        copy_pages(
+            pool, small.pages, slots, torch.arange(4, device=machine.device), path=CopyPath.SM
+        )
+        same(small.memory[: 4 * layout.page_nbytes], rows.flatten())
+
+
+def check_layerwise_copies(machine: Machine) -> None:
+    """Chunks, a cut, a commit, and how far it runs ahead of an engine on another stream."""
+    if not machine.real:
+        raise Skipped("streams are for a GPU; tests/kernels/test_layerwise.py has the logic")
+    group = machine.groups[0]
+    for ahead in (None, 1, 2):
+        source = machine.pool(LayoutKind.PAGE, group, on_host=True)
+        destination = machine.pool(LayoutKind.LAYER_FIRST, group)
+        before = destination.twin()
+        ours, theirs = torch.arange(12), torch.arange(12).flip(0) + 3
+        copy = LayerwiseCopy(
+            *(source.pages, destination.pages, ours, theirs),
+            ahead=ahead,
+            path=CopyPath.SM,
+            chunk_nbytes=2 * source.layout.page_nbytes,
+        )
+        copy.advance()
+        copy.advance()
+        copy.commit(pages=10)
+        engine = torch.cuda.Stream(machine.device)
+        found = []
+        for layer in range(group.layers):
+            copy.wait_layer(layer, engine)
+            with torch.cuda.stream(engine):
+                part = range(layer, layer + 1)
+                found.append(gather_pages(destination.pages, theirs[:10].cuda(), layers=part).pages)
+            copy.layer_done(layer, engine)
+        copy.drain()
+        machine.wait()
+        assert copy.whole == 10, f"{copy.whole} pages are whole; expected 10"
+        copy_twin.copy_pages(source.pages, before.pages, ours[:10], theirs[:10])
+        same(destination.memory, before.memory)
+        expected = gather_pages(before.pages, theirs[:10].cuda()).pages
+        same(torch.cat(found, dim=1), expected)
+    cut = LayerwiseCopy(
+        *(source.pages, destination.pages, ours, theirs),
+        path=CopyPath.SM,
+        chunk_nbytes=source.layout.page_nbytes,
+    )
+    cut.advance()
+    cut.cut()
+    cut.drain()
+    assert cut.whole == 1
+
+
+def check_graph_capture(machine: Machine) -> None:
+    """Copies within the device in a CUDA graph: replayed, they move what is there then."""
+    if not machine.real:
+        raise Skipped("CUDA graphs are for a GPU")
+    group = machine.groups[0]
+    source = machine.pool(LayoutKind.LAYER_FIRST, group)
+    destination = machine.pool(LayoutKind.PAGE, group)
+    slots = slots_of(machine)
+    copy_pages(source.pages, destination.pages, slots, slots, path=CopyPath.SM)  # compiled
+    machine.wait()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        copy_pages(source.pages, destination.pages, slots, slots, path=CopyPath.SM)
+    source.memory.copy_(torch.randint_like(source.memory, 256))
+    graph.replay()
+    machine.wait()
+    same(gather_pages(destination.pages, slots).pages, gather_pages(source.pages, slots).pages)
+
+
+def compare_copy(
+    machine: Machine,
+    kinds: tuple[LayoutKind, LayoutKind],
+    group: Group,
+    path: CopyPath,
+    host: int | None = None,
+) -> None:
+    """A copy against its twin, over the whole destination."""
+    source = machine.pool(kinds[0], group, on_host=host == 0)
+    destination = machine.pool(kinds[1], group, on_host=host == 1)
+    expected = destination.twin()
+    ours, theirs = torch.randint(0, PAGES, (9,)), torch.randperm(PAGES)[:9]
+    copy_pages(source.pages, destination.pages, ours, theirs, path=path)
+    machine.wait()
+    copy_twin.copy_pages(source.pages, expected.pages, ours, theirs)
+    same(destination.memory, expected.memory)
+
+
+def need(machine: Machine, path: CopyPath) -> None:
+    """Skip where the machine has no such path."""
+    if not machine.real and path is not CopyPath.TORCH:
+        raise Skipped("it is for a GPU")
+    if path is CopyPath.BULK and torch.cuda.get_device_capability(machine.device) < (9, 0):
+        raise Skipped("compute capability 9.0 is needed")
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Bit for bit."""
+    assert found.shape == expected.shape, f"{list(found.shape)}, not {list(expected.shape)}"
+    wrong = int((found != expected.to(found.device)).sum())
+    assert not wrong, f"{wrong} of {found.numel()} elements differ"
+
+
+CHECKS: tuple[Callable[[Machine], None], ...] = (
+    check_gather_and_scatter,
+    check_copies_within_the_device,
+    check_sums_by_layer,
+    check_copies_to_and_from_the_host,
+    check_bulk_copies_within_the_device,
+    check_offsets_beyond_2_31,
+    check_layerwise_copies,
+    check_graph_capture,
+)
+
+
+def run(
+    machine: Machine, checks: tuple[Callable[[Machine], None], ...]
+) -> Iterator[dict[str, Any]]:
+    """Do the checks; a row each."""
+    for check in checks:
+        name, started_s = check.__name__.removeprefix("check_"), time.perf_counter()
+        try:
+            check(machine)
+            outcome, why = "passed", ""
+        except (Skipped, BackendUnavailable) as reason:
+            outcome, why = "skipped", str(reason)
+        except Exception as error:  # noqa: BLE001 -- the next check may still tell us something
+            outcome, why = "FAILED", f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        seconds = time.perf_counter() - started_s
+        print(f"{outcome:8} {name.replace('_', ' ')} ({seconds:.1f} s) {why}", flush=True)
+        yield {"check": name, "outcome": outcome, "why": why, "seconds": round(seconds, 2)}
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where it ran."""
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "cuda": str(torch.version.cuda),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--json", type=Path, help="write the rows there")
+    chosen = arguments.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to check here", file=sys.stderr)
+        return 2
+    torch.manual_seed(int(os.environ.get("SEED", "7")))
+    device = torch.device("cuda", torch.cuda.current_device())
+    rows = list(run(Machine(device), CHECKS))
+    if chosen.json:
+        said = {"environment": environment(device), "rows": rows}
+        chosen.json.write_text(json.dumps(said, indent=1) + "\n")
+    return sum(row["outcome"] == "FAILED" for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
