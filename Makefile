@@ -3,14 +3,18 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 TRACE ?=
+# `make gpu` uses what is there: torch >= 2.6, triton >= 3.2, cuda-python >= 12.8, and nothing else.
+GPU_PYTHON ?= python3
+RESULTS ?= bench/results
 
-.PHONY: help install replay test check bench clean
+.PHONY: help install replay test check bench gpu clean
 
 help:
 	@echo "make replay   move the pages of a workload through device, host and disk, every byte checked"
 	@echo "make test     run the test suite"
 	@echo "make check    ruff, mypy --strict, import-linter (writes nothing)"
 	@echo "make bench    the measurements behind every figure, as JSON under bench/results/"
+	@echo "make gpu      on a machine with a GPU, under 9 minutes: every kernel checked, then measured"
 
 install: $(VENV)/.installed
 
@@ -38,9 +42,21 @@ check: install
 	$(BIN)/lint-imports
 
 bench: install
-	@for script in bench/*.py; do case $$script in bench/_*) ;; *) \
+	@for script in bench/*.py; do case $$script in bench/_*|bench/gpu_*|bench/kernels.py) ;; *) \
 	  echo "== $$script"; $(BIN)/python $$script --json bench/results/$$(basename $$script .py).json || exit 1;; \
 	esac; done
+
+gpu:
+	$(GPU_PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+	@echo "== checking every kernel's bytes"
+	timeout 150 $(GPU_PYTHON) bench/gpu_checks.py --json $(RESULTS)/gpu_checks.json
+	@if command -v compute-sanitizer >/dev/null 2>&1; then echo "== under compute-sanitizer"; \
+	  timeout 90 compute-sanitizer --error-exitcode 1 $(GPU_PYTHON) bench/gpu_checks.py --quick; \
+	 else echo "== compute-sanitizer is not here: left out"; fi
+	@echo "== calibrating copies"
+	timeout 60 $(GPU_PYTHON) -m bodocache.kernels.calibrate
+	@echo "== measuring"
+	timeout 300 $(GPU_PYTHON) bench/kernels.py --json $(RESULTS)/kernels.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

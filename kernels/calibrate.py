@@ -6,6 +6,7 @@ table and stays unproven. Unproven itself: it never ran on a GPU.
 """
 
 import itertools
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from bodocache.errors import BodoCacheError
+from bodocache.kernels import select
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.reference.copy import copy_pages as twin
 from bodocache.kernels.select import CopyPath, Direction, Measured, Table, describe
@@ -163,3 +165,42 @@ def _seconds(call: Callable[[], None], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started_s)
     return sorted(taken[1:])[REPEATS // 2]
+
+
+def main() -> int:
+    """``python -m bodocache.kernels.calibrate``: what ``bodocache calibrate`` does, with no more
+    than torch and triton. Prints the best path of each point; 2 where there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        sys.stderr.write("calibrate: no CUDA device\n")
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    table, failures = calibrate(device, note=lambda text: print(text, flush=True))  # noqa: T201
+    for line in report(table, failures):
+        print(line)  # noqa: T201 -- a command's output
+    print(f"kept in {select.save_table(table)}")  # noqa: T201
+    return 0
+
+
+def report(table: Table, failures: list[Failure]) -> list[str]:
+    """Lines for a person: the best path of each point, then what is not proven and why."""
+    best: dict[tuple[Direction, int, int], Measured] = {}
+    for point in table.points:
+        key = (point.direction, point.piece_nbytes, point.nbytes)
+        if key not in best or point.bytes_per_s > best[key].bytes_per_s:
+            best[key] = point
+    lines = [
+        f"{direction:16} {piece_nbytes:>8} B pieces {nbytes:>10} B: {point.path} "
+        f"{point.bytes_per_s / 1e9:.1f} GB/s"
+        for (direction, piece_nbytes, nbytes), point in sorted(best.items())
+    ]
+    for failure in failures:
+        lines.append(
+            f"unproven: {failure.direction} by {failure.path}, {failure.piece_nbytes} B:"
+            f" {failure.why}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

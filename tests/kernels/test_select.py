@@ -99,6 +99,9 @@ def test_paths_that_move_bytes_wrong_or_raise_stay_unproven(monkeypatch):
     points, failures = measure_grid(torch.device("cpu"), grid, lambda _: None, lambda *_: 0.5)
     assert {point.path for point in points} == {CopyPath.TORCH, CopyPath.SM}
     assert {point.bytes_per_s for point in points} == {131072.0}
+    lines = calibrate.report(Table("gpu", tuple(points)), failures)
+    assert any("unproven: within_device by bulk, 1024 B: BodoCacheError" in line for line in lines)
+    assert any("1024 B pieces" in line and "0.0 GB/s" in line for line in lines)
     whys = {failure.path: failure.why for failure in failures}
     assert whys[CopyPath.BULK] == "BodoCacheError: no such GPU"
     assert "wrong bytes" in whys[CopyPath.COPY_ENGINE]
