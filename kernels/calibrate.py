@@ -194,12 +194,9 @@ def report(table: Table, failures: list[Failure]) -> list[str]:
         f"{point.bytes_per_s / 1e9:.1f} GB/s"
         for (direction, piece_nbytes, nbytes), point in sorted(best.items())
     ]
-    for failure in failures:
-        lines.append(
-            f"unproven: {failure.direction} by {failure.path}, {failure.piece_nbytes} B:"
-            f" {failure.why}"
-        )
-    return lines
+    return lines + [
+        f"unproven: {f.direction} by {f.path}, {f.piece_nbytes} B: {f.why}" for f in failures
+    ]
 
 
 if __name__ == "__main__":

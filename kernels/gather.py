@@ -32,22 +32,25 @@ def gather_pages(
     slots: Indices,
     *,
     layers: range | None = None,
+    heads: range | None = None,
     out: torch.Tensor | None = None,
     rows: Indices | None = None,
 ) -> Gathered:
-    """Copy pages ``slots[i]`` of ``source``, or ``layers`` of them, to rows ``rows[i]`` of ``out``.
+    """Copy pages ``slots[i]`` of ``source``, or a part of them, to rows ``rows[i]`` of ``out``.
 
     Args:
         source: pool to read; whole pages stay as they are.
         slots: int32 or int64 [n]; may repeat, may be empty.
         layers: default all; a page then has ``nbytes`` = what these layers hold.
+        heads: default all; a rank's shard of a pool of all heads, likewise.
         out: uint8[M, nbytes], rows may be strided; default: new, [n, nbytes].
         rows: int32 or int64 [n], distinct, of ``slots``' dtype; default 0..n-1. Needs ``out``.
 
     Raises:
         LayoutError: shapes, strides, dtypes, devices, alignments or indices do not fit.
     """
-    runs = runs_of(source if layers is None else source.only(layers))
+    part = source if layers is None and heads is None else source.only(layers, heads)
+    runs = runs_of(part)
     slots = check.index_tensor(_OP, "slots", slots)
     if out is None:
         if rows is not None:
@@ -72,7 +75,7 @@ def gather_pages(
     elif (cpu := host.compiled()) is not None:
         digests = cpu.gather(runs, slots, chosen, out)
     else:
-        digests = twin(source.only(layers), slots, chosen, out)
+        digests = twin(part, slots, chosen, out)
     return Gathered(out, digests)
 
 

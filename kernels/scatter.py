@@ -24,15 +24,17 @@ def scatter_pages(
     slots: Indices,
     *,
     layers: range | None = None,
+    heads: range | None = None,
     rows: Indices | None = None,
 ) -> torch.Tensor:
     """Copy rows ``rows[i]`` of ``pages`` to ``destination``'s pages ``slots[i]``; return digests.
 
     Args:
-        pages: uint8[M, nbytes] in the ``page`` form of ``layers``; rows may be strided.
-        destination: pool to write; layers outside ``layers`` keep their bytes.
+        pages: uint8[M, nbytes] in the ``page`` form of ``layers`` and ``heads``; rows may be strided.
+        destination: pool to write; what is outside ``layers`` and ``heads`` keeps its bytes.
         slots: int32 or int64 [n], distinct, may be empty.
         layers: default all.
+        heads: default all.
         rows: int32 or int64 [n] of ``slots``' dtype, may repeat; default 0..n-1.
 
     Returns:
@@ -41,7 +43,8 @@ def scatter_pages(
     Raises:
         LayoutError: shapes, strides, dtypes, devices, alignments or indices do not fit.
     """
-    runs = runs_of(destination if layers is None else destination.only(layers))
+    part = destination if layers is None and heads is None else destination.only(layers, heads)
+    runs = runs_of(part)
     slots = check.index_tensor(_OP, "slots", slots)
     chosen = check.row_tensor(_OP, rows, slots, pages, "pages")
     check.operands(
@@ -62,7 +65,7 @@ def scatter_pages(
         return digests
     if (cpu := host.compiled()) is not None:
         return cpu.scatter(runs, slots, chosen, pages)
-    return twin(pages, destination.only(layers), slots, chosen)
+    return twin(pages, part, slots, chosen)
 
 
 def launch(

@@ -22,19 +22,20 @@ def assert_gathers(memory, slots, **options):
     gathered = gather_pages(memory, slots, **options)
     expected = torch.empty_like(gathered.pages)
     rows = torch.arange(len(slots))
-    digests = gather_twin.gather_pages(memory.only(options.get("layers")), slots, rows, expected)
+    part = memory.only(options.get("layers"), options.get("heads"))
+    digests = gather_twin.gather_pages(part, slots, rows, expected)
     assert torch.equal(gathered.pages, expected)
     assert torch.equal(gathered.digests, digests)
     return gathered
 
 
-def assert_scatters(pool, twin, slots, layers=None):
+def assert_scatters(pool, twin, slots, layers=None, heads=None):
     """Both pools hold the same bytes after the launcher wrote one and the twin the other."""
-    nbytes = pool.memory.only(layers).page_nbytes
+    nbytes = pool.memory.only(layers, heads).page_nbytes
     pages = torch.randint(0, 256, (len(slots), nbytes), dtype=torch.uint8)
-    digests = scatter_pages(pages, pool.memory, slots, layers=layers)
+    digests = scatter_pages(pages, pool.memory, slots, layers=layers, heads=heads)
     rows = torch.arange(len(slots))
-    expected = scatter_twin.scatter_pages(pages, twin.memory.only(layers), slots, rows)
+    expected = scatter_twin.scatter_pages(pages, twin.memory.only(layers, heads), slots, rows)
     assert torch.equal(pool.bytes(), twin.bytes())
     assert torch.equal(digests, expected)
 
@@ -63,6 +64,13 @@ def test_layer_range_moves_only_its_layers(make_pool, kind):
     pool = make_pool(kind)
     assert_gathers(pool.memory, torch.tensor([1, 3]), layers=range(1, 3))
     assert_scatters(pool, copy_of(pool, make_pool, kind), torch.tensor([1, 3]), range(1, 2))
+
+
+def test_head_range_moves_only_its_heads(make_pool, kind):
+    pool = make_pool(kind, heads=3)
+    assert_gathers(pool.memory, torch.tensor([1, 3]), heads=range(1, 3))
+    twin = copy_of(pool, make_pool, kind, heads=3)
+    assert_scatters(pool, twin, torch.tensor([1, 3]), range(1, 2), range(2, 3))
 
 
 def test_latent_pages_have_one_tensor(make_pool, kind):
