@@ -30,7 +30,7 @@ def scatter_pages(
     """Copy rows ``rows[i]`` of ``pages`` to ``destination``'s pages ``slots[i]``; return digests.
 
     Args:
-        pages: uint8[M, nbytes] in the ``page`` form of ``layers`` and ``heads``; rows may be strided.
+        pages: uint8[M, nbytes] in the ``page`` form of what is moved; rows may be strided.
         destination: pool to write; what is outside ``layers`` and ``heads`` keeps its bytes.
         slots: int32 or int64 [n], distinct, may be empty.
         layers: default all.
