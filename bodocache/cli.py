@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``bodocache replay``, ``bodocache trace`` and ``bodocache kernels``."""
+"""The command line: ``bodocache replay``, ``trace``, ``kernels`` and ``calibrate``."""
 
 import asyncio
 import math
@@ -196,6 +196,38 @@ def kernels(
     terminal.write_json(json_file, reporting.as_json(report))
     if report.faults:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: [bold]bodocache calibrate --device 1[/bold]")
+def calibrate(
+    device: Annotated[int, typer.Option(min=0, help="Index of the CUDA device.")] = 0,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the table here too; - is standard output."),
+    ] = None,
+) -> None:
+    """Check and time every path of copy_pages on a GPU, under 20 s, and keep the table.
+
+    Copies in every later process choose by it, on this GPU under this driver.
+    A path that moves a wrong byte, or fails, stays unproven and is not chosen.
+    Without a table copies go through torch's own indexing.
+    """
+    import torch
+
+    from bodocache.kernels import calibrate as calibration
+    from bodocache.kernels import select
+
+    console = terminal.console_beside(json_file)
+    if device >= torch.cuda.device_count():
+        raise typer.BadParameter(
+            f"--device: {device}; this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    with console.status("measuring") as status:
+        table, failures = calibration.calibrate(torch.device("cuda", device), note=status.update)
+    for line in calibration.report(table, failures):
+        console.print(escape(line), soft_wrap=True)
+    console.print(f"kept in {select.save_table(table)}", soft_wrap=True)
+    terminal.write_json(json_file, select.as_json(table))
 
 
 def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:

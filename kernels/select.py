@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -120,11 +121,15 @@ def save_table(table: Table) -> Path:
     file = table_file(table.device)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = file.with_suffix(".new")
-    points = [asdict(point) for point in table.points]
-    fresh.write_text(json.dumps({"device": table.device, "points": points}, indent=1))
+    fresh.write_text(json.dumps(as_json(table), indent=1))
     fresh.replace(file)
     load_table.cache_clear()
     return file
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """``table`` as it is kept: a device, and points named as in :class:`Measured`."""
+    return {"device": table.device, "points": [asdict(point) for point in table.points]}
 
 
 @functools.cache

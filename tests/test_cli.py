@@ -192,3 +192,9 @@ def test_the_help_of_kernels_says_what_the_figures_mean():
     text = " ".join(run("kernels", "--help").stdout.split())
     for part in ("sm_90 (H100", "bodocache kernels --only digest", "unproven until"):
         assert part in text
+
+
+def test_calibrating_names_the_devices_there_are():
+    output = run("calibrate", "--device", "64", status=2).output
+    assert "--device: 64; this machine has" in output
+    assert "stays unproven" in run("calibrate", "--help").stdout
