@@ -10,7 +10,9 @@ import pytest
 
 
 @pytest.mark.timeout(120)  # an interpreter: 8 s alone, more beside busy neighbours
-@pytest.mark.parametrize("name", ["test_pages.py", "test_copy.py"])
+@pytest.mark.parametrize(
+    "name", ["test_pages.py", "test_copy.py", "test_score.py", "test_coldest.py"]
+)
 def test_kernels_equal_their_twins_in_the_interpreter(name):
     file = Path(__file__).with_name(name)
     ran = subprocess.run(
