@@ -29,6 +29,9 @@ MODULES = (  # each has a kernel, and ``specialisations``: the launches to compi
     scatter,
 )
 
+_BLACKWELL = ("sm_100", "sm_120")
+_BLACKWELL_SINCE = (3, 3)
+
 _DTYPES = {  # as Triton writes them
     torch.int8: "i8",
     torch.uint8: "u8",
@@ -71,8 +74,10 @@ def compile_for(name: str, launch: Launch, target: str) -> Compiled:
     """Compile ``launch`` for ``target``, one of ``targets.TARGETS``, and read what it costs.
 
     Raises:
-        CompileError: this Triton does not compile it, or not for this target.
+        BackendUnavailable: this Triton knows no such target, or has no linker for it.
+        CompileError: it does not compile the kernel.
     """
+    _check_known(target)
     nvidia = target.startswith("sm_")
     chosen = (
         GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
@@ -82,10 +87,10 @@ def compile_for(name: str, launch: Launch, target: str) -> Compiled:
     try:
         compiled = triton.compile(source_of(launch), target=chosen, options=launch.options)
     except Exception as error:  # Triton's own are of many classes, one of them Exception itself
-        triton_is = f"Triton {triton.__version__}"
-        raise CompileError(
-            f"{name} does not compile for {target} with {triton_is}: {error}"
-        ) from error
+        if "linker" in str(error):  # ROCm's, which Triton 3.3 looks for outside its wheel
+            raise BackendUnavailable(f"{target}: {error}") from error
+        where = f"{name} does not compile for {target} with Triton {triton.__version__}"
+        raise CompileError(f"{where}: {_reason(error)}") from error
     asm, shared_nbytes = compiled.asm, compiled.metadata.shared
     moves_pages = re.search(r"cache_?modifier = c[gs]", asm["ttir"], re.IGNORECASE) is not None
     if nvidia:
@@ -106,8 +111,8 @@ def compile_source(source: str, target: str) -> Compiled:
 
     try:
         cubin = nvrtc.compiled(source, target)
-    except BackendUnavailable:
-        raise
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"{source}: {error}") from error
     except BackendError as error:
         raise CompileError(f"{source} does not compile for {target}: {_reason(error)}") from error
     return Compiled(Path(source).stem, target, moves_pages=False, cost=nvidia_cost("", cubin, 0))
@@ -132,6 +137,15 @@ def source_of(launch: Launch) -> ASTSource:
             if specialised and _is_aligned(value):
                 aligned.append(place)
     return ASTSource(kernel, signature, constants, _attributes(aligned))
+
+
+def _check_known(target: str) -> None:
+    """Triton 3.2 ends the process where its LLVM meets a Blackwell target."""
+    needed = _BLACKWELL_SINCE if target in _BLACKWELL else (0,)
+    if tuple(map(int, triton.__version__.split(".")[:2])) < needed:
+        raise BackendUnavailable(
+            f"{target} needs Triton {'.'.join(map(str, needed))}; {triton.__version__} is installed"
+        )
 
 
 def _type_of(value: torch.Tensor | float) -> str:

@@ -45,7 +45,7 @@ class Report:
 
     rows: list[Row]
     faults: list[str]  # spills, narrow accesses, what does not compile
-    skipped: list[str]  # for want of NVRTC
+    skipped: list[str]  # for want of NVRTC, or of a newer Triton
 
 
 def known_kernels() -> list[str]:
@@ -66,12 +66,12 @@ def compile_all(
         except CompileError as error:
             report.faults.append(str(error))
         except BackendUnavailable as error:
-            report.skipped.append(f"{kernel}: {error}")
+            report.skipped.append(str(error))
         else:
             report.rows.append(row_of(kernel, compiled))
             report.faults.extend(faults_of(compiled))
     progress(len(jobs), len(jobs))
-    return replace(report, skipped=list(dict.fromkeys(report.skipped)))  # once for all targets
+    return replace(report, skipped=list(dict.fromkeys(report.skipped)))  # each reason once
 
 
 def row_of(kernel: str, compiled: Compiled) -> Row:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bodocache import env
-from bodocache.errors import BackendUnavailable
-from bodocache.kernels import targets
+from bodocache.errors import BackendError, BackendUnavailable
+from bodocache.kernels import nvrtc, targets
 
 pytestmark = pytest.mark.skipif(env.triton_interpreted(), reason="the interpreter compiles nothing")
 
@@ -72,6 +72,17 @@ def test_narrow_accesses_are_a_fault(compiled, launch, target):
     assert found.faults == [f"digest_a on {target} moves page data 4 bytes at a time; expected 16"]
 
 
+def test_accesses_that_are_not_found_are_a_fault(report):
+    from bodocache.kernels.machine_code import Cost
+
+    cost = Cost(40, 0, 0, 32, frozenset(), frozenset(), 5_000)
+    moves = report.Compiled("gather_a", "sm_90", moves_pages=True, cost=cost)
+    assert report.faults_of(moves) == [
+        "gather_a on sm_90: no access to page data found in its assembly"
+    ]
+    assert report.faults_of(replace(moves, moves_pages=False)) == []
+
+
 def test_what_does_not_compile_is_a_fault_and_has_no_row(compiled, launch):
     found = compiled(replace(launch, constexprs={"TILE_UNITS": 3}), "sm_90")
     assert found.rows == []
@@ -82,12 +93,24 @@ def test_cuda_sources_are_compiled_where_nvrtc_is_and_named_where_it_is_not(repo
     monkeypatch.setattr(report.aot, "sources", lambda: ["bulk_copy.cu"])
 
     def unavailable(source, target):
-        raise BackendUnavailable(f"NVRTC is not there for {target}")
+        raise BackendUnavailable(f"no NVRTC for {target}")
 
-    monkeypatch.setattr(report.aot, "compile_source", unavailable)
+    monkeypatch.setattr(nvrtc, "compiled", unavailable)
     targets = ["sm_80", "sm_90", "gfx942"]
     found = report.compile_all(["bulk_copy"], targets, lambda *_: None)
-    assert found == report.Report([], [], ["bulk_copy: NVRTC is not there for sm_90"])
+    assert found == report.Report([], [], ["bulk_copy.cu: no NVRTC for sm_90"])
+
+
+def test_a_cuda_source_that_does_not_compile_is_a_fault(report, monkeypatch):
+    monkeypatch.setattr(report.aot, "sources", lambda: ["bulk_copy.cu"])
+
+    def wrong(source, target):
+        raise BackendError("NVRTC_ERROR_COMPILATION\nexpected a ;")
+
+    monkeypatch.setattr(nvrtc, "compiled", wrong)
+    (fault,) = report.compile_all(["bulk_copy"], ["sm_90"], lambda *_: None).faults
+    assert fault.startswith("bulk_copy.cu does not compile for sm_90: NVRTC_ERROR")
+    assert fault.endswith("expected a ;")
 
 
 @pytest.mark.parametrize("target", sorted(targets.CUDA_TARGETS))
