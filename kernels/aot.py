@@ -17,16 +17,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bodocache.errors import BackendError, BackendUnavailable, CompileError
-from bodocache.kernels import copy, digest, gather, scatter
+from bodocache.kernels import coldest, copy, digest, gather, scatter, score, subtree
 from bodocache.kernels.check import UNIT_NBYTES
 from bodocache.kernels.launch import Launch
 from bodocache.kernels.machine_code import Cost, amd_cost, nvidia_cost
 
 MODULES = (  # each has a kernel, and ``specialisations``: the launches to compile it for
+    coldest,
     copy,
     digest,
     gather,
     scatter,
+    score,
+    subtree,
 )
 
 _BLACKWELL = ("sm_100", "sm_120")
@@ -84,8 +87,9 @@ def compile_for(name: str, launch: Launch, target: str) -> Compiled:
         if nvidia
         else GPUTarget("hip", target, 64)
     )
+    options = launch.options(chosen.warp_size)
     try:
-        compiled = triton.compile(source_of(launch), target=chosen, options=launch.options)
+        compiled = triton.compile(source_of(launch), target=chosen, options=options)
     except Exception as error:  # Triton's own are of many classes, one of them Exception itself
         if "linker" in str(error):  # ROCm's, which Triton 3.3 looks for outside its wheel
             raise BackendUnavailable(f"{target}: {error}") from error

@@ -39,18 +39,21 @@ class Launch:
     num_programs: int
     arguments: dict[str, torch.Tensor | int]
     constexprs: dict[str, int]
-    num_warps: int = 4
+    num_warps: int = 4  # of 32 threads
 
-    @property
-    def options(self) -> dict[str, int | bool]:
-        """What Triton compiles it with."""
-        return {**OPTIONS, "num_warps": self.num_warps}
+    def options(self, warp_threads: int) -> dict[str, int | bool]:
+        """What Triton compiles it with where a warp has ``warp_threads``: as many threads.
+
+        With twice the threads, on AMD, each would have half the bytes of a tile: 8, not 16.
+        """
+        return {**OPTIONS, "num_warps": max(1, self.num_warps * 32 // warp_threads)}
 
     def run(self) -> None:
         """Launch on the current stream of the device that holds the first tensor."""
         anchor = next(a for a in self.arguments.values() if isinstance(a, torch.Tensor))
+        options = self.options(64 if torch.version.hip else 32)
         with torch.cuda.device_of(anchor):  # type: ignore[no-untyped-call]
-            self.kernel[(self.num_programs,)](**self.arguments, **self.constexprs, **self.options)
+            self.kernel[(self.num_programs,)](**self.arguments, **self.constexprs, **options)
 
 
 def programs(num_tiles: int) -> int:

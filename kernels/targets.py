@@ -16,8 +16,8 @@ TARGETS: Mapping[str, str] = {
 
 CUDA_TARGETS = frozenset({"sm_90", "sm_100", "sm_120"})  # have what the CUDA sources use
 
-# Kernel -> the targets on which it ran and equalled its twin. A test holds this equal to what
-# bench/results/gpu*.json list as ``proven``; so far no kernel has run on a GPU.
+# Kernel -> the targets on which it ran and equalled its twin. A test holds this equal to the union
+# of what bench/results/gpu*.json say under ``proven``; so far no kernel has run on a GPU.
 PROVEN: Mapping[str, frozenset[str]] = {}
 
 

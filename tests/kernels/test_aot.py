@@ -33,10 +33,12 @@ def report():
 def test_each_specialisation_has_a_name_of_its_own(aot, report):
     names = [name for _, name, _ in aot.launches()]
     assert len(names) == len(set(names))
-    assert {"copy", "gather", "scatter", "digest"} <= set(report.known_kernels())
+    assert {"coldest", "copy", "digest", "gather", "scatter", "score", "subtree"} <= set(
+        report.known_kernels()
+    )
 
 
-@pytest.mark.timeout(60)  # 25 compilations: 0.2 to 0.5 s each, where none is cached
+@pytest.mark.timeout(60)  # 31 compilations: 0.2 to 0.5 s each, where none is cached
 def test_no_specialisation_has_a_fault(aot, report):
     for _, name, launch in aot.launches():
         if "int32" not in name:  # the same code but for the loads of the indices
@@ -58,6 +60,12 @@ def test_each_kernel_compiles_for_each_target(aot, report, target):
         if compiled.moves_pages:
             assert cost.loads_nbytes == {16}, name
             assert bool(cost.stores_nbytes) == (kernel not in WRITES_NO_PAGES), name
+
+
+def test_a_launch_has_as_many_threads_where_warps_are_wider(aot):
+    for _, name, launch in aot.launches():
+        assert launch.options(32)["num_warps"] == launch.num_warps, name
+        assert launch.options(64)["num_warps"] * 2 == launch.num_warps, name
 
 
 def test_what_does_not_compile_is_named(aot):
