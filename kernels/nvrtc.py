@@ -7,6 +7,7 @@ Launching is *unproven on a GPU*.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bodocache import env
@@ -43,7 +43,7 @@ class Function:
 
     def launch(
         self,
-        arguments: np.ndarray[Any, np.dtype[np.void]],
+        arguments: bytes,
         *,
         num_blocks: int,
         num_threads: int,
@@ -53,7 +53,7 @@ class Function:
         """Launch it on ``stream`` (default: torch's current one of the device).
 
         Args:
-            arguments: its only parameter, a struct; the driver copies it before this returns.
+            arguments: its only parameter, a packed struct; the driver copies it at once.
             num_blocks: blocks of the grid.
             num_threads: threads of a block.
             shared_nbytes: dynamic shared memory of a block.
@@ -64,8 +64,7 @@ class Function:
             BackendError: the driver refused the launch, or an earlier kernel failed.
         """
         chosen = torch.cuda.current_stream(self.device) if stream is None else stream
-        # kernelParams: an array of one pointer; its address is the cheapest form to hand over.
-        parameters = np.array([arguments.__array_interface__["data"][0]], np.uint64)
+        parameters = ctypes.c_char_p(arguments)  # as an array of one pointer, to its only parameter
         with _current_context(self.device):
             done = _driver().cuLaunchKernel(
                 self.handle,
@@ -73,7 +72,7 @@ class Function:
                 *(num_threads, 1, 1),
                 shared_nbytes,
                 chosen.cuda_stream,
-                parameters.__array_interface__["data"][0],
+                ctypes.addressof(parameters),
                 0,
             )
         checked("cuLaunchKernel", done)

@@ -27,7 +27,6 @@ constexpr u32 PENDING_STORES = 1;  // store_chunks hands back the stage of the c
 // order; strides and bases are in units.
 struct Side {
     const i64* bases;
-    const void* slots;
     i64 page_stride;
     i64 token_stride;
     i64 head_stride;
@@ -35,6 +34,7 @@ struct Side {
     u32 heads;
     u32 base_runs;  // runs of a page that belong to one base
     u32 page_runs;
+    const void* slots;
     u32 slot_nbytes;  // 4 or 8
 };
 

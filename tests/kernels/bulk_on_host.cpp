@@ -4,6 +4,7 @@
 // stage as late as the source lets them, so a stage that is handed back too early shows as wrong
 // bytes. test_bulk.py compiles this with SOURCE_BEFORE_PTX and SOURCE_AFTER_PTX.
 #include <barrier>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -47,6 +48,8 @@ static std::mutex mutex;
 static std::mt19937 random_numbers;
 static std::map<u64*, Phase> phases;
 static std::vector<Load> loads;
+static std::chrono::steady_clock::time_point deadline;
+static bool is_stuck = false;  // someone waited past the deadline; from then on nobody waits
 static thread_local std::vector<std::vector<Store>> groups(1);  // the last one is not committed
 static thread_local size_t groups_done = 0;
 
@@ -92,7 +95,8 @@ static bool phase_is_over(u64* barrier, u32 parity) {
     {
         std::lock_guard guard(mutex);
         end_one_load();
-        if (phases.at(barrier).over % 2 != parity) {
+        is_stuck |= std::chrono::steady_clock::now() > deadline;
+        if (is_stuck || phases.at(barrier).over % 2 != parity) {
             return true;
         }
     }
@@ -124,8 +128,11 @@ static void wait_until_written() { wait_for_all_but(0); }
 
 u8 shared[1 << 16] __align__(128);
 
-extern "C" void run(const Arguments* arguments, u32 num_blocks, u32 seed) {
+// Returns whether every wait ended.
+extern "C" bool run(const Arguments* arguments, u32 num_blocks, u32 seed) {
     random_numbers.seed(seed);
+    deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+    is_stuck = false;
     gridDim.x = num_blocks;
     for (blockIdx.x = 0; blockIdx.x < num_blocks; blockIdx.x += 1) {
         phases.clear();
@@ -141,6 +148,7 @@ extern "C" void run(const Arguments* arguments, u32 num_blocks, u32 seed) {
             thread.join();
         }
     }
+    return !is_stuck;
 }
 
 extern "C" u32 pieces(const Side* side, const Arguments* arguments, u32 index, Piece* out) {
