@@ -11,7 +11,9 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from bodocache import env
 from bodocache.errors import BackendError, BackendUnavailable
 from bodocache.kernels import bulk, nvrtc
 from bodocache.kernels.bulk import Ring
+from bodocache.kernels.launch import device_table
 from bodocache.kernels.reference.bulk_ring import Block, Piece, chunk_at, pieces_of
 from bodocache.kernels.reference.gather import gather_pages
 from bodocache.kernels.reference.scatter import scatter_pages
@@ -390,3 +393,29 @@ def test_a_launch_asks_for_the_blocks_and_the_memory_it_uses(make_pool):
     assert options["shared_nbytes"] == bulk.BARRIERS_NBYTES + bulk.NUM_STAGES * chunk
     assert arguments["source"]["slot_nbytes"] == 8
     assert arguments["destination"]["slot_nbytes"] == 4
+
+
+def test_an_older_gpu_is_refused_with_what_is_needed(make_pool, monkeypatch):
+    memory = replace(make_pool(LayoutKind.PAGE).memory, device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    with pytest.raises(BackendUnavailable, match=r"cuda:0 has compute capability 8\.9; 9\.0 is"):
+        bulk.prepared(memory, memory)
+
+
+@pytest.mark.parametrize(("where", "blocks"), [("cuda:0", 132), ("cpu", bulk.BLOCKS)])
+def test_a_copy_takes_few_blocks_over_a_link_and_all_within_a_device(
+    make_pool, monkeypatch, where, blocks
+):
+    memory = make_pool(LayoutKind.PAGE).memory
+    device = replace(memory, device=torch.device("cuda", 0))
+    other = replace(memory, device=torch.device(where))
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(nvrtc, "max_shared_nbytes", lambda _: SHARED_NBYTES["sm_90"])
+    monkeypatch.setattr(nvrtc, "function", lambda *_, shared_nbytes: shared_nbytes)
+    monkeypatch.setattr(bulk, "device_table", lambda runs, _: device_table(runs, CPU))
+    copy = bulk.prepared(other, device)
+    assert copy.blocks == blocks
+    assert copy.ring == RING
+    assert copy.function == RING.shared_nbytes(RING.stage_nbytes)
