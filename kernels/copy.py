@@ -82,8 +82,7 @@ class PageCopy:
                 if self._bulk is None:
                     from bodocache.kernels import bulk
 
-                    blocks = self._blocks or bulk.BLOCKS
-                    self._bulk = bulk.prepared(self.source, self.destination, blocks=blocks)
+                    self._bulk = bulk.prepared(self.source, self.destination, blocks=self._blocks)
                 ours, theirs = (index.to(self.device) for index in slots)
                 self._bulk.launch(ours, theirs)
 

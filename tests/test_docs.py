@@ -55,9 +55,8 @@ def test_the_readmes_example_finds_its_pages_again(tmp_path, monkeypatch, capsys
     ]
 
 
-def test_the_example_of_the_kernels_runs():
-    (code,) = blocks(REPOSITORY / "docs" / "kernels.md", "python")
-    execute(code)
+def test_the_examples_of_the_kernels_run_one_after_the_other():
+    execute("\n".join(blocks(REPOSITORY / "docs" / "kernels.md", "python")))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
