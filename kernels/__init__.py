@@ -8,38 +8,54 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bodocache.kernels.coldest import Coldest, coldest_pages
     from bodocache.kernels.copy import PageCopy, Sums, copy_and_sum_pages, copy_pages
     from bodocache.kernels.digest import digest_pages
     from bodocache.kernels.gather import Gathered, gather_pages
     from bodocache.kernels.layerwise import LayerwiseCopy
+    from bodocache.kernels.page_records import DevicePages, Formula
     from bodocache.kernels.scatter import scatter_pages
+    from bodocache.kernels.score import score_pages
     from bodocache.kernels.select import CopyPath
+    from bodocache.kernels.subtree import refresh_keys
 
 __all__ = [
+    "Coldest",
     "CopyPath",
+    "DevicePages",
+    "Formula",
     "Gathered",
     "LayerwiseCopy",
     "PageCopy",
     "Sums",
+    "coldest_pages",
     "copy_and_sum_pages",
     "copy_pages",
     "digest_pages",
     "gather_pages",
+    "refresh_keys",
     "scatter_pages",
+    "score_pages",
 ]
 
 if not TYPE_CHECKING:
     _HOMES = {
+        "Coldest": "coldest",
         "CopyPath": "select",
+        "DevicePages": "page_records",
+        "Formula": "page_records",
         "Gathered": "gather",
         "LayerwiseCopy": "layerwise",
         "PageCopy": "copy",
         "Sums": "copy",
+        "coldest_pages": "coldest",
         "copy_and_sum_pages": "copy",
         "copy_pages": "copy",
         "digest_pages": "digest",
         "gather_pages": "gather",
+        "refresh_keys": "subtree",
         "scatter_pages": "scatter",
+        "score_pages": "score",
     }
 
     def __getattr__(name: str) -> object:
