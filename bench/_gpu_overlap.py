@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A load beside compute: when both have ended, and how much slower the compute is.
+
+A model of 32 layers, pieces of 32 KiB (16 tokens of 8 heads of 128, 16 bits). Prefill-like compute:
+bf16 matrix products, sized to the load. Decode-like: sums over more memory than any cache holds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import _gpu_peers
+import torch
+from _gpu_bench import Bench, claim_at_most, matching, worst
+from _gpu_timing import explain
+
+from bodocache.kernels import CopyPath, LayerwiseCopy, PageCopy
+from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+
+LOAD, BESIDE = "layerwise", "beside"
+PATHS = (CopyPath.SM, CopyPath.BULK, CopyPath.COPY_ENGINE)
+BESIDE_PEER = "uva_8byte"
+AHEAD = (None, 4)
+HEADS, HEAD_DIM, ITEMSIZE, TOKENS = 8, 128, 2, 16
+
+Compute = Callable[[int], object]  # with how much of it
+
+
+@dataclass(slots=True)
+class _Model:
+    """A host pool of whole pages, an engine's pool by layer, and work for its multiprocessors."""
+
+    host: PagedMemory
+    engine: PagedMemory
+    slots: tuple[torch.Tensor, torch.Tensor]
+    left: torch.Tensor
+    right: torch.Tensor
+    product: torch.Tensor
+    read: torch.Tensor
+
+    @classmethod
+    def of(cls, bench: Bench) -> "_Model":
+        """Random bytes and numbers."""
+        scale = bench.scale
+        group = Group("bench", scale.overlap_layers, HEADS, HEAD_DIM, ITEMSIZE)
+        count = scale.overlap_pages
+        sides = []
+        for kind, make in (
+            (LayoutKind.PAGE, bench.pinned),
+            (LayoutKind.LAYER_FIRST, bench.random),
+        ):
+            layout = Layout(kind, group, TOKENS, count)
+            sides.append(PagedMemory.of_layout(make(layout.pool_nbytes), layout))
+        # Four waves of tiles on 132 multiprocessors, so that none is idle, and 50 us or so each.
+        shape = (scale.matrix, scale.matrix // 4)
+        left, right = (
+            torch.randn(shape, dtype=torch.bfloat16, device=bench.device) for _ in range(2)
+        )
+        product = torch.empty(
+            (scale.matrix, scale.matrix), dtype=torch.bfloat16, device=bench.device
+        )
+        read = torch.randn(scale.reduction // 4, dtype=torch.float32, device=bench.device)
+        slots = bench.order(count), bench.order(count)
+        return cls(*sides, slots, left, right.T, product, read)
+
+    def products(self, count: int) -> None:
+        """Prefill-like."""
+        for _ in range(count):
+            torch.mm(self.left, self.right, out=self.product)
+
+    def reads(self, count: int) -> None:
+        """Decode-like."""
+        for _ in range(count):
+            self.read.sum()
+
+    def slots_for(self, path: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the path wants them."""
+        if path == CopyPath.COPY_ENGINE:
+            return self.slots
+        return self.slots[0].to(device), self.slots[1].to(device)
+
+
+def measure(bench: Bench) -> None:
+    """Both, path by path."""
+    model = _Model.of(bench)
+    parts = [(LOAD, str(path), _measure_load) for path in PATHS]
+    parts += [(BESIDE, path, _measure_beside) for path in (*map(str, PATHS), BESIDE_PEER)]
+    for section, path, part in parts:
+        if (why := bench.barred.get(path)) is None:
+            try:
+                part(bench, model, path)
+            except Exception as error:  # noqa: BLE001 -- a row says why
+                why = explain(error)
+        if why is not None:
+            bench.report.failed(section, path, why)
+    _claim(bench)
+
+
+def _measure_load(bench: Bench, model: _Model, path: str) -> None:
+    """Load and compute alone, then layer by layer, under each other."""
+    slots = model.slots_for(path, bench.device)
+    layers = model.engine.layers
+    load = _Load(model, CopyPath(path), slots)
+    if not load.is_right(bench):
+        bench.report.failed(LOAD, path, "wrong bytes")
+        return
+    one_s = _alone(bench, lambda: model.products(1))
+    alone_s = _alone(bench, lambda: load.run(0, None))
+    each = max(1, round(alone_s / layers / one_s))
+    for ahead in AHEAD:
+        calls = {
+            "load": lambda _, ahead=ahead: load.run(0, ahead),
+            "compute": lambda _: model.products(each * layers),
+            "both": lambda _, ahead=ahead: load.run(each, ahead),
+        }
+        for hidden in (True, False):
+            timed = bench.timer.interleaved(calls, hidden=hidden)
+            for name, why in timed.failures.items():
+                bench.report.failed(LOAD, path, f"{name}: {why}", ahead=ahead)
+            if timed.failures:
+                continue
+            seconds = {name: timing.median_s for name, timing in timed.timings.items()}
+            longer_s = max(seconds["load"], seconds["compute"])
+            fields = {
+                "ahead": ahead,
+                "layers": layers,
+                "begins": "behind earlier work" if hidden else "on an idle device",
+                "load_s": seconds["load"],
+                "compute_s": seconds["compute"],
+                "over_longer": seconds["both"] / longer_s,
+            }
+            bench.report.timed(LOAD, path, timed.timings["both"], **fields)
+
+
+@dataclass(slots=True)
+class _Load:
+    """A layer-wise load with compute between its layers."""
+
+    model: _Model
+    path: CopyPath
+    slots: tuple[torch.Tensor, torch.Tensor]
+
+    def run(self, products: int, ahead: int | None) -> None:
+        """Every layer of the load, ``products`` behind each; in the stream, nothing waited for."""
+        copy = LayerwiseCopy(
+            self.model.host, self.model.engine, *self.slots, ahead=ahead, path=self.path
+        )
+        copy.commit()
+        for layer in range(copy.layers):
+            copy.wait_layer(layer)
+            self.model.products(products)
+            copy.layer_done(layer)
+
+    def is_right(self, bench: Bench) -> bool:
+        """Whether every page is where it should be."""
+        (engine,), (host,) = self.model.engine.tensors(), self.model.host.tensors()
+        engine.zero_()
+        for ahead in AHEAD:
+            self.run(0, ahead)
+        bench.timer.finish()
+        pages = host.view(len(self.slots[0]), -1)
+        model = self.model.engine
+        shape = (model.kv, model.layers, model.num_pages, -1)
+        found = engine.view(shape)[:, :, self.slots[1].long().to(engine.device)]
+        expected = pages[self.slots[0].long().cpu()].to(engine.device)
+        wanted = expected.view(model.num_pages, model.layers, model.kv, -1).permute(2, 1, 0, 3)
+        return torch.equal(found, wanted)
+
+
+def _measure_beside(bench: Bench, model: _Model, path: str) -> None:
+    """Compute alone and beside copies that last longer."""
+    for direction in ("host_to_device", "device_to_host"):
+        source, destination = model.host, model.engine
+        ours, theirs = model.slots_for(path, bench.device)
+        if direction == "device_to_host":
+            source, destination, ours, theirs = destination, source, theirs, ours
+        if path == BESIDE_PEER:
+            sets = [(model.slots[0], model.slots[1])]
+            peer = _gpu_peers.uva(source, destination, sets)
+            copy = lambda stream, peer=peer: _on(stream, lambda: peer(0))  # noqa: E731
+        else:
+            prepared = PageCopy(source, destination, path=CopyPath(path))
+            slots = (ours, theirs)
+            copy = lambda stream, p=prepared, s=slots: p.run(*s, stream=stream)  # noqa: E731
+        load_s = _alone(bench, lambda copy=copy: copy(None))
+        for kind, compute in (("prefill", model.products), ("decode", model.reads)):
+            count = max(1, int(0.6 * load_s / _alone(bench, lambda c=compute: c(1))))
+            work = lambda c=compute, n=count: c(n)  # noqa: E731
+            alone_s, _ = bench.timer.beside(None, work)
+            beside_s, lasted = bench.timer.beside(copy, work)
+            fields = {"direction": direction, "compute": kind, "copy_lasted": lasted}
+            row = {"section": BESIDE, "what": path, **fields, "slowdown": beside_s / alone_s}
+            bench.report.rows.append({**row, "alone_s": alone_s, "beside_s": beside_s})
+
+
+def _on(stream: torch.cuda.Stream | None, call: Callable[[], object]) -> None:
+    if stream is None:
+        call()
+        return
+    with torch.cuda.stream(stream):
+        call()
+
+
+def _alone(bench: Bench, call: Callable[[], object]) -> float:
+    timed = bench.timer.interleaved({"alone": lambda _: call()}, hidden=True)
+    if timed.failures:
+        raise RuntimeError(timed.failures["alone"])
+    return timed.timings["alone"].median_s
+
+
+def _claim(bench: Bench) -> None:
+    rows = bench.report.rows
+    for path in map(str, PATHS):
+        over = worst(
+            rows, "over_longer", max, section=LOAD, what=path, begins="behind earlier work"
+        )
+        title = f"load under compute of equal length, over the longer, {path}"
+        claim_at_most(bench.report, title, over, 1.05, "x")
+        for kind, bound in (("prefill", 1.05), ("decode", 1.1)):
+            found = matching(rows, section=BESIDE, what=path, compute=kind, copy_lasted=True)
+            title = f"{kind}-like compute beside a copy, over alone, {path}"
+            claim_at_most(bench.report, title, worst(found, "slowdown", max), bound, "x")

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of the kernels, without a GPU: all but its clock, and that it finds what is wrong.
+
+Our kernels run in Triton's interpreter, peers against a driver that copies at once, the peers'
+CUDA kernel as C++, and the timer on a device that computes in no time.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bodocache.kernels import nvrtc
+from bodocache.kernels.reference.copy import copy_pages as twin
+from bodocache.layout import LayoutKind
+
+BENCH = Path(__file__).parents[1] / "bench"
+LIE = """
+import sys
+sys.path.insert(0, {bench!r})
+from bodocache.kernels import move
+honest = move.launch
+def wrong(source, target, slots, *rest, **options):
+    return honest(source, target, (slots[0], slots[1].flip(0).contiguous()), *rest, **options)
+move.launch = wrong
+import kernels
+sys.exit(kernels.main())
+"""
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The scripts' folder, from which they import each other."""
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+def run(*arguments, script=None):
+    command = ["-c", script] if script else [str(BENCH / "kernels.py")]
+    return subprocess.run(
+        [sys.executable, *command, *arguments],
+        env={**os.environ, "TRITON_INTERPRET": "1", "XDG_CACHE_HOME": os.devnull},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(120)  # an interpreter: 6 s alone, 20 beside busy neighbours
+def test_every_section_reports_and_what_cannot_run_says_why(tmp_path):
+    file = tmp_path / "kernels.json"
+    ran = run("--device", "cpu", "--json", str(file))
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(file.read_text())
+    assert said["environment"]["notes"] == ["no GPU: every time is a stand-in"]
+    timed = {row["section"] for row in said["rows"] if "failed" not in row}
+    assert timed == {"within_device", "link", "submission", "layerwise", "beside", "scoring"}
+    failed = {row["what"]: row["failed"] for row in said["rows"] if "failed" in row}
+    assert {"bulk", "copy_engine", "memcpy_batch", "uva_8byte"} <= failed.keys()
+    assert not [why for why in failed.values() if "wrong" in why or "bound" in why]
+    assert len(said["claims"]) == 14
+    assert set(said["claims"][0]) == {"name", "measured", "target", "met"}
+    assert "host_to_device index_select" in ran.stdout
+
+
+@pytest.mark.timeout(120)
+def test_a_kernel_that_moves_the_wrong_pages_is_a_row_and_no_figure(tmp_path):
+    file = tmp_path / "kernels.json"
+    options = ("--device", "cpu", "--json", str(file), "--sections", "within_device")
+    ran = run(*options, script=LIE.format(bench=str(BENCH)))
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(file.read_text())["rows"]
+    wrong = {row["what"] for row in rows if "wrong" in row.get("failed", "")}
+    timed = {row["what"] for row in rows if "failed" not in row}
+    assert wrong >= {"gather_pages", "gather, plain", "scatter_pages", "copy_pages sm"}
+    assert timed == {"copy", "copy_pages torch"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_exits_2():
+    ran = run()
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "no CUDA device: nothing to measure here\n"
+
+
+class Driver:
+    """Copies at once."""
+
+    class CUmemcpyAttributes:
+        pass
+
+    class CUmemcpySrcAccessOrder:
+        CU_MEMCPY_SRC_ACCESS_ORDER_STREAM = 1
+
+    class Success:
+        value = 0
+
+    CUdeviceptr = int
+
+    def cuMemcpyAsync(self, target, source, nbytes, _stream):  # noqa: N802 -- the driver's name
+        ctypes.memmove(target, source, nbytes)
+        return (self.Success,)
+
+    def cuMemcpyBatchAsync(self, targets, sources, sizes, count, *rest):  # noqa: N802 -- idem
+        assert (count, rest[1:]) == (len(sizes), ([0], 1, 3))
+        for target, source, nbytes in zip(targets, sources, sizes, strict=True):
+            ctypes.memmove(target, source, nbytes)
+        return (self.Success,)
+
+
+class Stream:
+    cuda_stream = 3
+
+
+def case(kinds, piece=4096, layers=2):
+    """Two pools, the bytes of the second, and two sets of slots."""
+    import _gpu_bench
+
+    nbytes = 6 * 2 * layers * piece
+    memories = [torch.randint(0, 256, (nbytes,), dtype=torch.uint8) for _ in kinds]
+    pools = [_gpu_bench.paged(k, m, layers, piece) for k, m in zip(kinds, memories, strict=True)]
+    sets = [(torch.tensor([4, 0, 1]), torch.tensor([2, 5, 0]))] * 2
+    return *pools, memories[1], sets
+
+
+def expected(source, destination, memory, sets):
+    before = memory.clone()
+    twin(source, destination, *sets[0])
+    after = memory.clone()
+    memory.copy_(before)
+    return after
+
+
+DIRECTIONS = pytest.mark.parametrize(
+    "kinds",
+    [(LayoutKind.PAGE, LayoutKind.LAYER_FIRST), (LayoutKind.LAYER_FIRST, LayoutKind.PAGE)],
+)
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("name", ["index_select", "memcpy_per_run", "memcpy_batch"])
+@pytest.mark.usefixtures("modules")
+def test_peers_copy_what_the_twin_copies(name, kinds, monkeypatch):
+    import _gpu_peers
+
+    monkeypatch.setattr(nvrtc, "bindings", lambda _: Driver())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream)
+    source, destination, memory, sets = case(kinds)
+    wanted = expected(source, destination, memory, sets)
+    _gpu_peers.PEERS[name](source, destination, sets)(1)
+    assert torch.equal(memory, wanted)
+
+
+ON_HOST = """
+#define __device__
+#define __global__
+#define __launch_bounds__(n)
+struct Index {{ unsigned x; }};
+static Index threadIdx, blockIdx, blockDim, gridDim;
+struct Word {{ unsigned char bytes[{word}]; }};
+void load(Word& word, unsigned long long from) {{ word = *reinterpret_cast<Word*>(from); }}
+void store(unsigned long long to, const Word& word) {{ *reinterpret_cast<Word*>(to) = word; }}
+{source}
+extern "C" void all(const Arguments* a, unsigned blocks, unsigned threads) {{
+    gridDim.x = blocks, blockDim.x = threads;
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
+        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) uva_copy(*a);
+}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@DIRECTIONS
+@pytest.mark.parametrize(("word", "piece"), [(8, 512), (16, 4096 + 2048)])
+@pytest.mark.usefixtures("modules")
+def test_the_peers_kernel_copies_what_the_twin_copies(kinds, word, piece, tmp_path):
+    import _gpu_peers
+
+    source, destination, memory, sets = case(kinds, piece)
+    wanted = expected(source, destination, memory, sets)
+    code = ON_HOST.format(word=word, source=_gpu_peers.UVA_SOURCE.decode())
+    (tmp_path / "uva.cpp").write_text(code)
+    options = ("-shared", "-fPIC", "-O1", "-o", "uva.so", "uva.cpp")
+    subprocess.run(["g++", *options], cwd=tmp_path, check=True)
+    tables = [torch.from_numpy(m.bases.ravel().copy()) for m in (source, destination)]
+    arguments = _gpu_peers.uva_arguments(source, destination, sets[0], tables)
+    ctypes.CDLL(str(tmp_path / "uva.so")).all(ctypes.c_void_p(arguments.ctypes.data), 2, 1024)
+    assert torch.equal(memory, wanted)
+
+
+@pytest.mark.parametrize("word", [8, 16])
+@pytest.mark.usefixtures("modules")
+def test_the_peers_kernel_compiles(word):
+    pytest.importorskip("cuda.bindings.nvrtc")
+    import _gpu_peers
+
+    assert _gpu_peers.uva_cubin("sm_90", word).startswith(b"\x7fELF")
+
+
+class Clock:
+    """A device whose work takes as long as the calls say; a spin takes none."""
+
+    def __init__(self):
+        self.now_s, self.spins = 0.0, []
+
+    def event(self, **_):
+        return Event(self)
+
+
+class Event:
+    def __init__(self, clock):
+        self.clock = clock
+
+    def record(self, _stream=None):
+        self.at_s = self.clock.now_s
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return (end.at_s - self.at_s) * 1e3
+
+
+class Side:
+    def wait_event(self, _event):
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch, modules):
+    clock = Clock()
+    monkeypatch.setattr(torch.cuda, "Event", clock.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream)
+    monkeypatch.setattr(torch.cuda, "_sleep", clock.spins.append)
+    return clock
+
+
+def takes(clock, seconds):
+    def call(index):
+        clock.now_s += seconds * (1 + index % 3)
+
+    return call
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_the_timer_takes_the_median_and_drops_what_raises(clock, hidden):
+    from _gpu_timing import EventTimer
+
+    def raises(_):
+        raise ValueError("no such path\nand more")
+
+    timer = EventTimer(torch.device("cpu"), Side(), 1.0, (3, 9))
+    calls = {"short": takes(clock, 1e-3), "long": takes(clock, 2e-3), "broken": raises}
+    timed = timer.interleaved(calls, hidden=hidden)
+    assert timed.failures == {"broken": "ValueError: no such path"}
+    assert {n: round(t.median_s, 9) for n, t in timed.timings.items()} == {
+        "short": 2e-3,
+        "long": 4e-3,
+    }
+    assert timed.timings["long"].runs == 9
+    assert bool(clock.spins) is hidden
+
+
+def test_the_timer_says_whether_a_load_lasted_as_long_as_the_compute(clock):
+    from _gpu_timing import EventTimer
+
+    timer = EventTimer(torch.device("cpu"), Side(), 1.0, (3, 9))
+    compute = lambda: takes(clock, 1e-3)(0)  # noqa: E731
+    assert timer.beside(None, compute) == (pytest.approx(1e-3), True)
+    _, lasted = timer.beside(lambda _: None, compute)
+    assert not lasted
+
+
+@pytest.mark.usefixtures("modules")
+def test_what_crashes_or_hangs_alone_is_left_out(monkeypatch):
+    import kernels
+
+    assert "bulk: " not in (why := kernels._why_not("bulk", "cpu"))
+    assert why.startswith("alone, in a process of its own: exit code 1: RuntimeError")
+
+    def hangs(command, **_):
+        raise subprocess.TimeoutExpired(command, 60)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert kernels._why_not("bulk", "cpu").endswith("did not end within 60 s")
