@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -92,7 +93,7 @@ class Cache:
         Planner code is compiled here if no compiled copy is on disk (seconds, once a version).
         ``group`` is what the pages of a borrowed pool hold; an owned pool knows. ``backend`` takes
         the place of ``tiers.disk``; it is closed with the cache. ``on_extent`` is told of every
-        read and write of the disk tier, in a worker thread.
+        read and write of the disk tier, on the loop.
 
         Raises:
             ConfigError: a tier is too small for one page, or a field is out of range.
@@ -253,6 +254,14 @@ class Cache:
         self._chain = KeyChain(self._domain, self._chain.root.with_weights(weights_version))
         self._version += 1
         self._orchestrator.residency.retire_older_than(self._version)
+
+    def quiet_disk(self) -> AbstractAsyncContextManager[None]:
+        """``async with``: the cache writes nothing to its disk inside; for who measures the disk.
+
+        What is being written when it is asked for has ended. Loads read as ever.
+        """
+        self._check_open()
+        return self._orchestrator.quiet_disk()
 
     def stats(self) -> CacheStats:
         """Everything counted since the cache was opened."""

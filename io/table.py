@@ -2,8 +2,8 @@
 """What waits for a worker thread, in memory that compiled code shares: taken without Python's lock.
 
 Reads go first, each kind by deadline. No write begins beside a read, for it would halve its rate,
-but one does after PASSED_MAX reads that went before it. Every access holds a mutex for as long as a
-scan of the slots takes, 0.1 us for 64 of them.
+unless it has waited for WRITE_PATIENCE_S. Every access holds a mutex for as long as a scan of the
+slots takes, 0.1 us for 64 of them: whoever fills the table keeps them few.
 """
 
 import itertools
@@ -21,7 +21,9 @@ from bodocache.io import jobs, libc
 FREE, WAITING, RUNNING, DONE = range(4)
 NATIVE, PYTHON = 0, 1  # lanes: threads that never leave compiled code, threads that run Python
 CAPACITY = 64  # slots to begin with
-PASSED_MAX = 64  # reads that begin while a write waits, until one begins beside them
+WRITE_PATIENCE_S = (
+    0.05  # then a write begins beside reads: neither they nor one that hangs starve it
+)
 
 ENTRY = np.dtype(
     [
@@ -32,11 +34,12 @@ ENTRY = np.dtype(
         ("lane", "<i8"),
         ("writes", "<i8"),
         ("deadline_s", "<f8"),
+        ("since_s", "<f8"),  # when it was pushed
     ]
 )
 _MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 bytes each
-_SLOTS, _CAPACITY, _READING, _PASSED, _WRITING, _MAX_WRITING = range(24, 30)
-_STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WORDS = range(30, 36)
+_SLOTS, _CAPACITY, _READING, _WRITING, _MAX_WRITING = range(24, 29)
+_STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WORDS = range(29, 35)
 
 _int64_at = jit.pointer_to(jit.i8)
 _entry_at = jit.pointer_to(jit.record(ENTRY))
@@ -69,7 +72,7 @@ class Table:
         """Ids of the next ``count`` entries; with equal deadlines the lower is taken first."""
         return list(itertools.islice(self._ids, count))
 
-    def push(self, entries: Sequence[tuple[int, int, int, int, int, int, float]]) -> None:
+    def push(self, entries: Sequence[tuple[int, int, int, int, int, int, float, float]]) -> None:
         """Let ENTRY rows wait. Each keeps a slot until it was collected or withdrawn."""
         rows = np.array(entries, ENTRY)
         if _push(self.address, rows):
@@ -89,6 +92,10 @@ class Table:
     def withdraw(self, batch: int) -> list[int]:
         """Ids of the entries of ``batch`` that no thread has taken; none will."""
         return self._drop(WAITING, batch)
+
+    def look_again(self) -> None:
+        """Wake threads for writes whose patience may have ended."""
+        _look_again(self.address)
 
     def stop(self, threads: int) -> list[int]:
         """End the threads as soon as they are free, and withdraw all that waits."""
@@ -133,47 +140,71 @@ def _work(at: Any) -> None:
 def _take(at: Any, lane: Any) -> Any:
     words = _words(at)
     semaphore = at + 8 * (_SEMAPHORES + 8 * lane)
+    scratch = np.empty(2, np.int64)
     while True:
         libc.sem_wait(semaphore)  # EINTR is a look in vain
         libc.mutex_lock(at)
         slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
         stopped = words[_STOPPED]
-        best = -1 if stopped else _first(slots, lane, _may_write(words))
+        best = -1 if stopped else _first(slots, lane, _write_before(words, scratch))
         id_, job = np.int64(-1), np.int64(0)
         if best >= 0:
             slots[best].state = RUNNING
             id_, job, writes = slots[best].id, slots[best].job, slots[best].writes
             words[_WRITING] += writes
             words[_READING] += 1 - writes
-            words[_PASSED] = 0 if writes or _waiting_writes(slots, -1) == 0 else words[_PASSED] + 1
         libc.mutex_unlock(at)
         if best >= 0 or stopped:
             return np.int64(best), id_, job
 
 
-@jit.compiled(jit.array("i8"))
-def _may_write(words: Any) -> Any:
-    beside_none = words[_READING] == 0 or words[_PASSED] >= PASSED_MAX
-    return beside_none and words[_WRITING] < words[_MAX_WRITING]
+@jit.compiled(jit.array("i8"), jit.array("i8"))
+def _write_before(words: Any, scratch: Any) -> Any:
+    """Writes pushed before this time may begin now: all, those that waited long, or none."""
+    if words[_WRITING] >= words[_MAX_WRITING]:
+        return -np.inf
+    return np.inf if words[_READING] == 0 else jit.now_s(scratch) - WRITE_PATIENCE_S
 
 
-@jit.compiled(jit.array(ENTRY), jit.i8)
-def _waiting_writes(slots: Any, lane: Any) -> Any:
-    """How many writes of ``lane`` (-1 for all) wait."""
+@jit.compiled(jit.array(ENTRY), jit.i8, jit.f8)
+def _waiting_writes(slots: Any, lane: Any, before_s: Any) -> Any:
+    """How many writes of ``lane`` wait that were pushed before then."""
     count = 0
     for i in range(len(slots)):
         one = slots[i]
-        count += one.state == WAITING and one.writes != 0 and (lane < 0 or one.lane == lane)
+        waits = one.state == WAITING and one.writes != 0 and one.lane == lane
+        count += waits and one.since_s <= before_s
     return count
 
 
-@jit.compiled(jit.array(ENTRY), jit.i8, jit.boolean)
-def _first(slots: Any, lane: Any, may_write: Any) -> Any:
+@jit.compiled(jit.i8, jit.array("i8"), jit.array("i8"))
+def _wake_writes(at: Any, words: Any, scratch: Any) -> None:
+    """Wake threads for writes that were passed over and may begin now. Under the mutex."""
+    slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
+    before_s = _write_before(words, scratch)
+    room = words[_MAX_WRITING] - words[_WRITING]
+    for lane in (NATIVE, PYTHON):
+        for _ in range(min(room, _waiting_writes(slots, lane, before_s))):
+            libc.sem_post(at + 8 * (_SEMAPHORES + 8 * lane))
+
+
+@jit.compiled(jit.i8)
+def _look_again(at: Any) -> None:
+    words, scratch = _words(at), np.empty(2, np.int64)
+    libc.mutex_lock(at)
+    _wake_writes(at, words, scratch)
+    libc.mutex_unlock(at)
+
+
+@jit.compiled(jit.array(ENTRY), jit.i8, jit.f8)
+def _first(slots: Any, lane: Any, write_before_s: Any) -> Any:
     """The slot to take first, or -1."""
     best = -1
     for i in range(len(slots)):
         one = slots[i]
-        if one.state != WAITING or one.lane != lane or (one.writes and not may_write):
+        if one.state != WAITING or one.lane != lane:
+            continue
+        if one.writes != 0 and one.since_s > write_before_s:
             continue
         if best < 0 or _precedes(one, slots[best]):
             best = i
@@ -199,13 +230,8 @@ def _finish(at: Any, slot: Any) -> None:
     words[_WRITING] -= wrote
     words[_READING] -= 1 - wrote
     words[_ANNOUNCED] = 1
-    room = words[_MAX_WRITING] - words[_WRITING] if _may_write(words) else 0
-    native, python = _waiting_writes(slots, NATIVE), _waiting_writes(slots, PYTHON)
+    _wake_writes(at, words, np.empty(2, np.int64))
     libc.mutex_unlock(at)
-    for _ in range(min(room, native)):  # writes that were passed over may be taken now
-        libc.sem_post(at + 8 * _SEMAPHORES)
-    for _ in range(min(room, python)):
-        libc.sem_post(at + 8 * (_SEMAPHORES + 8))
     if not announced:
         libc.write(words[_EVENT_FD], at + 8 * _ONE, 8)
 

@@ -2,14 +2,15 @@
 """A small pool of threads that do requests: reads first, each kind by deadline.
 
 Jobs are done by threads that never leave compiled code (table.py); the rest, syncs and what went
-wrong, by as many threads that run Python, started when there is some. Everything else here runs on
-the loop. Threads are ended by :meth:`WorkerPool.stop`; one that hangs in the kernel does not keep
-the interpreter from exiting.
+wrong, by as many threads that run Python. Everything else here runs on the loop. Threads are ended
+by :meth:`WorkerPool.stop`; one that hangs in the kernel does not keep the interpreter from exiting.
 """
 
 import asyncio
+import heapq
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from bodocache.clock import Clock
@@ -19,6 +20,7 @@ from bodocache.io.table import Table
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
 
+TABLE_ENTRIES = 512  # the others wait here: a scan of the table takes 1 us
 WARNING_INTERVAL_S = 10.0  # a disk that fails would fill the log
 
 _log = logging.getLogger(__name__)
@@ -28,8 +30,8 @@ class WorkerPool:
     """``count`` threads. A quarter of them at most write: a read that comes finds the others."""
 
     __slots__ = (
-        *("_clock", "_count", "_loop", "_outcomes", "_requests", "_runs_python", "_suppressed"),
-        *("_table", "_threads", "_warned_s"),
+        *("_backlog", "_clock", "_count", "_in_table", "_loop", "_outcomes", "_requests"),
+        *("_suppressed", "_table", "_threads", "_warned_s", "_will_look"),
     )
 
     def __init__(self, count: int, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
@@ -39,37 +41,77 @@ class WorkerPool:
         self._table = Table(max(1, count // 4))
         self._requests: dict[int, Request] = {}  # by id in the table, until settled
         self._outcomes: dict[int, Outcome] = {}  # of the Python threads
-        self._runs_python = False
+        self._backlog: list[tuple[bool, float, int]] = []  # a heap of those not in the table yet
+        self._in_table = 0
+        self._will_look = False  # for writes whose patience has ended
         self._warned_s = float("-inf")
         self._suppressed = 0
         self._threads: list[threading.Thread] = []
         self._start(_work_natively, "bodocache-io", self._table, self._requests)
+        self._start(self._work, "bodocache-io-python")
         loop.add_reader(self._table.event_fd, self.settle)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue ``requests``; those of one deadline are begun in this order."""
         ids = self._table.ids(len(requests))
         self._requests.update(zip(ids, requests, strict=True))
-        entries = [
-            (
-                *(table.WAITING, id_, request.transfer.number, request.job),
-                *(table.NATIVE if request.job else table.PYTHON, int(request.writes)),
-                request.transfer.deadline_s,
+        for id_, request in zip(ids, requests, strict=True):
+            entry = (request.writes, request.transfer.deadline_s, id_)
+            heapq.heappush(self._backlog, entry)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Let the first of the backlog wait in the table, as many as it takes."""
+        entries, now_s = [], time.monotonic()
+        while self._backlog:
+            room = TABLE_ENTRIES // 2 if self._backlog[0][0] else TABLE_ENTRIES
+            if self._in_table + len(entries) >= room:  # a read that comes finds some
+                break
+            writes, deadline_s, id_ = heapq.heappop(self._backlog)
+            request = self._requests[id_]
+            lane = table.NATIVE if request.job else table.PYTHON
+            number = request.transfer.number
+            entries.append(
+                (table.WAITING, id_, number, request.job, lane, int(writes), deadline_s, now_s)
             )
-            for id_, request in zip(ids, requests, strict=True)
-        ]
-        self._table.push(entries)
-        if not self._runs_python and not all(request.job for request in requests):
-            self._runs_python = True
-            self._start(self._work, "bodocache-io-python")
+            if writes and not self._will_look:
+                self._will_look = True
+                self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
+        if entries:
+            self._in_table += len(entries)
+            self._table.push(entries)
+
+    def _look_again(self) -> None:
+        self._will_look = False
+        if self._in_table:
+            self._table.look_again()
+            if any(request.writes for request in self._requests.values()):
+                self._will_look = True
+                self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
 
     def withdraw(self, transfer: BatchTransfer) -> list[Request]:
         """Give back the requests of ``transfer`` that no worker has begun."""
-        return [self._requests.pop(id_) for id_ in self._table.withdraw(transfer.number)]
+        ids = self._table.withdraw(transfer.number)
+        self._in_table -= len(ids)
+        ids += self._behind(lambda request: request.transfer is transfer)
+        return [self._requests.pop(id_) for id_ in ids]
+
+    def _behind(self, chosen: Callable[[Request], bool]) -> list[int]:
+        """Take the chosen ones out of the backlog."""
+        if not self._backlog:
+            return []
+        found = [id_ for _, _, id_ in self._backlog if chosen(self._requests[id_])]
+        taken = set(found)
+        self._backlog = [entry for entry in self._backlog if entry[2] not in taken]
+        heapq.heapify(self._backlog)
+        return found
 
     def stop(self) -> list[Request]:
         """Begin nothing more; return the requests that were still waiting."""
-        return [self._requests.pop(id_) for id_ in self._table.stop(self._count)]
+        ids = self._table.stop(self._count)
+        self._in_table -= len(ids)
+        ids += self._behind(lambda _: True)
+        return [self._requests.pop(id_) for id_ in ids]
 
     def join(self) -> None:
         """Wait until every thread has ended, after :meth:`stop`. Blocks."""
@@ -83,7 +125,10 @@ class WorkerPool:
 
     def settle(self) -> None:
         """Settle what is done."""
-        for id_ in self._table.collect():
+        ended = self._table.collect()
+        self._in_table -= len(ended)
+        self._fill()
+        for id_ in ended:
             request = self._requests.pop(id_)
             # What a Python thread ran has an outcome already; of a job only its record is there.
             result = self._outcomes.pop(id_, None) or self._result(request)

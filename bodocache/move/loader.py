@@ -267,8 +267,9 @@ class Loader:
                 deadline_s=part.load.deadline_s,
                 on_landed=sender,
             )
-        except BodoCacheError as error:
-            _log.warning("disk tier: %s", error)
+        except Exception as error:  # noqa: BLE001 -- what cannot be read is a miss
+            expected = isinstance(error, BodoCacheError | OSError)
+            _log.warning("disk tier: %s", error, exc_info=None if expected else error)
             self._break_off(part)
             self._end_part(part)
             return

@@ -5,6 +5,8 @@ It owns the host pool, the copies and the background tasks; the device pool and 
 backend are handed to it, and the backend is closed with it.
 """
 
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +121,12 @@ class Orchestrator:
     def refuse(self, slots: SlotArray) -> Store:
         """A store of nothing, for pages that could not be reached."""
         return self._storer.refuse(slots)
+
+    @contextlib.asynccontextmanager
+    async def quiet_disk(self) -> AsyncIterator[None]:
+        """See :meth:`bodocache.cache.Cache.quiet_disk`."""
+        async with contextlib.nullcontext() if self._writer is None else self._writer.disk:
+            yield
 
     def traffic(self) -> Traffic:
         """What moved up to now."""

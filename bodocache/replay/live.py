@@ -21,7 +21,7 @@ from bodocache.cache import Cache, CacheStats, Match
 from bodocache.config import CacheConfig, parse
 from bodocache.errors import BodoCacheError, ConfigError, TierFull
 from bodocache.io.backend import Extent
-from bodocache.io.config import BLOCK_NBYTES, QUEUE_DEPTH
+from bodocache.io.config import BLOCK_NBYTES, CHUNK_NBYTES, QUEUE_DEPTH
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.layout import Group, Layout, LayoutKind
 from bodocache.pools import OwnedPool
@@ -132,7 +132,11 @@ async def replay_live(
         run.recovered = await cache.holds_engine_keys(_engine_keys(np.arange(trace.distinct)))
         with (
             ThreadPoolExecutor(1, "engine") as engine,
-            PlainReader(QUEUE_DEPTH, memory_nbytes=run.host_nbytes) as plain,
+            PlainReader(
+                QUEUE_DEPTH,
+                memory_nbytes=run.host_nbytes,
+                largest=max(CHUNK_NBYTES, options.page_nbytes),
+            ) as plain,
         ):
             await _Engine(trace, cache, pool, options, run, engine, plain).replay(on_request)
         run.plain_reads = plain.rate
@@ -174,7 +178,7 @@ class _Engine:
                     group.create_task(self._serve(waiting, on_request))
         except* BodoCacheError as errors:
             raise errors.exceptions[0] from None  # the others follow from the first
-        self._read_again()
+        await self._read_again()
         self._run.seconds = self._loop.time() - started_s - self._plain.rate.seconds
 
     async def _serve(self, waiting: Iterator[int], on_request: Callable[[int], None]) -> None:
@@ -197,25 +201,30 @@ class _Engine:
             self._run.load_s[request] = self._loop.time() - begun_s
             await load.released
             self._loading -= 1
-            if not self._loading:
-                self._read_again()
+            await self._read_again()
             self._run.hits[request] = loaded.pages
             await self._check(match, loaded.slots)
             await self._compute(match, loaded.pages)
 
-    def _read_again(self) -> None:
-        """Read what loads read since the last time, with the plain reader. All stands still
-        meanwhile but the engine and what is being written.
+    async def _read_again(self) -> None:
+        """Read what loads read since the last time, with the plain reader, on a disk that does
+        nothing else: no load is under way, no write in flight. All but the engine stands still.
         """
-        extents = self._run.extents[self._compared :]
-        self._compared += len(extents)
-        if self._plain.rate.nbytes >= READ_AT_MOST_NBYTES:
+        if self._loading or self._plain.rate.nbytes >= READ_AT_MOST_NBYTES:
             return
-        reads = sorted(
-            (extent for extent in extents if not extent.writes), key=lambda extent: extent.batch
-        )
-        for _, of_one_load in groupby(reads, key=lambda extent: extent.batch):
-            self._plain.read([Read(e.path, e.offset, e.nbytes) for e in of_one_load])
+        if all(extent.writes for extent in self._run.extents[self._compared :]):
+            return
+        async with self._cache.quiet_disk():
+            if self._loading:  # one began while a write ended: next time
+                return
+            reads = [e for e in self._run.extents[self._compared :] if not e.writes]
+            self._compared = len(self._run.extents)
+            reads.sort(key=lambda extent: extent.batch)
+            try:
+                for _, load in groupby(reads, key=lambda extent: extent.batch):
+                    self._plain.read([Read(e.path, e.offset, e.nbytes) for e in load])
+            except OSError as error:
+                raise BodoCacheError(f"plain reader: {error}") from error
 
     async def _check(self, match: Match, slots: NDArray[np.int64]) -> None:
         if len(slots):

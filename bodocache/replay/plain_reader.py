@@ -2,11 +2,11 @@
 """The yardstick of disk loads: plain O_DIRECT preads, nothing else, in the same run.
 
 It reads the very extents that the cache read: each load's again, all at once as the load had them
-in flight, right after it, so that the disk is in the same state (one that is being written to reads
-slower for seconds); and, when the replay has ended, all of them at a steady depth, and whole 2 MiB
-blocks of the same file. It reads into as much memory as it is given, each read into the next part
-of it: into one buffer again and again, which stays in the processor's cache, the same reads go a
-quarter faster where a hypervisor copies.
+in flight, soon after it, while nothing else uses the disk (one that has been written to reads
+slower for seconds, so that a later time is another disk); and, when the replay has ended, all of
+them at a steady depth, and whole 2 MiB blocks of the same file. It reads into as much memory as it
+is given, each read into the next part of it: into one buffer again and again, which stays in the
+processor's cache, the same reads go a quarter faster where a hypervisor copies.
 """
 
 import mmap
@@ -99,7 +99,10 @@ class PlainReader:
 
         Raises:
             OSError: a file cannot be opened, or not be read to the end.
+            ValueError: a read is larger than ``largest``.
         """
+        if any(read.nbytes > self._largest for read in reads):
+            raise ValueError(f"plain reader: a read of more than {self._largest} bytes")
         for path in {read.path for read in reads} - self._files.keys():
             self._files[path] = _open(path)
         jobs, starts = np.zeros(len(reads), JOB), np.empty(len(reads), np.int64)
@@ -116,7 +119,7 @@ class PlainReader:
         """Do the jobs; returns when they were begun, once all have ended."""
         ids = self._table.ids(len(addresses))
         entries = [
-            (table.WAITING, id_, 0, address, table.NATIVE, 0, np.inf)
+            (table.WAITING, id_, 0, address, table.NATIVE, 0, np.inf, 0.0)
             for id_, address in zip(ids, addresses, strict=True)
         ]
         begun_s, ended = time.monotonic(), 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bodocache import jit
 from bodocache.clock import RealClock
 from bodocache.digest import digest_rows, seeded
 from bodocache.io import libc
@@ -19,6 +20,8 @@ from bodocache.io.config import SlabConfig
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, checksums
 from bodocache.io.slab import SlabBackend
 from bodocache.testing import NumberedPages
+
+jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
 PAGE_NBYTES = 8192
 FRAMES = 16

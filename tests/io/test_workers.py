@@ -9,9 +9,9 @@ import numpy as np
 
 from bodocache.clock import RealClock
 from bodocache.io.backend import Status
-from bodocache.io.table import PASSED_MAX
+from bodocache.io.table import WRITE_PATIENCE_S
 from bodocache.io.transfer import BatchTransfer, Outcome
-from bodocache.io.workers import WorkerPool
+from bodocache.io.workers import TABLE_ENTRIES, WorkerPool
 
 
 class Piece:
@@ -98,25 +98,39 @@ def test_a_read_finds_a_thread_however_many_writes_there_are():
     with_pool(4, scenario)
 
 
-def test_a_write_waits_for_reads_under_way_but_not_for_ever():
+def test_neither_a_read_that_hangs_nor_many_of_them_starve_a_write():
     async def scenario(pool):
         log, gate = [], threading.Event()
         slow, writing = transfer_of(pool, 1), transfer_of(pool, 1)
-        slow.submit([Piece(slow, 0, "slow read", log, gate=gate)])
+        slow.submit([Piece(slow, 0, "read", log, gate=gate)])
         await until_begun(log)
+        since_s = time.monotonic()
         writing.submit([Piece(writing, 0, "write", log, writes=True)])
-        for _ in range(PASSED_MAX - 1):
-            reading = transfer_of(pool, 1)
-            reading.submit([Piece(reading, 0, "read", log)])
-            await reading.drained()
-        assert "write" not in log
-        reading = transfer_of(pool, 1)
-        reading.submit([Piece(reading, 0, "read", log)])
         await writing.finished()
+        assert time.monotonic() - since_s >= WRITE_PATIENCE_S
         gate.set()
         await slow.drained()
 
     with_pool(4, scenario)
+
+
+def test_more_requests_than_the_table_takes_wait_behind_it():
+    async def scenario(pool):
+        log, gate = [], threading.Event()
+        many, urgent = transfer_of(pool, 3000), transfer_of(pool, 1, RealClock().now_s() + 60)
+        many.submit([Piece(many, i, i, log, gate=gate) for i in range(3000)])
+        await until_begun(log)
+        urgent.submit([Piece(urgent, 0, "urgent", log)])
+        gate.set()
+        await urgent.finished()
+        assert log.index("urgent") < TABLE_ENTRIES + 100  # not behind what is not in the table
+        many.abandon()
+        await many.drained()
+        statuses = many.statuses.tolist()
+        assert statuses.count(Status.LANDED) + statuses.count(Status.LATE) == 3000
+        assert len(log) == statuses.count(Status.LANDED) + 1
+
+    with_pool(2, scenario)
 
 
 def test_a_write_begins_when_the_last_read_has_ended():

@@ -152,6 +152,25 @@ def test_a_copy_that_raises_ends_the_load_and_leaks_nothing(house, prompt, caplo
     assert "the device is gone" in caplog.text
 
 
+@pytest.mark.parametrize("error", [OSError("no disk"), MemoryError("no room"), ValueError("a bug")])
+def test_a_get_that_raises_is_a_miss_and_leaks_nothing(house, prompt, caplog, error):
+    def broken(*_, **__):
+        raise error
+
+    async def scenario():
+        async with house() as it, asyncio.timeout(5):  # it looks for leaks when it is left
+            await it.put(prompt(3))
+            it.leave_on(Tier.DISK)
+            backend = it.residency.backend
+            sound, backend.get = backend.get, broken
+            assert (await it.get(prompt(3))).reasons.tolist() == [Reason.IO_ERROR] * 3
+            backend.get = sound
+            assert (await it.get(prompt(3))).pages == 3
+
+    asyncio.run(scenario())
+    assert str(error) in caplog.text
+
+
 def test_a_page_that_was_lost_comes_back_by_a_load_and_a_store_at_once(house, prompt):
     async def scenario():
         plan = faulty(Fault.once(Operation.GET, 2))

@@ -11,6 +11,7 @@ from bodocache.kernels.host import compiled as host_path
 from bodocache.pages import Tier
 from bodocache.replay import live, payload
 from bodocache.replay.live import LiveOptions, Sizes, replay_live, sizes_for
+from bodocache.replay.requests import TraceRequest
 from bodocache.replay.trace import build_trace
 from bodocache.replay.workload import WorkloadConfig, generate
 
@@ -44,6 +45,17 @@ def test_sixty_requests_hit_in_all_tiers_without_a_wrong_byte(trace, options):
     assert hits[Tier.HOST] > 0
     assert hits[Tier.DISK] > 0
     assert run.stats.traffic.task_failures == run.stats.traffic.failed_checks == 0
+
+
+def test_pages_larger_than_a_chunk_are_replayed_and_read_again(options):
+    pages = ([1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 2, 3])
+    few = build_trace("few", [TraceRequest(0, 1536, 1, tuple(ids)) for ids in pages])
+    sizes = {"device_pages": 3, "host_pages": 4, "disk_pages": 12}
+    run = asyncio.run(replay_live(few, options(page_nbytes=3 << 20, in_flight=1, **sizes)))
+    assert run.stats.traffic.hits[Tier.DISK] > 0
+    assert run.wrong_bytes == 0
+    reads = [extent for extent in run.extents if not extent.writes]
+    assert run.plain_reads.nbytes == sum(extent.nbytes for extent in reads)
 
 
 def test_a_second_run_on_the_directory_starts_warm(trace, options):

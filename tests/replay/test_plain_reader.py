@@ -47,6 +47,11 @@ def test_a_file_that_ends_too_early_is_an_error(file):
         reader.read([Read(str(file), 4 << 20, 2 << 20)])
 
 
+def test_a_read_larger_than_a_part_of_the_memory_is_refused(file):
+    with PlainReader(1, largest=4096) as reader, pytest.raises(ValueError, match="more than 4096"):
+        reader.read([Read(str(file), 0, 8192)])
+
+
 def test_no_more_is_read_than_gives_a_rate(file, monkeypatch):
     monkeypatch.setattr(plain_reader, "READ_AT_MOST_NBYTES", 8192)
     extents = [extent(file, block, batch=block) for block in range(5)]
