@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the sections of ``kernels.py`` share: scale, rows and claims, pools, checks of bytes."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +129,14 @@ class Bench:
     def is_stand_in(self) -> bool:
         """Whether there is no GPU and no figure."""
         return self.device.type == "cpu"
+
+    @contextlib.contextmanager
+    def reporting(self, section: str, what: str, **fields: object) -> Iterator[None]:
+        """Make whatever is raised inside a row that says why, and go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- the run must end with what it has
+            self.report.failed(section, what, explain(error), **fields)
 
     def random(self, nbytes: int) -> torch.Tensor:
         """Random bytes on the device."""

@@ -117,7 +117,8 @@ def measure(bench: Bench) -> None:
     pool = bench.random(bench.scale.device_pool)
     flat = bench.random(bench.scale.device_call)
     for piece in bench.scale.device_pieces:
-        _measure_piece(bench, piece, pool, flat)
+        with bench.reporting(SECTION, "all", piece_nbytes=piece):
+            _measure_piece(bench, piece, pool, flat)
     _claim(bench)
 
 

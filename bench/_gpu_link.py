@@ -41,6 +41,7 @@ DIRECTIONS = (Direction.HOST_TO_DEVICE, Direction.DEVICE_TO_HOST)
 OURS = {
     str(path): path for path in (CopyPath.SM, CopyPath.BULK, CopyPath.COPY_ENGINE, CopyPath.TORCH)
 }
+CLAIMED = tuple(name for name, path in OURS.items() if path is not CopyPath.TORCH)
 ON_HOST = " (host indices)"
 
 
@@ -133,11 +134,11 @@ def measure(bench: Bench) -> None:
     host, device = bench.pinned(bench.scale.link_pool), bench.random(bench.scale.link_pool)
     for direction in DIRECTIONS:
         for piece in bench.scale.link_pieces:
-            _measure_point(bench, _Point.of(bench, direction, piece, (host, device)))
-    try:
+            fields = {"direction": str(direction), "piece_nbytes": piece}
+            with bench.reporting(SECTION, "all", **fields):
+                _measure_point(bench, _Point.of(bench, direction, piece, (host, device)))
+    with bench.reporting(SECTION, "select"):
         _judge_select(bench, _table(bench))
-    except Exception as error:  # noqa: BLE001 -- a row says why
-        bench.report.failed(SECTION, "select", explain(error))
     _claim(bench)
 
 
@@ -149,7 +150,7 @@ def prove(bench: Bench, name: str) -> None:
             point = _Point.of(bench, direction, piece, (host, device))
             call = point.calls(bench).get(name)
             if call is None:
-                raise RuntimeError(bench.report.rows[-1]["failed"])
+                raise RuntimeError(matching(bench.report.rows, what=name)[0]["failed"])
             before = point.memory.clone()
             case = Case(call, point.memory, point.expected())
             if (why := case.why_wrong(before, bench.timer.finish)) is not None:
@@ -284,12 +285,14 @@ def _claim(bench: Bench) -> None:
             at = {
                 row["what"]: row for row in matching(here, piece_nbytes=piece) if "gb_per_s" in row
             }
-            ours = [at[name]["gb_per_s"] for name in OURS if name in at]
+            ours = [at[name]["gb_per_s"] for name in CLAIMED if name in at]
             peers = [at[name]["gb_per_s"] for name in _gpu_peers.PEERS if name in at]
             if ours and peers:
                 over_peer.append(max(ours) / max(peers))
             if ours:
-                shares[piece] = max(at[name]["share_of_large_copy"] for name in OURS if name in at)
+                shares[piece] = max(
+                    at[name]["share_of_large_copy"] for name in CLAIMED if name in at
+                )
         title = str(direction).replace("_", " ")
         least = min(over_peer) if over_peer else None
         claim_at_least(

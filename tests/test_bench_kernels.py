@@ -281,11 +281,32 @@ def test_the_timer_says_whether_a_load_lasted_as_long_as_the_compute(clock):
 def test_what_crashes_or_hangs_alone_is_left_out(monkeypatch):
     import kernels
 
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "bulk: " not in (why := kernels._why_not("bulk", "cpu"))
     assert why.startswith("alone, in a process of its own: exit code 1: RuntimeError")
 
     def hangs(command, **_):
         raise subprocess.TimeoutExpired(command, 60)
 
+    assert kernels._why_not("layerwise, ahead", "cpu") is None
     monkeypatch.setattr(subprocess, "run", hangs)
     assert kernels._why_not("bulk", "cpu").endswith("did not end within 60 s")
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_run_that_hangs_leaves_what_it_has(tmp_path, monkeypatch):
+    import _gpu_bench
+    from _gpu_timing import StandInTimer
+
+    import kernels
+
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    report = _gpu_bench.Report([{"section": "link", "what": "sm", "median_s": 1.0}])
+    device = torch.device("cpu")
+    bench = _gpu_bench.Bench(device, StandInTimer(), _gpu_bench.TINY, report, {})
+    kernels._give_up(str(tmp_path / "kernels.json"), bench)
+    said = json.loads((tmp_path / "kernels.json").read_text())
+    assert codes == [1]
+    assert [row["what"] for row in said["rows"]] == ["sm", "all"]
+    assert said["environment"]["notes"][0] == "stopped before its end"
