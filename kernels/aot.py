@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bodocache.errors import BackendError, BackendUnavailable, CompileError
-from bodocache.kernels import coldest, copy, digest, gather, scatter, score, subtree
+from bodocache.kernels import coldest, copy, digest, gather, quantise, scatter, score, subtree
 from bodocache.kernels.check import UNIT_NBYTES
 from bodocache.kernels.launch import Launch
 from bodocache.kernels.machine_code import Cost, amd_cost, nvidia_cost
@@ -27,6 +27,7 @@ MODULES = (  # each has a kernel, and ``specialisations``: the launches to compi
     copy,
     digest,
     gather,
+    quantise,
     scatter,
     score,
     subtree,
