@@ -30,9 +30,9 @@ COUNT_ROWS = 1024  # a turn of a program that counts digits; 2048 spill on sm_10
 # registers on sm_80.
 CHOOSE_ROWS = 2048
 
-# A pass's row of the work space, int64: its bins, then where it starts from. 256 bins: the time of
-# Triton's histograms grows with their number, so that wider digits cost more than the passes they
-# save (read from its source; unproven on a GPU).
+# A pass's row of the work space, int64: its bins, then where it starts from. 256 bins, because each
+# program adds its own and reads the last pass's: 11-bit digits save two passes of seven but need
+# eight times as many (unproven which is faster on a GPU).
 _WORK = 512
 _BINS = tl.constexpr(256)
 _PREFIX, _LEVEL = tl.constexpr(256), tl.constexpr(257)  # the digits found, and how many
@@ -129,7 +129,7 @@ def count_digits_kernel(
             shares = able & ((place >> shift) >> 8 == prefix)
             digit = tl.where(shares, (place >> shift) & 0xFF, 0).to(tl.int32)
             bins += tl.histogram(digit, _BINS)
-            # Triton < 3.4 has no masks here: the others were counted as zeros.
+            # Triton 3.2 has no masks here: the others were counted as zeros.
             others = ROWS - tl.sum(shares.to(tl.int32), 0)
             bins -= tl.where(tl.arange(0, _BINS) == 0, others, 0)
         bin_ptr = here_ptr + tl.arange(0, _BINS)
