@@ -62,7 +62,8 @@ class WorkerPool:
 
     def _fill(self) -> None:
         """Let the first of the backlog wait in the table, as many as it takes."""
-        entries, now_s = [], time.monotonic()
+        entries: list[tuple[int, int, int, int, int, int, float, float]] = []
+        now_s = time.monotonic()
         while self._backlog:
             room = TABLE_ENTRIES // 2 if self._backlog[0][0] else TABLE_ENTRIES
             if self._in_table + len(entries) >= room:  # a read that comes finds some

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bodocache.kernels.gather import Gathered, gather_pages
     from bodocache.kernels.layerwise import LayerwiseCopy
     from bodocache.kernels.page_records import DevicePages, Formula
+    from bodocache.kernels.quantise import gather_quantised, scatter_quantised
+    from bodocache.kernels.quantiser import Quantiser, quantised_nbytes
     from bodocache.kernels.scatter import scatter_pages
     from bodocache.kernels.score import score_pages
     from bodocache.kernels.select import CopyPath
@@ -27,14 +29,18 @@ __all__ = [
     "Gathered",
     "LayerwiseCopy",
     "PageCopy",
+    "Quantiser",
     "Sums",
     "coldest_pages",
     "copy_and_sum_pages",
     "copy_pages",
     "digest_pages",
     "gather_pages",
+    "gather_quantised",
+    "quantised_nbytes",
     "refresh_keys",
     "scatter_pages",
+    "scatter_quantised",
     "score_pages",
 ]
 
@@ -47,14 +53,18 @@ if not TYPE_CHECKING:
         "Gathered": "gather",
         "LayerwiseCopy": "layerwise",
         "PageCopy": "copy",
+        "Quantiser": "quantiser",
         "Sums": "copy",
         "coldest_pages": "coldest",
         "copy_and_sum_pages": "copy",
         "copy_pages": "copy",
         "digest_pages": "digest",
         "gather_pages": "gather",
+        "gather_quantised": "quantise",
+        "quantised_nbytes": "quantiser",
         "refresh_keys": "subtree",
         "scatter_pages": "scatter",
+        "scatter_quantised": "quantise",
         "score_pages": "score",
     }
 

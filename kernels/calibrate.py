@@ -63,7 +63,9 @@ def calibrate(
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         raise BodoCacheError(f"calibrate: {device} is no CUDA device; nothing to measure here")
-    points, failures = measure_grid(device, grid or Grid(), note, _seconds)
+    own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(own):  # the legacy one takes no batch of copies
+        points, failures = measure_grid(device, grid or Grid(), note, _seconds)
     return Table(describe(device), tuple(points)), failures
 
 

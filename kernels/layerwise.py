@@ -7,6 +7,7 @@ submitted at once, and the engine's stream waits for each layer on the device. T
 events and in one counter in memory; no Python runs between layers. On a GPU it is unproven.
 """
 
+import weakref
 from typing import Protocol
 
 import torch
@@ -275,7 +276,7 @@ class CudaLane:
         if torch.cuda.is_current_stream_capturing():
             raise BodoCacheError("layerwise copy: a CUDA graph cannot capture it; copy outside")
         self._device = device
-        self._stream = Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _fresh_stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         self._counter = torch.zeros(1, dtype=torch.int32, device=device)
         self._counter.record_stream(self._stream)
@@ -322,6 +323,20 @@ class CudaLane:
     def drain(self) -> None:
         """Wait for the stream."""
         self._stream.synchronize()
+
+
+def _fresh_stream(device: torch.device) -> Stream:
+    """A stream that is nobody else's: torch hands out 32 in turns, and one that waits for the
+    engine must not be the engine's own. The driver destroys it once its work has ended.
+    """
+    driver = nvrtc.bindings("driver")
+    flag = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
+    with torch.cuda.device(device):
+        torch.cuda.current_stream(device)  # the context exists and is current
+        handle = nvrtc.checked("cuStreamCreate", driver.cuStreamCreate(flag))
+    stream = torch.cuda.ExternalStream(int(handle), device)  # type: ignore[no-untyped-call]
+    weakref.finalize(stream, driver.cuStreamDestroy, handle)
+    return stream
 
 
 def _lane_for(copy: PageCopy) -> Lane:

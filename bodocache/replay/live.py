@@ -215,16 +215,19 @@ class _Engine:
         if all(extent.writes for extent in self._run.extents[self._compared :]):
             return
         async with self._cache.quiet_disk():
-            if self._loading:  # one began while a write ended: next time
-                return
-            reads = [e for e in self._run.extents[self._compared :] if not e.writes]
-            self._compared = len(self._run.extents)
-            reads.sort(key=lambda extent: extent.batch)
-            try:
-                for _, load in groupby(reads, key=lambda extent: extent.batch):
-                    self._plain.read([Read(e.path, e.offset, e.nbytes) for e in load])
-            except OSError as error:
-                raise BodoCacheError(f"plain reader: {error}") from error
+            self._compare()
+
+    def _compare(self) -> None:
+        if self._loading:  # one began while a write ended: next time
+            return
+        reads = [e for e in self._run.extents[self._compared :] if not e.writes]
+        self._compared = len(self._run.extents)
+        reads.sort(key=lambda extent: extent.batch)
+        try:
+            for _, load in groupby(reads, key=lambda extent: extent.batch):
+                self._plain.read([Read(e.path, e.offset, e.nbytes) for e in load])
+        except OSError as error:
+            raise BodoCacheError(f"plain reader: {error}") from error
 
     async def _check(self, match: Match, slots: NDArray[np.int64]) -> None:
         if len(slots):
