@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bodocache replay TRACE --max-requests 2000``, three times: rates, hits and wrong bytes.
+"""``bodocache replay TRACE --max-requests 2000``, five times: rates, hits and wrong bytes.
 
 The default trace is Mooncake's conversation trace where it lies in ../shared/traces, else the
 built-in workload. The disk tier lies in the folder for temporary files; the plain reader that its
@@ -18,7 +18,7 @@ from _common import Claim, parser, write
 
 CONVERSATION = Path(__file__).parents[2] / "shared" / "traces" / "conversation_trace.jsonl"
 MAX_REQUESTS = 2000
-RUNS = 3
+RUNS = 5
 TIERS = ("device", "host", "disk")
 HOST_GB_PER_S = 2.0
 SHARE_OF_PLAIN_READER = 0.85

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -255,13 +255,10 @@ class Cache:
         self._version += 1
         self._orchestrator.residency.retire_older_than(self._version)
 
-    def quiet_disk(self) -> AbstractAsyncContextManager[None]:
-        """``async with``: the cache writes nothing to its disk inside; for who measures the disk.
-
-        What is being written when it is asked for has ended. Loads read as ever.
-        """
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """``with``: no write to disk begins inside; for who measures the disk. Reads go on."""
         self._check_open()
-        return self._orchestrator.quiet_disk()
+        return self._orchestrator.hold_writes()
 
     def stats(self) -> CacheStats:
         """Everything counted since the cache was opened."""

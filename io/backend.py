@@ -7,6 +7,7 @@ into the cache, and is used from one event loop.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -231,6 +232,10 @@ class Backend(Protocol):
         Every field of the batch is given. A page that is not LANDED is not found by a get, and its
         frame remains reserved until ``release``.
         """
+        ...
+
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """``with``: no write begins inside; those in flight go on, and puts wait."""
         ...
 
     async def close(self) -> None:

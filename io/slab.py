@@ -7,6 +7,7 @@ drained. Every doubt about a frame is a miss with its reason; no error leaves ``
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Self
 
 import numpy as np
@@ -173,6 +174,10 @@ class SlabBackend:
         run, bounds = self._in_file_order(batch)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return transfer
+
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """See :meth:`bodocache.io.backend.Backend.hold_writes`."""
+        return self._pool.hold_writes()
 
     async def close(self) -> None:
         """Let what is in flight end; what is still waiting is LATE. Calling twice is harmless."""

@@ -93,6 +93,10 @@ class Table:
         """Ids of the entries of ``batch`` that no thread has taken; none will."""
         return self._drop(WAITING, batch)
 
+    def allow_writing(self, threads: int) -> None:
+        """So many threads may write at once from now on; those that do go on."""
+        _allow_writing(self.address, threads)
+
     def look_again(self) -> None:
         """Wake threads for writes whose patience may have ended."""
         _look_again(self.address)
@@ -186,6 +190,15 @@ def _wake_writes(at: Any, words: Any, scratch: Any) -> None:
     for lane in (NATIVE, PYTHON):
         for _ in range(min(room, _waiting_writes(slots, lane, before_s))):
             libc.sem_post(at + 8 * (_SEMAPHORES + 8 * lane))
+
+
+@jit.compiled(jit.i8, jit.i8)
+def _allow_writing(at: Any, threads: Any) -> None:
+    words, scratch = _words(at), np.empty(2, np.int64)
+    libc.mutex_lock(at)
+    words[_MAX_WRITING] = threads
+    _wake_writes(at, words, scratch)
+    libc.mutex_unlock(at)
 
 
 @jit.compiled(jit.i8)

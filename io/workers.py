@@ -11,7 +11,8 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from bodocache.clock import Clock
 from bodocache.io import table
@@ -30,7 +31,8 @@ class WorkerPool:
     """``count`` threads. A quarter of them at most write: a read that comes finds the others."""
 
     __slots__ = (
-        *("_backlog", "_clock", "_count", "_in_table", "_loop", "_outcomes", "_requests"),
+        *("_backlog", "_clock", "_count", "_in_table", "_loop", "_max_writing"),
+        *("_outcomes", "_requests"),
         *("_suppressed", "_table", "_threads", "_warned_s", "_will_look"),
     )
 
@@ -38,7 +40,8 @@ class WorkerPool:
         self._clock = clock
         self._count = count
         self._loop = loop
-        self._table = Table(max(1, count // 4))
+        self._max_writing = max(1, count // 4)
+        self._table = Table(self._max_writing)
         self._requests: dict[int, Request] = {}  # by id in the table, until settled
         self._outcomes: dict[int, Outcome] = {}  # of the Python threads
         self._backlog: list[tuple[bool, float, int]] = []  # a heap of those not in the table yet
@@ -89,6 +92,15 @@ class WorkerPool:
             if any(request.writes for request in self._requests.values()):
                 self._will_look = True
                 self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
+
+    @contextmanager
+    def hold_writes(self) -> Iterator[None]:
+        """Inside, no write begins."""
+        self._table.allow_writing(0)
+        try:
+            yield
+        finally:
+            self._table.allow_writing(self._max_writing)
 
     def withdraw(self, transfer: BatchTransfer) -> list[Request]:
         """Give back the requests of ``transfer`` that no worker has begun."""

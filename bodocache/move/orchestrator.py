@@ -6,7 +6,7 @@ backend are handed to it, and the backend is closed with it.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,11 +122,9 @@ class Orchestrator:
         """A store of nothing, for pages that could not be reached."""
         return self._storer.refuse(slots)
 
-    @contextlib.asynccontextmanager
-    async def quiet_disk(self) -> AsyncIterator[None]:
-        """See :meth:`bodocache.cache.Cache.quiet_disk`."""
-        async with contextlib.nullcontext() if self._writer is None else self._writer.disk:
-            yield
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """See :meth:`bodocache.cache.Cache.hold_writes`."""
+        return contextlib.nullcontext() if self._backend is None else self._backend.hold_writes()
 
     def traffic(self) -> Traffic:
         """What moved up to now."""

@@ -67,7 +67,6 @@ class Writer:
         self._queued = 0
         self._changed = asyncio.Event()
         self._closing = False
-        self.disk = asyncio.Lock()  # held while a batch is written: who holds it keeps writes away
 
     async def offer(self, store: Store, rows: RowArray) -> None:
         """Queue ``rows`` (on the host) for the disk; returns when the backlog is short enough.
@@ -110,8 +109,7 @@ class Writer:
                 return
             await self._turn()
             try:
-                async with self.disk:
-                    await self._write(self._next_batch())
+                await self._write(self._next_batch())
             except Exception:  # noqa: BLE001 -- stores wait for the queue: it must go on
                 self.failures += 1
                 _log.exception("disk tier: a batch could not be written")

@@ -178,7 +178,7 @@ class _Engine:
                     group.create_task(self._serve(waiting, on_request))
         except* BodoCacheError as errors:
             raise errors.exceptions[0] from None  # the others follow from the first
-        await self._read_again()
+        self._read_again()
         self._run.seconds = self._loop.time() - started_s - self._plain.rate.seconds
 
     async def _serve(self, waiting: Iterator[int], on_request: Callable[[int], None]) -> None:
@@ -201,31 +201,25 @@ class _Engine:
             self._run.load_s[request] = self._loop.time() - begun_s
             await load.released
             self._loading -= 1
-            await self._read_again()
+            self._read_again()
             self._run.hits[request] = loaded.pages
             await self._check(match, loaded.slots)
             await self._compute(match, loaded.pages)
 
-    async def _read_again(self) -> None:
-        """Read what loads read since the last time, with the plain reader, on a disk that does
-        nothing else: no load is under way, no write in flight. All but the engine stands still.
+    def _read_again(self) -> None:
+        """Read what loads read since the last time, with the plain reader, if no load is under way.
+
+        Beside it no write begins, as beside a load. All but the engine stands still meanwhile.
         """
         if self._loading or self._plain.rate.nbytes >= READ_AT_MOST_NBYTES:
-            return
-        if all(extent.writes for extent in self._run.extents[self._compared :]):
-            return
-        async with self._cache.quiet_disk():
-            self._compare()
-
-    def _compare(self) -> None:
-        if self._loading:  # one began while a write ended: next time
             return
         reads = [e for e in self._run.extents[self._compared :] if not e.writes]
         self._compared = len(self._run.extents)
         reads.sort(key=lambda extent: extent.batch)
         try:
-            for _, load in groupby(reads, key=lambda extent: extent.batch):
-                self._plain.read([Read(e.path, e.offset, e.nbytes) for e in load])
+            with self._cache.hold_writes():
+                for _, load in groupby(reads, key=lambda extent: extent.batch):
+                    self._plain.read([Read(e.path, e.offset, e.nbytes) for e in load])
         except OSError as error:
             raise BodoCacheError(f"plain reader: {error}") from error
 

@@ -2,7 +2,7 @@
 """The yardstick of disk loads: plain O_DIRECT preads, nothing else, in the same run.
 
 It reads the very extents that the cache read: each load's again, all at once as the load had them
-in flight, soon after it, while nothing else uses the disk (one that has been written to reads
+in flight, right after it, with no write begun beside it (a disk that has been written to reads
 slower for seconds, so that a later time is another disk); and, when the replay has ended, all of
 them at a steady depth, and whole 2 MiB blocks of the same file. It reads into as much memory as it
 is given, each read into the next part of it: into one buffer again and again, which stays in the

@@ -6,7 +6,8 @@ its bytes.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,11 @@ class MemoryBackend:
             self._disk.columns.fill(record["frame"], record, generations)
             return Outcome.all(1, Status.LANDED)
 
-        return self._begin(batch, buffers, deadline_s, write)
+        return self._begin(batch, buffers, deadline_s, write, writes=True)
+
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """Let puts wait inside."""
+        return self._queue.hold_writes()
 
     async def close(self) -> None:
         """Refuse what comes from now on."""
@@ -124,6 +129,8 @@ class MemoryBackend:
         deadline_s: float,
         move: Callable[[NDArray[np.void]], Outcome],
         on_landed: OnLanded | None = None,
+        *,
+        writes: bool = False,
     ) -> BatchTransfer:
         if self._is_closed:
             raise CacheClosed("memory backend is closed")
@@ -133,7 +140,8 @@ class MemoryBackend:
         )
         if not transfer.is_final:
             requests = [
-                _OnePage(transfer, i, batch[i : i + 1].copy(), move) for i in range(len(batch))
+                _OnePage(transfer, i, batch[i : i + 1].copy(), move, writes=writes)
+                for i in range(len(batch))
             ]
             transfer.submit(requests)
         return transfer
@@ -142,7 +150,6 @@ class MemoryBackend:
 class _OnePage:
     """A request that moves one page, on the loop."""
 
-    writes = False
     job = 0
 
     def __init__(
@@ -151,8 +158,11 @@ class _OnePage:
         position: int,
         record: NDArray[np.void],
         move: Callable[[NDArray[np.void]], Outcome],
+        *,
+        writes: bool,
     ) -> None:
         self.transfer = transfer
+        self.writes = writes
         self.positions = np.array([position])
         self._record = record
         self._move = move
@@ -171,20 +181,34 @@ class _LoopQueue:
 
     def __init__(self) -> None:
         self._waiting: list[Request] = []
+        self._held = False  # writes
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
-        for _ in requests:
-            asyncio.get_running_loop().call_soon(self._do_one)
+        self._take_turns(len(requests))
 
     def withdraw(self, transfer: BatchTransfer) -> list[Request]:
         mine = [request for request in self._waiting if request.transfer is transfer]
         self._waiting = [request for request in self._waiting if request.transfer is not transfer]
         return mine
 
+    @contextmanager
+    def hold_writes(self) -> Iterator[None]:
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._take_turns(len(self._waiting))
+
+    def _take_turns(self, count: int) -> None:
+        for _ in range(count):
+            asyncio.get_running_loop().call_soon(self._do_one)
+
     def _do_one(self) -> None:
-        if self._waiting:  # withdrawn ones left their turns behind
-            request = self._waiting.pop(0)
-            outcome = request.run()
+        able = [request for request in self._waiting if not (self._held and request.writes)]
+        if able:  # withdrawn ones left their turns behind
+            self._waiting.remove(able[0])
+            outcome = able[0].run()
             assert isinstance(outcome, Outcome)
-            request.transfer.settle(request, outcome)
+            able[0].transfer.settle(able[0], outcome)

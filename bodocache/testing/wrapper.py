@@ -2,6 +2,7 @@
 """A backend that hands every call on: what the others here are made of."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,10 @@ class WrappedBackend:
     ) -> Transfer:
         """Write by the inner backend."""
         return self._inner.put(batch, buffers, deadline_s=deadline_s, durability=durability)
+
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """Hold those of the inner backend."""
+        return self._inner.hold_writes()
 
     async def close(self) -> None:
         """Close the inner backend."""

@@ -308,3 +308,20 @@ def test_a_closed_backend_refuses_and_closes_twice(storage):
             backend.get(nothing, buffers, deadline_s=math.inf)
 
     storage.run(scenario)
+
+
+def test_no_write_begins_while_writes_are_held(storage):
+    async def scenario(backend):
+        pages = storage.pages
+        buffers = pages.buffers(2)
+        pages.fill(buffers, [1, 2])
+        batch = pages.batch([1, 2], backend.reserve(2, after=-1))
+        with backend.hold_writes():
+            transfer = backend.put(batch, buffers, deadline_s=math.inf)
+            await asyncio.sleep(0.1)
+            assert transfer.statuses.tolist() == [Status.PENDING] * 2
+        await transfer.finished()
+        assert transfer.statuses.tolist() == [Status.LANDED] * 2
+        await transfer.drained()
+
+    storage.run(scenario)
