@@ -151,8 +151,9 @@ def names_of(figures):
 
 @pytest.mark.parametrize("kind", [(), ("--policy-only", "--capacity-pages", "300")])
 def test_every_figure_of_replay_is_documented(kind):
-    small = () if kind else ("--page-bytes", "4096", "--write-through", "--host-pages", "300")
-    options = ("--max-requests", "60", "--json", "-", *small, *kind)
+    small = ("--page-bytes", "4096", "--write-through", "--in-flight", "1")
+    pools = ("--host-pages", "230", "--disk-pages", "2000")  # some of the hits are on disk
+    options = ("--max-requests", "100", "--json", "-", *(kind or (*small, *pools)))
     result = CliRunner().invoke(app, ["replay", *options])
     text = (REPOSITORY / "docs" / "replay.md").read_text()
     text = text.replace("`latency_p99_ms`", "`links.L.latency_p99_ms`")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bodocache import env
 from bodocache.errors import LayoutError
-from bodocache.kernels import digest_pages, launch
+from bodocache.kernels import digest_pages, launch, quantise
 from bodocache.kernels.quantise import MAX_TILE_UNITS, gather_quantised, scatter_quantised
 from bodocache.kernels.quantiser import QuantisedForm, Quantiser, quantised_nbytes
 from bodocache.kernels.reference import quantise as twin
@@ -391,3 +391,9 @@ def test_interpreted_processes_run_the_kernels(make_pool, monkeypatch):
     pages = gather_quantised(memory, torch.tensor([1]), **mode).pages
     scatter_quantised(pages, memory, torch.tensor([1]), **mode)
     assert len(launches) == 2 * int(env.triton_interpreted())
+
+
+def test_every_specialisation_has_a_name_of_its_own():
+    names = [name for name, _ in quantise.specialisations()]
+    assert len(set(names)) == len(names) == 2 * 2 * 2 * 3  # kernels, quantisers, dtypes, shapes
+    assert {name.partition("_")[0] for name in names} == {"quantise", "restore"}
