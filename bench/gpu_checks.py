@@ -17,23 +17,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 
 from bodocache.errors import BackendUnavailable
 from bodocache.kernels import (
     CopyPath,
+    DevicePages,
+    Formula,
     LayerwiseCopy,
+    Quantiser,
+    coldest_pages,
     copy_and_sum_pages,
     copy_pages,
     digest_pages,
     gather_pages,
+    gather_quantised,
+    refresh_keys,
     scatter_pages,
+    scatter_quantised,
+    score_pages,
 )
+from bodocache.kernels.page_records import DEPTH
+from bodocache.kernels.quantiser import QuantisedForm
+from bodocache.kernels.reference import coldest as coldest_twin
 from bodocache.kernels.reference import copy as copy_twin
 from bodocache.kernels.reference import digest as digest_twin
 from bodocache.kernels.reference import gather as gather_twin
+from bodocache.kernels.reference import quantise as quantise_twin
+from bodocache.kernels.reference import score as score_twin
+from bodocache.kernels.reference import subtree as subtree_twin
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.pages import PAGE
 
 PAGE_TOKENS = 16
 PAGES = 24
@@ -257,6 +273,68 @@ def check_graph_capture(machine: Machine) -> None:
     same(gather_pages(destination.pages, slots).pages, gather_pages(source.pages, slots).pages)
 
 
+def check_scores_and_the_coldest(machine: Machine) -> None:
+    """The same scores, keys and chosen rows as the twins, on random trees of 20,000 pages."""
+    count = 20_000 if machine.real else 300
+    records, rng = np.zeros(count, PAGE), np.random.default_rng(7)
+    parents = rng.integers(-1, np.arange(count))  # each page after one before it, or a root
+    records["parent"], records["nbytes"] = parents, 65536
+    for row in range(count):
+        records["depth"][row] = 0 if parents[row] < 0 else records["depth"][parents[row]] + 1
+    records["heat"], records["recompute_s"] = rng.random((2, count)) + 1e-3
+    records["stamp_s"], records["tiers"] = rng.random(count), 1
+    records["pins"] = rng.random(count) < 0.01
+    formula = Formula(60.0, 0.0, (0.0, 1e-5, 1e-4, 1e-3), (0.0, 1e-11, 1e-10, 1e-9))
+    ours, theirs = (DevicePages(count, device) for device in (machine.device, torch.device("cpu")))
+    for pages in (ours, theirs):
+        pages.update(np.arange(count), records, np.zeros((count, 4)))
+    scores = score_pages(ours, 0, 2.0, formula)
+    near(scores, score_twin.score_pages(theirs, 0, 2.0, formula))
+    keys = refresh_keys(ours, 0, 2.0, formula)
+    expected = scores.cpu().clone()
+    subtree_twin.refresh_keys(theirs, 0, expected)
+    same(keys, expected)
+    chosen = coldest_pages(ours, keys, count // 10)
+    rows = coldest_twin.coldest_pages(expected, theirs.words[DEPTH], count // 10)
+    same(chosen.rows[: int(chosen.num_pages)].cpu(), rows.to(torch.int32))
+
+
+def check_quantised_pages(machine: Machine) -> None:
+    """Quantised and restored bit for bit as the twin does, digests of what is stored."""
+    group = Group("values", layers=2, heads=4, head_dim=64, itemsize=2)
+    for kind in (LayoutKind.LAYER_FIRST, LayoutKind.PAGE_HEAD, LayoutKind.PAGE):
+        for dtype in (torch.bfloat16, torch.float16):
+            for quantiser in Quantiser:
+                pool = machine.pool(kind, group)
+                values = torch.randn(pool.memory.numel() // 2, device=machine.device).to(dtype)
+                pool.memory.copy_(values.view(torch.uint8))
+                host = Pool(*cpu_copy(pool), pool.layout)
+                slots = slots_of(machine)
+                form = {"dtype": dtype, "quantiser": quantiser}
+                stored, digests = gather_quantised(pool.pages, slots, **form)
+                same(digests, digest_pages(stored))
+                expected = gather_on_cpu(host.pages, slots.cpu(), form)
+                same(stored, expected)
+                same(scatter_quantised(stored, pool.pages, slots, **form), digests)
+                again, _ = gather_quantised(pool.pages, slots, **form)
+                same(again, stored)  # a second pass changes nothing
+
+
+def cpu_copy(pool: Pool) -> tuple[PagedMemory, torch.Tensor]:
+    """The same pages in host memory."""
+    memory = pool.memory.cpu().clone()
+    return PagedMemory.of_layout(memory, pool.layout), memory
+
+
+def gather_on_cpu(pages: PagedMemory, slots: torch.Tensor, form: dict[str, Any]) -> torch.Tensor:
+    """What the twin stores."""
+    nbytes = QuantisedForm.of(pages).page_nbytes
+    out = torch.empty((len(slots), nbytes), dtype=torch.uint8)
+    rows = torch.arange(len(slots))
+    quantise_twin.gather_quantised(pages, slots, rows, out, **form)
+    return out
+
+
 def compare_copy(
     machine: Machine,
     kinds: tuple[LayoutKind, LayoutKind],
@@ -283,6 +361,16 @@ def need(machine: Machine, path: CopyPath) -> None:
         raise Skipped("compute capability 9.0 is needed")
 
 
+def near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within twice the error that score_pages states for either."""
+    found = found.cpu()
+    finite = expected.isfinite()
+    same(found[~finite], expected[~finite])
+    bound = 2**-19 + 2**-23 * expected[finite].abs()
+    worst = ((found[finite] - expected[finite]).abs() / bound).max()
+    assert worst <= 1, f"scores differ by {worst:.2f} of the bound"
+
+
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Bit for bit."""
     assert found.shape == expected.shape, f"{list(found.shape)}, not {list(expected.shape)}"
@@ -299,7 +387,25 @@ CHECKS: tuple[Callable[[Machine], None], ...] = (
     check_offsets_beyond_2_31,
     check_layerwise_copies,
     check_graph_capture,
+    check_scores_and_the_coldest,
+    check_quantised_pages,
 )
+
+
+# What a check proves where it passes: kernels as ``bodocache kernels`` names them.
+PROVES = {
+    "gather_and_scatter": ("gather", "scatter", "digest"),
+    "copies_within_the_device": ("copy",),
+    "bulk_copies_within_the_device": ("bulk_copy",),
+    "scores_and_the_coldest": ("score", "subtree", "coldest"),
+    "quantised_pages": ("quantise",),
+}
+
+
+def proven(rows: Sequence[dict[str, Any]], target: str) -> dict[str, list[str]]:
+    """Kernel -> targets, of the checks that passed: what kernels/targets.py may then say."""
+    passed = [row["check"] for row in rows if row["outcome"] == "passed"]
+    return {kernel: [target] for check in passed for kernel in PROVES.get(check, ())}
 
 
 def run(machine: Machine, checks: Sequence[Callable[[Machine], None]]) -> Iterator[dict[str, Any]]:
@@ -344,7 +450,8 @@ def main() -> int:
     checks = [c for c in CHECKS if not (chosen.quick and c is check_offsets_beyond_2_31)]
     rows = list(run(Machine(device, groups), checks))
     if chosen.json:
-        said = {"environment": environment(device), "rows": rows}
+        target = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        said = {"environment": environment(device), "rows": rows, "proven": proven(rows, target)}
         chosen.json.write_text(json.dumps(said, indent=1) + "\n")
     return sum(row["outcome"] == "FAILED" for row in rows)
 

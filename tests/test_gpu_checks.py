@@ -28,6 +28,7 @@ rows = list(gpu_checks.run(machine, gpu_checks.CHECKS))
 failed = [row["check"] for row in rows if row["outcome"] == "FAILED"]
 passed = [row["check"] for row in rows if row["outcome"] == "passed"]
 print("RESULT", len(passed), len(failed))
+assert lie or "quantise" in gpu_checks.proven(rows, "sm_90")
 """
 
 
@@ -41,8 +42,8 @@ def test_checks_pass_and_find_a_kernel_that_lies(lie):
         text=True,
         check=True,
     )
-    passed, failed = map(int, ran.stdout.rsplit("RESULT", 1)[1].split())
+    passed, failed = map(int, ran.stdout.rsplit("RESULT", 1)[1].split()[:2])
     if lie:
         assert failed >= 3, ran.stdout
     else:
-        assert (passed, failed) == (4, 0), ran.stdout + ran.stderr
+        assert (passed, failed) == (6, 0), ran.stdout + ran.stderr
