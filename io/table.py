@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What waits for a worker thread, in memory that compiled code shares: taken without Python's lock.
 
-Reads go first, each kind by deadline. No write begins beside a read, for it would halve its rate,
-unless it has waited for WRITE_PATIENCE_S. Every access holds a mutex for as long as a scan of the
-slots takes, 0.1 us for 64 of them: whoever fills the table keeps them few.
+Reads go first, each kind by deadline, and no write begins beside a read, for it would halve its
+rate. A write that has waited for WRITE_PATIENCE_S goes before all. Every access holds a mutex while
+it scans the slots, 0.1 us for 64 of them: whoever fills the table keeps them few.
 """
 
 import itertools
@@ -34,7 +34,7 @@ ENTRY = np.dtype(
         ("lane", "<i8"),
         ("writes", "<i8"),
         ("deadline_s", "<f8"),
-        ("since_s", "<f8"),  # when it was pushed
+        ("since_s", "<f8"),  # when it was submitted
     ]
 )
 _MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 bytes each
@@ -150,7 +150,8 @@ def _take(at: Any, lane: Any) -> Any:
         libc.mutex_lock(at)
         slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
         stopped = words[_STOPPED]
-        best = -1 if stopped else _first(slots, lane, _write_before(words, scratch))
+        old_s = jit.now_s(scratch) - WRITE_PATIENCE_S
+        best = -1 if stopped else _first(slots, lane, _write_before(words, old_s), old_s)
         id_, job = np.int64(-1), np.int64(0)
         if best >= 0:
             slots[best].state = RUNNING
@@ -162,12 +163,12 @@ def _take(at: Any, lane: Any) -> Any:
             return np.int64(best), id_, job
 
 
-@jit.compiled(jit.array("i8"), jit.array("i8"))
-def _write_before(words: Any, scratch: Any) -> Any:
-    """Writes pushed before this time may begin now: all, those that waited long, or none."""
+@jit.compiled(jit.array("i8"), jit.f8)
+def _write_before(words: Any, old_s: Any) -> Any:
+    """Writes submitted before this time may begin now: all, those since ``old_s``, or none."""
     if words[_WRITING] >= words[_MAX_WRITING]:
         return -np.inf
-    return np.inf if words[_READING] == 0 else jit.now_s(scratch) - WRITE_PATIENCE_S
+    return np.inf if words[_READING] == 0 else old_s
 
 
 @jit.compiled(jit.array(ENTRY), jit.i8, jit.f8)
@@ -185,7 +186,7 @@ def _waiting_writes(slots: Any, lane: Any, before_s: Any) -> Any:
 def _wake_writes(at: Any, words: Any, scratch: Any) -> None:
     """Wake threads for writes that were passed over and may begin now. Under the mutex."""
     slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
-    before_s = _write_before(words, scratch)
+    before_s = _write_before(words, jit.now_s(scratch) - WRITE_PATIENCE_S)
     room = words[_MAX_WRITING] - words[_WRITING]
     for lane in (NATIVE, PYTHON):
         for _ in range(min(room, _waiting_writes(slots, lane, before_s))):
@@ -209,8 +210,8 @@ def _look_again(at: Any) -> None:
     libc.mutex_unlock(at)
 
 
-@jit.compiled(jit.array(ENTRY), jit.i8, jit.f8)
-def _first(slots: Any, lane: Any, write_before_s: Any) -> Any:
+@jit.compiled(jit.array(ENTRY), jit.i8, jit.f8, jit.f8)
+def _first(slots: Any, lane: Any, write_before_s: Any, old_s: Any) -> Any:
     """The slot to take first, or -1."""
     best = -1
     for i in range(len(slots)):
@@ -219,15 +220,16 @@ def _first(slots: Any, lane: Any, write_before_s: Any) -> Any:
             continue
         if one.writes != 0 and one.since_s > write_before_s:
             continue
-        if best < 0 or _precedes(one, slots[best]):
+        if best < 0 or _precedes(one, slots[best], old_s):
             best = i
     return best
 
 
-@jit.compiled(jit.record(ENTRY), jit.record(ENTRY))
-def _precedes(one: Any, other: Any) -> Any:
+@jit.compiled(jit.record(ENTRY), jit.record(ENTRY), jit.f8)
+def _precedes(one: Any, other: Any, old_s: Any) -> Any:
     if one.writes != other.writes:
-        return one.writes < other.writes
+        write = one if one.writes else other
+        return (one.writes != 0) == (write.since_s <= old_s)
     if one.deadline_s != other.deadline_s:
         return one.deadline_s < other.deadline_s
     return one.id < other.id

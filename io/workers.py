@@ -21,7 +21,8 @@ from bodocache.io.table import Table
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
 
-TABLE_ENTRIES = 512  # the others wait here: a scan of the table takes 1 us
+WRITES = 1  # index of what there is for reads and for writes
+TABLE_ENTRIES = (384, 128)  # the others wait here: a scan of the table takes 1 us
 WARNING_INTERVAL_S = 10.0  # a disk that fails would fill the log
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class WorkerPool:
     """``count`` threads. A quarter of them at most write: a read that comes finds the others."""
 
     __slots__ = (
-        *("_backlog", "_clock", "_count", "_in_table", "_loop", "_max_writing"),
+        *("_backlogs", "_clock", "_count", "_holds", "_in_table", "_loop", "_max_writing"),
         *("_outcomes", "_requests"),
         *("_suppressed", "_table", "_threads", "_warned_s", "_will_look"),
     )
@@ -44,8 +45,10 @@ class WorkerPool:
         self._table = Table(self._max_writing)
         self._requests: dict[int, Request] = {}  # by id in the table, until settled
         self._outcomes: dict[int, Outcome] = {}  # of the Python threads
-        self._backlog: list[tuple[bool, float, int]] = []  # a heap of those not in the table yet
-        self._in_table = 0
+        # Of reads and of writes: a heap of those not in the table yet, by deadline, id and arrival.
+        self._backlogs: tuple[list[tuple[float, int, float]], ...] = ([], [])
+        self._in_table = [0, 0]
+        self._holds = 0  # of writes
         self._will_look = False  # for writes whose patience has ended
         self._warned_s = float("-inf")
         self._suppressed = 0
@@ -56,75 +59,80 @@ class WorkerPool:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue ``requests``; those of one deadline are begun in this order."""
-        ids = self._table.ids(len(requests))
+        ids, since_s = self._table.ids(len(requests)), time.monotonic()
         self._requests.update(zip(ids, requests, strict=True))
         for id_, request in zip(ids, requests, strict=True):
-            entry = (request.writes, request.transfer.deadline_s, id_)
-            heapq.heappush(self._backlog, entry)
+            entry = (request.transfer.deadline_s, id_, since_s)
+            heapq.heappush(self._backlogs[request.writes], entry)
         self._fill()
 
     def _fill(self) -> None:
-        """Let the first of the backlog wait in the table, as many as it takes."""
+        """Let the first of each backlog wait in the table, as many as it takes of its kind."""
         entries: list[tuple[int, int, int, int, int, int, float, float]] = []
-        now_s = time.monotonic()
-        while self._backlog:
-            room = TABLE_ENTRIES // 2 if self._backlog[0][0] else TABLE_ENTRIES
-            if self._in_table + len(entries) >= room:  # a read that comes finds some
-                break
-            writes, deadline_s, id_ = heapq.heappop(self._backlog)
-            request = self._requests[id_]
-            lane = table.NATIVE if request.job else table.PYTHON
-            number = request.transfer.number
-            entries.append(
-                (table.WAITING, id_, number, request.job, lane, int(writes), deadline_s, now_s)
-            )
-            if writes and not self._will_look:
-                self._will_look = True
-                self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
+        for writes, backlog in enumerate(self._backlogs):
+            while backlog and self._in_table[writes] < TABLE_ENTRIES[writes]:
+                deadline_s, id_, since_s = heapq.heappop(backlog)
+                request = self._requests[id_]
+                lane = table.NATIVE if request.job else table.PYTHON
+                number = request.transfer.number
+                entries.append(
+                    (table.WAITING, id_, number, request.job, lane, writes, deadline_s, since_s)
+                )
+                self._in_table[writes] += 1
         if entries:
-            self._in_table += len(entries)
             self._table.push(entries)
+        if self._in_table[WRITES] and not self._will_look:
+            self._will_look = True
+            self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
+
+    def _leave(self, ids: list[int]) -> list[Request]:
+        """The requests of ``ids``, which have left the table; others may come in."""
+        requests = [self._requests.pop(id_) for id_ in ids]
+        for request in requests:
+            self._in_table[request.writes] -= 1
+        self._fill()
+        return requests
 
     def _look_again(self) -> None:
+        """Wake threads for writes whose patience has ended; again while some wait."""
         self._will_look = False
-        if self._in_table:
+        if self._in_table[WRITES]:
             self._table.look_again()
-            if any(request.writes for request in self._requests.values()):
-                self._will_look = True
-                self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
+            self._will_look = True
+            self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
 
     @contextmanager
     def hold_writes(self) -> Iterator[None]:
-        """Inside, no write begins."""
+        """Inside, no write begins. Holds may overlap."""
+        self._holds += 1
         self._table.allow_writing(0)
         try:
             yield
         finally:
-            self._table.allow_writing(self._max_writing)
+            self._holds -= 1
+            if not self._holds:
+                self._table.allow_writing(self._max_writing)
 
     def withdraw(self, transfer: BatchTransfer) -> list[Request]:
         """Give back the requests of ``transfer`` that no worker has begun."""
-        ids = self._table.withdraw(transfer.number)
-        self._in_table -= len(ids)
-        ids += self._behind(lambda request: request.transfer is transfer)
-        return [self._requests.pop(id_) for id_ in ids]
+        behind = self._behind(lambda request: request.transfer is transfer)
+        return behind + self._leave(self._table.withdraw(transfer.number))
 
-    def _behind(self, chosen: Callable[[Request], bool]) -> list[int]:
-        """Take the chosen ones out of the backlog."""
-        if not self._backlog:
-            return []
-        found = [id_ for _, _, id_ in self._backlog if chosen(self._requests[id_])]
-        taken = set(found)
-        self._backlog = [entry for entry in self._backlog if entry[2] not in taken]
-        heapq.heapify(self._backlog)
+    def _behind(self, chosen: Callable[[Request], bool]) -> list[Request]:
+        """Take the chosen ones out of the backlogs."""
+        found = []
+        for backlog in self._backlogs:
+            mine = [entry for entry in backlog if chosen(self._requests[entry[1]])]
+            if mine:
+                backlog[:] = [entry for entry in backlog if entry not in set(mine)]
+                heapq.heapify(backlog)
+                found += [self._requests.pop(id_) for _, id_, _ in mine]
         return found
 
     def stop(self) -> list[Request]:
         """Begin nothing more; return the requests that were still waiting."""
-        ids = self._table.stop(self._count)
-        self._in_table -= len(ids)
-        ids += self._behind(lambda _: True)
-        return [self._requests.pop(id_) for id_ in ids]
+        behind = self._behind(lambda _: True)
+        return behind + self._leave(self._table.stop(self._count))
 
     def join(self) -> None:
         """Wait until every thread has ended, after :meth:`stop`. Blocks."""
@@ -138,11 +146,8 @@ class WorkerPool:
 
     def settle(self) -> None:
         """Settle what is done."""
-        ended = self._table.collect()
-        self._in_table -= len(ended)
-        self._fill()
-        for id_ in ended:
-            request = self._requests.pop(id_)
+        ids = self._table.collect()
+        for id_, request in zip(ids, self._leave(ids), strict=True):
             # What a Python thread ran has an outcome already; of a job only its record is there.
             result = self._outcomes.pop(id_, None) or self._result(request)
             if isinstance(result, Outcome):

@@ -197,11 +197,12 @@ class _Engine:
         begun_s = self._loop.time()
         self._loading += 1
         with self._cache.load(match, deadline_s=self._options.deadline_s) as load:
-            loaded = await load
-            self._run.load_s[request] = self._loop.time() - begun_s
-            await load.released
-            self._loading -= 1
-            self._read_again()
+            with self._cache.hold_writes():  # none slips in before the plain reader
+                loaded = await load
+                self._run.load_s[request] = self._loop.time() - begun_s
+                await load.released
+                self._loading -= 1
+                self._read_again()
             self._run.hits[request] = loaded.pages
             await self._check(match, loaded.slots)
             await self._compute(match, loaded.pages)
@@ -209,7 +210,7 @@ class _Engine:
     def _read_again(self) -> None:
         """Read what loads read since the last time, with the plain reader, if no load is under way.
 
-        Beside it no write begins, as beside a load. All but the engine stands still meanwhile.
+        No write has begun since the load did. All but the engine stands still meanwhile.
         """
         if self._loading or self._plain.rate.nbytes >= READ_AT_MOST_NBYTES:
             return
@@ -217,9 +218,8 @@ class _Engine:
         self._compared = len(self._run.extents)
         reads.sort(key=lambda extent: extent.batch)
         try:
-            with self._cache.hold_writes():
-                for _, load in groupby(reads, key=lambda extent: extent.batch):
-                    self._plain.read([Read(e.path, e.offset, e.nbytes) for e in load])
+            for _, load in groupby(reads, key=lambda extent: extent.batch):
+                self._plain.read([Read(e.path, e.offset, e.nbytes) for e in load])
         except OSError as error:
             raise BodoCacheError(f"plain reader: {error}") from error
 

@@ -181,7 +181,7 @@ class _LoopQueue:
 
     def __init__(self) -> None:
         self._waiting: list[Request] = []
-        self._held = False  # writes
+        self._holds = 0  # of writes
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
@@ -194,11 +194,11 @@ class _LoopQueue:
 
     @contextmanager
     def hold_writes(self) -> Iterator[None]:
-        self._held = True
+        self._holds += 1
         try:
             yield
         finally:
-            self._held = False
+            self._holds -= 1
             self._take_turns(len(self._waiting))
 
     def _take_turns(self, count: int) -> None:
@@ -206,7 +206,7 @@ class _LoopQueue:
             asyncio.get_running_loop().call_soon(self._do_one)
 
     def _do_one(self) -> None:
-        able = [request for request in self._waiting if not (self._held and request.writes)]
+        able = [request for request in self._waiting if not (self._holds and request.writes)]
         if able:  # withdrawn ones left their turns behind
             self._waiting.remove(able[0])
             outcome = able[0].run()
