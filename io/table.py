@@ -2,8 +2,8 @@
 """What waits for a worker thread, in memory that compiled code shares: taken without Python's lock.
 
 Reads go first, each kind by deadline, and no write begins beside a read, for it would halve its
-rate. A write that has waited for WRITE_PATIENCE_S goes before all. Every access holds a mutex while
-it scans the slots, 0.1 us for 64 of them: whoever fills the table keeps them few.
+rate. A write that has waited for WRITE_PATIENCE_S takes turns with reads. Every access holds a mutex
+while it scans the slots, 0.1 us for 64 of them: whoever fills the table keeps them few.
 """
 
 import itertools
@@ -39,7 +39,7 @@ ENTRY = np.dtype(
 )
 _MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 bytes each
 _SLOTS, _CAPACITY, _READING, _WRITING, _MAX_WRITING = range(24, 29)
-_STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WORDS = range(29, 35)
+_STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WROTE_LAST, _WORDS = range(29, 36)
 
 _int64_at = jit.pointer_to(jit.i8)
 _entry_at = jit.pointer_to(jit.record(ENTRY))
@@ -151,13 +151,15 @@ def _take(at: Any, lane: Any) -> Any:
         slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
         stopped = words[_STOPPED]
         old_s = jit.now_s(scratch) - WRITE_PATIENCE_S
-        best = -1 if stopped else _first(slots, lane, _write_before(words, old_s), old_s)
+        may_s, first_s = _write_before(words, old_s), -np.inf if words[_WROTE_LAST] else old_s
+        best = -1 if stopped else _first(slots, lane, may_s, first_s)
         id_, job = np.int64(-1), np.int64(0)
         if best >= 0:
             slots[best].state = RUNNING
             id_, job, writes = slots[best].id, slots[best].job, slots[best].writes
             words[_WRITING] += writes
             words[_READING] += 1 - writes
+            words[_WROTE_LAST] = writes
         libc.mutex_unlock(at)
         if best >= 0 or stopped:
             return np.int64(best), id_, job

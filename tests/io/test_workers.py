@@ -136,6 +136,24 @@ def test_many_reads_starve_no_write():
     with_pool(2, scenario)
 
 
+def test_old_writes_and_reads_take_turns():
+    async def scenario(pool):
+        log, reading, writing = [], transfer_of(pool, 9), transfer_of(pool, 9)
+        with pool.hold_writes():
+            writing.submit([Piece(writing, i, "write", log, writes=True) for i in range(9)])
+            await asyncio.sleep(2 * WRITE_PATIENCE_S)
+            gate, blocker = threading.Event(), transfer_of(pool, 1)
+            blocker.submit([Piece(blocker, 0, "blocker", log, gate=gate)])
+            await until_begun(log)
+            reading.submit([Piece(reading, i, "read", log) for i in range(9)])
+        gate.set()
+        for transfer in (blocker, reading, writing):
+            await transfer.drained()
+        assert log[1:] == ["write", "read"] * 9
+
+    with_pool(1, scenario)
+
+
 def test_what_waits_behind_a_table_that_is_withdrawn_comes_in():
     async def scenario(pool):
         first, second = transfer_of(pool, 600), transfer_of(pool, 600)
