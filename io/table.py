@@ -2,8 +2,8 @@
 """What waits for a worker thread, in memory that compiled code shares: taken without Python's lock.
 
 Reads go first, each kind by deadline, and no write begins beside a read, for it would halve its
-rate. A write that has waited for WRITE_PATIENCE_S takes turns with reads. Every access holds a mutex
-while it scans the slots, 0.1 us for 64 of them: whoever fills the table keeps them few.
+rate. A write that has waited for WRITE_PATIENCE_S takes turns with reads. Every access holds a
+mutex while it scans the slots, 0.1 us for 64 of them: whoever fills the table keeps them few.
 """
 
 import itertools
