@@ -21,9 +21,7 @@ from bodocache.io import jobs, libc
 FREE, WAITING, RUNNING, DONE = range(4)
 NATIVE, PYTHON = 0, 1  # lanes: threads that never leave compiled code, threads that run Python
 CAPACITY = 64  # slots to begin with
-WRITE_PATIENCE_S = (
-    0.05  # then a write begins beside reads: neither they nor one that hangs starve it
-)
+WRITE_PATIENCE_S = 0.05  # then a write takes turns with reads: they, or one that hangs, starve none
 
 ENTRY = np.dtype(
     [
@@ -94,12 +92,11 @@ class Table:
         return self._drop(WAITING, batch)
 
     def allow_writing(self, threads: int) -> None:
-        """So many threads may write at once from now on; those that do go on."""
-        _allow_writing(self.address, threads)
+        """So many threads may write at once from now on; those that do go on.
 
-    def look_again(self) -> None:
-        """Wake threads for writes whose patience may have ended."""
-        _look_again(self.address)
+        Also wakes threads for writes that may begin by now.
+        """
+        _allow_writing(self.address, threads)
 
     def stop(self, threads: int) -> list[int]:
         """End the threads as soon as they are free, and withdraw all that waits."""
@@ -175,7 +172,7 @@ def _write_before(words: Any, old_s: Any) -> Any:
 
 @jit.compiled(jit.array(ENTRY), jit.i8, jit.f8)
 def _waiting_writes(slots: Any, lane: Any, before_s: Any) -> Any:
-    """How many writes of ``lane`` wait that were pushed before then."""
+    """How many writes of ``lane`` wait that were submitted before then."""
     count = 0
     for i in range(len(slots)):
         one = slots[i]
@@ -184,11 +181,11 @@ def _waiting_writes(slots: Any, lane: Any, before_s: Any) -> Any:
     return count
 
 
-@jit.compiled(jit.i8, jit.array("i8"), jit.array("i8"))
-def _wake_writes(at: Any, words: Any, scratch: Any) -> None:
+@jit.compiled(jit.i8, jit.array("i8"))
+def _wake_writes(at: Any, words: Any) -> None:
     """Wake threads for writes that were passed over and may begin now. Under the mutex."""
     slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
-    before_s = _write_before(words, jit.now_s(scratch) - WRITE_PATIENCE_S)
+    before_s = _write_before(words, jit.now_s(np.empty(2, np.int64)) - WRITE_PATIENCE_S)
     room = words[_MAX_WRITING] - words[_WRITING]
     for lane in (NATIVE, PYTHON):
         for _ in range(min(room, _waiting_writes(slots, lane, before_s))):
@@ -197,18 +194,10 @@ def _wake_writes(at: Any, words: Any, scratch: Any) -> None:
 
 @jit.compiled(jit.i8, jit.i8)
 def _allow_writing(at: Any, threads: Any) -> None:
-    words, scratch = _words(at), np.empty(2, np.int64)
+    words = _words(at)
     libc.mutex_lock(at)
     words[_MAX_WRITING] = threads
-    _wake_writes(at, words, scratch)
-    libc.mutex_unlock(at)
-
-
-@jit.compiled(jit.i8)
-def _look_again(at: Any) -> None:
-    words, scratch = _words(at), np.empty(2, np.int64)
-    libc.mutex_lock(at)
-    _wake_writes(at, words, scratch)
+    _wake_writes(at, words)
     libc.mutex_unlock(at)
 
 
@@ -247,7 +236,7 @@ def _finish(at: Any, slot: Any) -> None:
     words[_WRITING] -= wrote
     words[_READING] -= 1 - wrote
     words[_ANNOUNCED] = 1
-    _wake_writes(at, words, np.empty(2, np.int64))
+    _wake_writes(at, words)
     libc.mutex_unlock(at)
     if not announced:
         libc.write(words[_EVENT_FD], at + 8 * _ONE, 8)

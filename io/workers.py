@@ -81,6 +81,10 @@ class WorkerPool:
                 self._in_table[writes] += 1
         if entries:
             self._table.push(entries)
+        self._watch_writes()
+
+    def _watch_writes(self) -> None:
+        """While writes are in the table, look now and then whether one's patience has ended."""
         if self._in_table[WRITES] and not self._will_look:
             self._will_look = True
             self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
@@ -94,24 +98,23 @@ class WorkerPool:
         return requests
 
     def _look_again(self) -> None:
-        """Wake threads for writes whose patience has ended; again while some wait."""
         self._will_look = False
-        if self._in_table[WRITES]:
-            self._table.look_again()
-            self._will_look = True
-            self._loop.call_later(table.WRITE_PATIENCE_S, self._look_again)
+        self._allow_writing()
+        self._watch_writes()
 
     @contextmanager
     def hold_writes(self) -> Iterator[None]:
         """Inside, no write begins. Holds may overlap."""
         self._holds += 1
-        self._table.allow_writing(0)
+        self._allow_writing()
         try:
             yield
         finally:
             self._holds -= 1
-            if not self._holds:
-                self._table.allow_writing(self._max_writing)
+            self._allow_writing()
+
+    def _allow_writing(self) -> None:
+        self._table.allow_writing(0 if self._holds else self._max_writing)
 
     def withdraw(self, transfer: BatchTransfer) -> list[Request]:
         """Give back the requests of ``transfer`` that no worker has begun."""
@@ -122,11 +125,11 @@ class WorkerPool:
         """Take the chosen ones out of the backlogs."""
         found = []
         for backlog in self._backlogs:
-            mine = [entry for entry in backlog if chosen(self._requests[entry[1]])]
+            mine = [id_ for _, id_, _ in backlog if chosen(self._requests[id_])]
             if mine:
-                backlog[:] = [entry for entry in backlog if entry not in set(mine)]
+                found += [self._requests.pop(id_) for id_ in mine]
+                backlog[:] = [entry for entry in backlog if entry[1] in self._requests]
                 heapq.heapify(backlog)
-                found += [self._requests.pop(id_) for _, id_, _ in mine]
         return found
 
     def stop(self) -> list[Request]:
