@@ -111,6 +111,81 @@ def disjoint(op: str, **sides: torch.Tensor) -> None:
         )
 
 
+class Gather(NamedTuple):
+    """Checked operands of a gather."""
+
+    slots: torch.Tensor
+    rows: torch.Tensor
+    out: torch.Tensor
+
+
+def gather(
+    op: str,
+    source: PagedMemory,
+    slots: Indices,
+    rows: Indices | None,
+    out: torch.Tensor | None,
+    nbytes: int,
+) -> Gather:
+    """The operands of pages ``slots[i]`` of ``source`` to rows of ``nbytes``, new ones by default.
+
+    Raises:
+        LayoutError: shapes, strides, dtypes, devices, alignments or indices do not fit.
+    """
+    chosen = index_tensor(op, "slots", slots)
+    if out is None:
+        if rows is not None:
+            raise LayoutError(f"{op}: rows are given without out; expected the pages they index")
+        out = torch.empty((len(chosen), nbytes), dtype=torch.uint8, device=source.device)
+    places = row_tensor(op, rows, chosen, out, "out")
+    _rows_and_slots(op, "source", source, chosen, places, out=(out, pages_spec("M", nbytes)))
+    in_range(op, "slots", chosen, source.num_pages, "source")
+    if rows is not None:
+        distinct_in_range(op, "rows", places, len(out), "out")
+    return Gather(chosen, places, out)
+
+
+class Scatter(NamedTuple):
+    """Checked indices of a scatter."""
+
+    slots: torch.Tensor
+    rows: torch.Tensor
+
+
+def scatter(
+    op: str,
+    pages: torch.Tensor,
+    destination: PagedMemory,
+    slots: Indices,
+    rows: Indices | None,
+    nbytes: int,
+) -> Scatter:
+    """The indices of rows of ``pages``, of ``nbytes``, to pages ``slots[i]`` of ``destination``.
+
+    Raises:
+        LayoutError: shapes, strides, dtypes, devices, alignments or indices do not fit.
+    """
+    chosen = index_tensor(op, "slots", slots)
+    places = row_tensor(op, rows, chosen, pages, "pages")
+    spec = pages_spec("M", nbytes)
+    _rows_and_slots(op, "destination", destination, chosen, places, pages=(pages, spec))
+    distinct_in_range(op, "slots", chosen, destination.num_pages, "destination")
+    if rows is not None:
+        in_range(op, "rows", places, len(pages), "pages")
+    return Scatter(chosen, places)
+
+
+def _rows_and_slots(
+    op: str,
+    home: str,
+    memory: PagedMemory,
+    slots: torch.Tensor,
+    rows: torch.Tensor,
+    **pages: tuple[torch.Tensor, Spec],
+) -> None:
+    operands(op, home, memory.device, slots=(slots, INDICES), rows=(rows, INDICES), **pages)
+
+
 @contextlib.contextmanager
 def checked_indices() -> Iterator[None]:
     """Debug mode: inside, indices on a GPU are checked too (each check waits for the stream)."""

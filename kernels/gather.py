@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from bodocache.errors import LayoutError
 from bodocache.kernels import check, host, move
-from bodocache.kernels.check import INDICES, Indices, pages_spec
+from bodocache.kernels.check import Indices
 from bodocache.kernels.launch import Launch, empty_sums, sample_operands
 from bodocache.kernels.reference.gather import gather_pages as twin
 from bodocache.kernels.runs import Runs, runs_of
@@ -51,32 +50,16 @@ def gather_pages(
     """
     part = source if layers is None and heads is None else source.only(layers, heads)
     runs = runs_of(part)
-    slots = check.index_tensor(_OP, "slots", slots)
-    if out is None:
-        if rows is not None:
-            raise LayoutError(f"{_OP}: rows are given without out; expected the pages they index")
-        out = torch.empty((len(slots), runs.page_nbytes), dtype=torch.uint8, device=source.device)
-    chosen = check.row_tensor(_OP, rows, slots, out, "out")
-    check.operands(
-        _OP,
-        "source",
-        source.device,
-        slots=(slots, INDICES),
-        rows=(chosen, INDICES),
-        out=(out, pages_spec("M", runs.page_nbytes)),
-    )
-    check.in_range(_OP, "slots", slots, source.num_pages, "source")
-    if rows is not None:
-        check.distinct_in_range(_OP, "rows", chosen, len(out), "out")
+    call = check.gather(_OP, source, slots, rows, out, runs.page_nbytes)
     if check.on_gpu(source.device):
-        digests = empty_sums(len(slots), runs.page_nbytes, source.device)
-        if len(slots):
-            launch(runs, slots, chosen, out, digests).run()
+        digests = empty_sums(len(call.slots), runs.page_nbytes, source.device)
+        if len(call.slots):
+            launch(runs, *call, digests).run()
     elif (cpu := host.compiled()) is not None:
-        digests = cpu.gather(runs, slots, chosen, out)
+        digests = cpu.gather(runs, *call)
     else:
-        digests = twin(part, slots, chosen, out)
-    return Gathered(out, digests)
+        digests = twin(part, *call)
+    return Gathered(call.out, digests)
 
 
 def launch(

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from bodocache.errors import LayoutError
 from bodocache.kernels import check
-from bodocache.kernels.check import INDICES, UNIT_NBYTES, Indices, pages_spec
+from bodocache.kernels.check import UNIT_NBYTES, Indices
 from bodocache.kernels.codes import decode_words, encode_words, inverse_of, peak_of, scale_of
 from bodocache.kernels.gather import Gathered
 from bodocache.kernels.heads import (
@@ -174,33 +174,14 @@ def gather_quantised(
     """
     op = "gather_quantised"
     call = _call(op, source.only(layers, heads), dtype, quantiser)
-    slots = check.index_tensor(op, "slots", slots)
-    nbytes = call.form.page_nbytes
-    if out is None:
-        if rows is not None:
-            raise LayoutError(f"{op}: rows are given without out; expected the pages they index")
-        out = torch.empty((len(slots), nbytes), dtype=torch.uint8, device=source.device)
-    chosen = check.row_tensor(op, rows, slots, out, "out")
-    check.operands(
-        op,
-        "source",
-        source.device,
-        slots=(slots, INDICES),
-        rows=(chosen, INDICES),
-        out=(out, pages_spec("M", nbytes)),
-    )
-    check.in_range(op, "slots", slots, source.num_pages, "source")
-    if rows is not None:
-        check.distinct_in_range(op, "rows", chosen, len(out), "out")
+    checked = check.gather(op, source, slots, rows, out, call.form.page_nbytes)
     if not check.on_gpu(source.device):
-        digests = twin.gather_quantised(
-            call.memory, slots, chosen, out, dtype=dtype, quantiser=quantiser
-        )
-        return Gathered(out, digests)
-    digests = empty_sums(len(slots), nbytes, source.device)
-    if len(slots):
-        call.launch(gather_quantised_kernel, slots, chosen, out, digests).run()
-    return Gathered(out, digests)
+        digests = twin.gather_quantised(call.memory, *checked, dtype=dtype, quantiser=quantiser)
+        return Gathered(checked.out, digests)
+    digests = empty_sums(len(checked.slots), call.form.page_nbytes, source.device)
+    if len(checked.slots):
+        call.launch(gather_quantised_kernel, *checked, digests).run()
+    return Gathered(checked.out, digests)
 
 
 def scatter_quantised(
@@ -236,26 +217,14 @@ def scatter_quantised(
     """
     op = "scatter_quantised"
     call = _call(op, destination.only(layers, heads), dtype, quantiser)
-    slots = check.index_tensor(op, "slots", slots)
-    chosen = check.row_tensor(op, rows, slots, pages, "pages")
-    check.operands(
-        op,
-        "destination",
-        destination.device,
-        slots=(slots, INDICES),
-        rows=(chosen, INDICES),
-        pages=(pages, pages_spec("M", call.form.page_nbytes)),
-    )
-    check.distinct_in_range(op, "slots", slots, destination.num_pages, "destination")
-    if rows is not None:
-        check.in_range(op, "rows", chosen, len(pages), "pages")
+    checked = check.scatter(op, pages, destination, slots, rows, call.form.page_nbytes)
     if not check.on_gpu(destination.device):
         return twin.scatter_quantised(
-            pages, call.memory, slots, chosen, dtype=dtype, quantiser=quantiser
+            pages, call.memory, *checked, dtype=dtype, quantiser=quantiser
         )
-    digests = empty_sums(len(slots), call.form.page_nbytes, destination.device)
-    if len(slots):
-        call.launch(scatter_quantised_kernel, slots, chosen, pages, digests).run()
+    digests = empty_sums(len(checked.slots), call.form.page_nbytes, destination.device)
+    if len(checked.slots):
+        call.launch(scatter_quantised_kernel, *checked, pages, digests).run()
     return digests
 
 

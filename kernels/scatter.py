@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from bodocache.kernels import check, host, move
-from bodocache.kernels.check import INDICES, Indices, pages_spec
+from bodocache.kernels.check import Indices
 from bodocache.kernels.launch import Launch, empty_sums, sample_operands
 from bodocache.kernels.reference.scatter import scatter_pages as twin
 from bodocache.kernels.runs import Runs, runs_of
@@ -45,27 +45,15 @@ def scatter_pages(
     """
     part = destination if layers is None and heads is None else destination.only(layers, heads)
     runs = runs_of(part)
-    slots = check.index_tensor(_OP, "slots", slots)
-    chosen = check.row_tensor(_OP, rows, slots, pages, "pages")
-    check.operands(
-        _OP,
-        "destination",
-        destination.device,
-        slots=(slots, INDICES),
-        rows=(chosen, INDICES),
-        pages=(pages, pages_spec("M", runs.page_nbytes)),
-    )
-    check.distinct_in_range(_OP, "slots", slots, destination.num_pages, "destination")
-    if rows is not None:
-        check.in_range(_OP, "rows", chosen, len(pages), "pages")
+    call = check.scatter(_OP, pages, destination, slots, rows, runs.page_nbytes)
     if check.on_gpu(destination.device):
-        digests = empty_sums(len(slots), runs.page_nbytes, destination.device)
-        if len(slots):
-            launch(runs, slots, chosen, pages, digests).run()
+        digests = empty_sums(len(call.slots), runs.page_nbytes, destination.device)
+        if len(call.slots):
+            launch(runs, *call, pages, digests).run()
         return digests
     if (cpu := host.compiled()) is not None:
-        return cpu.scatter(runs, slots, chosen, pages)
-    return twin(pages, part, slots, chosen)
+        return cpu.scatter(runs, *call, pages)
+    return twin(pages, part, *call)
 
 
 def launch(
