@@ -30,7 +30,7 @@ _OP = "copy_pages"
 class PageCopy:
     """A copy between two pools, checked once: what is left for each call is its indices."""
 
-    __slots__ = ("_blocks", "_bulk", "_pair", "_path", "destination", "device", "source")
+    __slots__ = ("_bulk", "_pair", "_path", "blocks", "destination", "device", "source")
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class PageCopy:
         if blocks is not None and blocks < 1:
             raise LayoutError(f"{_OP}: {blocks} blocks; expected at least 1")
         crosses = source.device != destination.device
-        self._blocks = select.LINK_BLOCKS if blocks is None and crosses else blocks
+        self.blocks = select.LINK_BLOCKS if blocks is None and crosses else blocks
 
     def run(
         self,
@@ -82,13 +82,13 @@ class PageCopy:
                 if self._bulk is None:
                     from bodocache.kernels import bulk
 
-                    self._bulk = bulk.prepared(self.source, self.destination, blocks=self._blocks)
+                    self._bulk = bulk.prepared(self.source, self.destination, blocks=self.blocks)
                 ours, theirs = (index.to(self.device) for index in slots)
                 self._bulk.launch(ours, theirs)
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
-        return _launch(self._pair, (source_slots, destination_slots), self._blocks)
+        return _launch(self._pair, (source_slots, destination_slots), self.blocks)
 
     def checked(
         self, source_slots: Indices, destination_slots: Indices
@@ -199,7 +199,7 @@ def copy_and_sum_pages(
     A layer's words count from its own first: its part of the ``page`` form starts at word o of the
     page, so the page's digest is ``sum(a) + n, sum(b + o * a) + n``.
     """
-    copy = PageCopy(source, destination, layers=layers, path=None, blocks=blocks)
+    copy = PageCopy(source, destination, layers=layers, blocks=blocks)
     pair = pair_of(_OP, copy.source, copy.destination, by_layer=True)
     slots = copy.checked(source_slots, destination_slots)
     count, depth = len(slots[0]), copy.source.layers
@@ -211,7 +211,7 @@ def copy_and_sum_pages(
     if count:
         on_device = (slots[0].to(words.device), slots[1].to(words.device))
         with _on_stream(stream):
-            _launch(pair, on_device, blocks, words.view(-1, 2), parts=depth).run()
+            _launch(pair, on_device, copy.blocks, words.view(-1, 2), parts=depth).run()
     return Sums(words)
 
 

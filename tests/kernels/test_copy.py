@@ -14,9 +14,10 @@ from bodocache import env
 from bodocache.digest import raw_sums
 from bodocache.errors import LayoutError
 from bodocache.kernels import check, copy_and_sum_pages, copy_pages, gather_pages
+from bodocache.kernels import copy as copying
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.reference import copy as twin
-from bodocache.kernels.select import CopyPath
+from bodocache.kernels.select import LINK_BLOCKS, CopyPath
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
 INTERPRETED = env.triton_interpreted()
@@ -107,6 +108,30 @@ def test_sums_of_every_layer_are_those_of_its_bytes(kind, kv):
             a, b = (int(x) for x in raw_sums(np.ascontiguousarray(part).view(np.uint32)))
             found = sums.words[i, layer].numpy().view(np.uint64)
             assert found.tolist() == [a % 2**64, b % 2**64]
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_sums_over_a_link_take_as_few_blocks_as_copies_do(monkeypatch, blocks):
+    source, _ = pool(LayoutKind.LAYER_FIRST, 4, layers=2, heads=1, head_dim=16, itemsize=2)
+    destination, _ = pool(LayoutKind.PAGE, 4, layers=2, heads=1, head_dim=16, itemsize=2)
+    object.__setattr__(destination, "device", torch.device("cuda:0"))
+    asked = []
+
+    class Launched:
+        def run(self):
+            pass
+
+    def noted(_pair, _slots, blocks, *_, **__):
+        asked.append(blocks)
+        return Launched()
+
+    monkeypatch.setattr(copying, "_launch", noted)
+    monkeypatch.setattr(check, "is_pinned", lambda _: True)
+    monkeypatch.setattr(check, "on_gpu", lambda device: device.type == "cuda")
+    monkeypatch.setattr(torch, "zeros", lambda shape, **_: torch.empty(shape, dtype=torch.int64))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
+    copy_and_sum_pages(source, destination, torch.tensor([1]), torch.tensor([2]), blocks=blocks)
+    assert asked == [blocks or LINK_BLOCKS]
 
 
 def test_a_prepared_copy_is_used_again():
