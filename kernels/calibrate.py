@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -83,11 +84,12 @@ def measure_grid(
         note(f"{direction}: pieces of {piece_nbytes} bytes, {nbytes} in all")
         case = _Case.of(direction, piece_nbytes, nbytes, device)
         for path in _PATHS[direction]:
-            why = case.why_wrong(path)
+            copy = partial(PageCopy(case.source, case.destination, path=path).run, *case.slots)
+            why = case.why_wrong(copy)
             if why is not None:
                 failures.append(Failure(direction, path, piece_nbytes, why))
                 continue
-            rate = case.nbytes / seconds(lambda: case.run(path), device)  # noqa: B023 -- called here
+            rate = case.nbytes / seconds(copy, device)
             points.append(Measured(direction, path, piece_nbytes, case.nbytes, rate))
     return points, failures
 
@@ -123,12 +125,8 @@ class _Case:
         slots = (order[:pages].clone(), order.flip(0)[:pages].clone())
         return cls(source, destination, memory, slots, pages * group.page_nbytes(PAGE_TOKENS))
 
-    def run(self, path: CopyPath) -> None:
-        """Copy once."""
-        PageCopy(self.source, self.destination, path=path).run(*self.slots)
-
-    def why_wrong(self, path: CopyPath) -> str | None:
-        """What is wrong with the bytes that ``path`` writes, or what it raised; None if nothing.
+    def why_wrong(self, copy: Callable[[], None]) -> str | None:
+        """What is wrong with the bytes that ``copy`` writes, or what it raised; None if nothing.
 
         Whatever lies outside the named slots counts too.
         """
@@ -138,7 +136,7 @@ class _Case:
         expected = self.memory.clone()
         self.memory.copy_(before)
         try:
-            self.run(path)
+            copy()
             if self.memory.device.type == "cuda" or self.source.device.type == "cuda":
                 torch.cuda.synchronize()
         except Exception as error:  # noqa: BLE001 -- whatever it is, the path is not proven
