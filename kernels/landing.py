@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.errors import LayoutError
-from bodocache.kernels import check, cpu
-from bodocache.kernels.check import pages_spec
-from bodocache.kernels.runs import runs_of
+from bodocache.kernels import cpu
+from bodocache.kernels.prepared import runs_on_cpu
 from bodocache.layout import PagedMemory
 from bodocache.pages import KEY_NBYTES
 
@@ -57,11 +56,7 @@ class LandingPad:
 
     def __init__(self, memory: PagedMemory, pages: torch.Tensor) -> None:
         """LayoutError where ``pages`` (uint8[M, page_nbytes]) does not fit, or on a GPU."""
-        if memory.device.type != "cpu":
-            raise LayoutError(f"landing: memory on {memory.device}; expected the CPU")
-        runs = runs_of(memory)
-        spec = pages_spec("M", runs.page_nbytes)
-        check.operands("landing", "memory", memory.device, pages=(pages, spec))
+        runs = runs_on_cpu("landing", memory, pages)
         self._kept = (memory, pages, runs)
         self._pattern = np.zeros(1, _ARGUMENT)
         self._pattern["bases"] = runs.bases.ctypes.data

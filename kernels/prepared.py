@@ -15,7 +15,7 @@ from bodocache import jit
 from bodocache.errors import LayoutError
 from bodocache.kernels import check, cpu
 from bodocache.kernels.check import pages_spec
-from bodocache.kernels.runs import runs_of
+from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import PagedMemory
 
 IndexArray = NDArray[np.int64]
@@ -35,10 +35,7 @@ class PreparedCopies:
 
     def __init__(self, paged: PagedMemory, pages: torch.Tensor) -> None:
         """LayoutError where shapes, strides, dtypes or alignments do not fit, or on a GPU."""
-        if paged.device.type != "cpu":
-            raise LayoutError(f"{_OP}: memory on {paged.device}; expected the CPU")
-        runs = runs_of(paged)
-        check.operands(_OP, "paged", paged.device, pages=(pages, pages_spec("M", runs.page_nbytes)))
+        runs = runs_on_cpu(_OP, paged, pages)
         self._kept = (paged, pages)
         self._arguments = (runs.bases, runs.numbers, pages.data_ptr(), pages.stride(0))
         self._num_pages, self._num_rows = paged.num_pages, len(pages)
@@ -65,6 +62,19 @@ class PreparedCopies:
                 f" within {self._num_pages} pages and {self._num_rows} rows"
             )
         return digests
+
+
+def runs_on_cpu(op: str, paged: PagedMemory, pages: torch.Tensor) -> Runs:
+    """The runs of ``paged``, once ``pages`` was found to be rows of its pages in CPU memory.
+
+    Raises:
+        LayoutError: shapes, strides, dtypes or alignments do not fit, or one is on a GPU.
+    """
+    if paged.device.type != "cpu":
+        raise LayoutError(f"{op}: memory on {paged.device}; expected the CPU")
+    runs = runs_of(paged)
+    check.operands(op, "paged", paged.device, pages=(pages, pages_spec("M", runs.page_nbytes)))
+    return runs
 
 
 _INDEX = jit.readonly("i8")

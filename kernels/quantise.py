@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -40,7 +39,7 @@ from bodocache.kernels.launch import (
 )
 from bodocache.kernels.quantiser import VALUE_NBYTES, QuantisedForm, Quantiser
 from bodocache.kernels.reference import quantise as twin
-from bodocache.kernels.runs import Runs
+from bodocache.kernels.runs import unmerged
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -250,7 +249,8 @@ class _Call(NamedTuple):
             kernel,
             programs(num_items),
             {
-                "table_ptr": device_table(_runs_of_heads(self.memory), pages.device),
+                # Nothing is merged: a scale belongs to a head.
+                "table_ptr": device_table(unmerged(self.memory), pages.device),
                 "slots_ptr": slots,
                 "rows_ptr": rows,
                 "pages_ptr": pages.view(torch.int32),
@@ -281,25 +281,6 @@ def _call(op: str, memory: PagedMemory, dtype: torch.dtype, quantiser: Quantiser
     if quantiser not in tuple(Quantiser):
         raise LayoutError(f"{op}: quantiser is {quantiser!r}; expected one of {list(Quantiser)}")
     return _Call(memory, QuantisedForm.of(memory), dtype, quantiser)
-
-
-def _runs_of_heads(memory: PagedMemory) -> Runs:
-    """One run per head and token: a scale belongs to a head, so nothing is merged."""
-    shape = (
-        memory.page_stride,
-        memory.token_stride,
-        memory.head_stride,
-        memory.page_tokens,
-        memory.heads,
-        memory.row_nbytes,
-    )
-    bases = memory.bases.ravel()
-    if any(n % UNIT_NBYTES for n in shape[:3]) or (bases % UNIT_NBYTES).any():
-        raise LayoutError(
-            f"quantised pages: strides {shape[:3]}, first at {int(bases[0]):#x}: heads must lie on"
-            f" multiples of {UNIT_NBYTES}"
-        )
-    return Runs(bases, *shape, memory.num_pages, numbers=np.array(shape, np.int64))
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:

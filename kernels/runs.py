@@ -62,6 +62,19 @@ def runs_of(memory: PagedMemory, *, by_layer: bool = False) -> Runs:
     return _runs(memory.bases.tobytes(), strides, shape, by_layer=by_layer)
 
 
+def unmerged(memory: PagedMemory) -> Runs:
+    """One run per head and token of ``memory``'s pages, whatever lies side by side.
+
+    Raises:
+        LayoutError: as :func:`runs_of`.
+    """
+    numbers = (
+        *(memory.page_stride, memory.token_stride, memory.head_stride),
+        *(memory.page_tokens, memory.heads, memory.row_nbytes),
+    )
+    return _checked(memory.bases.ravel(), numbers, memory.num_pages)
+
+
 def pair_of(
     op: str, source: PagedMemory, destination: PagedMemory, *, by_layer: bool = False
 ) -> tuple[Runs, Runs]:
@@ -106,15 +119,16 @@ def _runs(
     if not by_layer and heads == tokens == 1 and bool((np.diff(bases) == run).all()):
         run, bases = run * len(bases), bases[:1]
     numbers = (page_stride, token_stride, head_stride, tokens, heads, run)
-    _check_units(bases, *numbers)
-    return Runs(bases, *numbers, num_pages, numbers=np.array(numbers, np.int64))
+    return _checked(bases, numbers, num_pages)
 
 
-def _check_units(
-    bases: NDArray[np.int64], page: int, token: int, head: int, tokens: int, heads: int, run: int
-) -> None:
+def _checked(
+    bases: NDArray[np.int64], numbers: tuple[int, int, int, int, int, int], num_pages: int
+) -> Runs:
+    page, token, head, tokens, heads, run = numbers
     if any(n % UNIT_NBYTES for n in (page, token, head, run)) or (bases % UNIT_NBYTES).any():
         raise LayoutError(
             f"pages of {tokens} x {heads} runs of {run} bytes, strides {page}, {token}, {head}, "
             f"first at {int(bases[0]):#x}: runs must lie and end on multiples of {UNIT_NBYTES}"
         )
+    return Runs(bases, *numbers, num_pages, numbers=np.array(numbers, np.int64))
