@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the requests of a slab work on: its open files, its columns, the caller's buffers."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,17 +20,6 @@ from bodocache.io.transfer import BatchTransfer
 
 
 @dataclass(slots=True)
-class SyncLog:
-    """Counts failed syncs: the kernel tells of lost writes once, whoever asks first.
-
-    A sync that succeeds right after another's failure proves nothing for writes made before it.
-    """
-
-    failures: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-@dataclass(slots=True)
 class Medium:
     """The open files of a slab and what is known of their frames.
 
@@ -43,7 +31,6 @@ class Medium:
     superblock: Superblock
     columns: Columns
     clock: Clock
-    syncs: SyncLog = field(default_factory=SyncLog)
     observer: Callable[[Extent], None] | None = None
     zeros: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))
     spill: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))

@@ -6,33 +6,32 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.io.backend import Durability, Status
-from bodocache.io.medium import Medium
+from bodocache.io.backend import Status
+from bodocache.io.commit import GroupCommit
 from bodocache.io.transfer import BatchTransfer, Outcome
-from bodocache.io.write import Sync, WriteExtent
+from bodocache.io.write import WriteExtent
+from bodocache.pages import Reason
 
 
 class PutBatch:
     """Acknowledges each extent as it is written, or all of them after one sync."""
 
-    __slots__ = (
-        *("_durability", "_failures_before", "_medium", "_on_written", "_remaining", "_transfer"),
-        "_written",
-    )
+    __slots__ = ("_commit", "_on_written", "_remaining", "_ticket", "_transfer", "_written")
 
     def __init__(
         self,
-        medium: Medium,
         transfer: BatchTransfer,
-        durability: Durability,
         on_written: Callable[[NDArray[np.int64]], None],
+        commit: GroupCommit | None,
     ) -> None:
-        """``on_written`` is told of frames that nothing writes to any more."""
-        self._medium = medium
+        """``on_written`` is told of frames that nothing writes to any more.
+
+        With ``commit`` a page is acknowledged when it survives a power cut.
+        """
         self._transfer = transfer
-        self._durability = durability
-        self._failures_before = medium.syncs.failures
         self._on_written = on_written
+        self._commit = commit
+        self._ticket = commit.ticket() if commit is not None else None
         self._remaining = 0
         self._written: list[WriteExtent] = []
 
@@ -45,12 +44,22 @@ class PutBatch:
         """Take note of one extent's outcome; it is LANDED whole or not at all."""
         self._remaining -= 1
         self._on_written(extent.frames)
-        if self._durability is Durability.SYNC and (outcome.statuses == Status.LANDED).all():
+        if self._commit is not None and (outcome.statuses == Status.LANDED).all():
             self._written.append(extent)
         else:
-            fresh = self._transfer.finish(extent.positions, outcome)
-            extent.publish(fresh & (outcome.statuses == Status.LANDED))
+            self._acknowledge(extent, outcome)
         if not self._remaining and self._written and not self._transfer.is_final:
-            self._transfer.submit(
-                [Sync(self._medium, self._transfer, self._written, self._failures_before)]
-            )
+            assert self._commit is not None
+            assert self._ticket is not None
+            self._transfer.hold()
+            self._commit.join(self._ticket, self._synced)
+
+    def _synced(self, status: Status, reason: Reason) -> None:
+        for extent in self._written:
+            self._acknowledge(extent, Outcome.all(len(extent.positions), status, reason))
+        self._transfer.let_go()
+
+    def _acknowledge(self, extent: WriteExtent, outcome: Outcome) -> None:
+        """Make the pages final, and findable where they landed."""
+        fresh = self._transfer.finish(extent.positions, outcome)
+        extent.publish(fresh & (outcome.statuses == Status.LANDED))

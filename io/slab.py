@@ -19,6 +19,7 @@ from bodocache.digest import check_pages
 from bodocache.errors import BackendError, CacheClosed, LayoutError, LeaseError
 from bodocache.io import directory, extents
 from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
+from bodocache.io.commit import GroupCommit
 from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.frames import FrameAllocator
 from bodocache.io.medium import Buffers, Medium, PageRun, fits
@@ -50,6 +51,7 @@ class SlabBackend:
         )
         self._is_closed = False
         self._pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
+        self._commit = GroupCommit(self._medium, self._pool, clock)
 
     @classmethod
     async def open(cls, config: SlabConfig, *, clock: Clock) -> Self:
@@ -170,7 +172,8 @@ class SlabBackend:
             return transfer
         self._columns.invalidate(frames, Reason.NEVER_STORED)  # no get may see half of it
         self._writing[frames] = True
-        put = PutBatch(self._medium, transfer, durability, self._end_writing)
+        commit = self._commit if durability is Durability.SYNC else None
+        put = PutBatch(transfer, self._end_writing, commit)
         run, bounds = self._in_file_order(batch)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return transfer
@@ -189,9 +192,10 @@ class SlabBackend:
         self._slab.close()
 
     def _drop_waiting(self) -> None:
-        for request in self._pool.stop():
-            late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
-            request.transfer.settle(request, late)
+        while waiting := self._pool.stop():  # a put that ends asks for its sync
+            for request in waiting:
+                late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
+                request.transfer.settle(request, late)
 
     def _in_file_order(self, batch: NDArray[np.void]) -> tuple[PageRun, NDArray[np.int64]]:
         """The pages to be written, and where their extents begin and end."""

@@ -165,6 +165,14 @@ class BatchTransfer:
     def settle(self, request: Request, outcome: Outcome) -> None:
         """Let ``request`` take note of its outcome, then let go of its buffers."""
         request.settle(outcome)
+        self.let_go()
+
+    def hold(self) -> None:
+        """It has not drained before a :meth:`let_go` more: something of it goes on."""
+        self._in_use += 1
+
+    def let_go(self) -> None:
+        """End one :meth:`hold`."""
         self._in_use -= 1
         self._wake()
 

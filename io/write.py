@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing the extents of one put, and making written extents durable.
+"""Writing the extents of one put.
 
-Compiled code writes the payload whole, and only then the headers that make it findable (jobs.py);
-syncs run in a Python thread. ``settle`` is called on the loop and writes the columns.
+Compiled code writes the payload whole, and only then the headers that make it findable (jobs.py).
+``settle`` is called on the loop and writes the columns.
 """
 
 import os
@@ -136,48 +136,3 @@ class WriteExtent:
         if moved != wanted:
             raise OSError(f"{file.path}: {moved} of {wanted} bytes written at {job['offset']}")
         self._medium.observe(file, job, batch=self.transfer.number)
-
-
-class Sync:
-    """Makes written extents durable, once; a failure is final for all of them."""
-
-    __slots__ = ("_extents", "_failures_before", "_medium", "positions", "transfer")
-    writes = True
-    job = 0
-
-    def __init__(
-        self,
-        medium: Medium,
-        transfer: BatchTransfer,
-        written: list[WriteExtent],
-        failures_before: int,
-    ) -> None:
-        self.transfer = transfer
-        self.positions = np.concatenate([extent.positions for extent in written])
-        self._medium = medium
-        self._extents = written
-        self._failures_before = failures_before
-
-    def run(self) -> Outcome:
-        """Fdatasync of both files. Never retried: the kernel may have dropped what it could not
-        write, and the next sync would succeed.
-        """
-        syncs = self._medium.syncs
-        with syncs.lock:
-            try:
-                self._medium.payload.sync()
-                self._medium.headers.sync()
-            except OSError:
-                syncs.failures += 1
-                raise
-            if syncs.failures != self._failures_before:
-                raise OSError("another put's sync failed meanwhile: these pages may be lost")
-        return Outcome.all(len(self.positions), Status.LANDED)
-
-    def settle(self, outcome: Outcome) -> None:
-        """Make the pages final, and findable where they landed."""
-        fresh = self.transfer.finish(self.positions, outcome)
-        landed = fresh & (outcome.statuses == Status.LANDED)
-        ends = np.cumsum([len(extent.positions) for extent in self._extents])
-        for extent, chosen in zip(self._extents, np.split(landed, ends[:-1]), strict=True):
-            extent.publish(chosen)

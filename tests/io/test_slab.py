@@ -177,14 +177,57 @@ def test_a_failed_sync_fails_its_pages_and_is_not_retried(bench, fake, caplog):
 
 def test_a_sync_that_failed_elsewhere_fails_what_was_written_before_it(bench, fake, caplog):
     async def scenario(backend):
+        calls = failing(fake, "fdatasync", lambda _: len(calls) == 1)
         gate = Gate(fake, "pwritev")
+        slow = asyncio.ensure_future(bench.put(backend, [1], Durability.SYNC))
+        await asyncio.sleep(0)
+        await gate.wait()
+        fake("pwritev", os.pwritev)
+        _, failed = await bench.put(backend, [2], Durability.SYNC)
+        assert failed.statuses.tolist() == [Status.FAILED]
+        gate.opened.set()
+        _, transfer = await slow  # its own sync succeeds, and proves nothing
+        assert transfer.statuses.tolist() == [Status.FAILED]
+        _, transfer = await bench.put(backend, [3], Durability.SYNC)
+        assert transfer.statuses.tolist() == [Status.LANDED]
+
+    bench.run(scenario)
+
+
+def test_puts_that_are_written_while_a_sync_runs_share_the_next(bench, fake):
+    async def scenario(backend):
+        calls = failing(fake, "fdatasync", lambda _: False)
+        gate = Gate(fake, "fdatasync")
         first = asyncio.ensure_future(bench.put(backend, [1], Durability.SYNC))
         await asyncio.sleep(0)
         await gate.wait()
-        backend._medium.syncs.failures += 1  # as a sync of another put between write and sync
+        others = [asyncio.ensure_future(bench.put(backend, [i], Durability.SYNC)) for i in (2, 3)]
+        await asyncio.sleep(0.1)
+        assert not any(put.done() for put in (first, *others))
         gate.opened.set()
-        _, transfer = await first
-        assert transfer.statuses.tolist() == [Status.FAILED]
+        done = [await put for put in (first, *others)]
+        assert all((transfer.statuses == Status.LANDED).all() for _, transfer in done)
+        assert len(calls) == 4  # two syncs of two files
+
+    bench.run(scenario)
+
+
+def test_a_put_that_waits_for_its_sync_has_not_drained_and_is_late_at_close(bench, fake):
+    async def scenario(backend):
+        gate = Gate(fake, "fdatasync")
+        puts = []
+        for number in (1, 2):
+            puts.append(asyncio.ensure_future(bench.put(backend, [number], Durability.SYNC)))
+            await asyncio.sleep(0)
+            await gate.wait()
+        await asyncio.sleep(0.1)
+        closing = asyncio.ensure_future(backend.close())
+        await asyncio.sleep(0)
+        assert not any(put.done() for put in puts)
+        gate.opened.set()
+        await closing
+        statuses = [(await put)[1].statuses.tolist() for put in puts]
+        assert statuses == [[Status.LANDED], [Status.LATE]]
 
     bench.run(scenario)
 
