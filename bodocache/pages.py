@@ -50,6 +50,8 @@ class Reason(IntEnum):
     IO_ERROR = 12  # the storage answered with an error
     CANCELLED = 13  # the load was cancelled first
     NO_ROOM = 14  # no slot was free to load it into
+    FORGED = 15  # its frame was not made with our key
+    OVER_BUDGET = 16  # the day's bytes of writing are spent
 
 
 # One record: what the planner knows of a page. GPU kernels read the same 128 bytes.

@@ -152,6 +152,7 @@ class Usage(NamedTuple):
     used_frames: int
     total_frames: int
     nbytes_on_disk: int
+    budget_frames: int | None = None  # how many puts may write now; None for no limit
 
     @property
     def free_frames(self) -> int:

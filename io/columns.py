@@ -32,14 +32,18 @@ class Known(NamedTuple):
 class Columns:
     """One row per frame. ``reasons`` is NONE where the frame holds a page, else why it does not."""
 
-    __slots__ = ("depths", "digests", "generations", "keys", "known", "parents", "reasons")
+    __slots__ = ("depths", "digests", "generations", "keys", "known", "macs", "parents", "reasons")
 
-    def __init__(self, frame_count: int, reason: Reason = Reason.NEVER_STORED) -> None:
+    def __init__(
+        self, frame_count: int, reason: Reason = Reason.NEVER_STORED, *, keyed: bool = False
+    ) -> None:
+        """``keyed``: frames have MACs (mac.py)."""
         self.keys = np.zeros((frame_count, KEY_NBYTES), np.uint8)
         self.parents = np.zeros((frame_count, KEY_NBYTES), np.uint8)
         self.digests = np.zeros((frame_count, 2), np.uint64)
         self.generations = np.zeros(frame_count, np.uint64)
         self.depths = np.zeros(frame_count, np.uint32)
+        self.macs = np.zeros((frame_count if keyed else 0, 32), np.uint8)
         self.reasons = np.full(frame_count, reason, np.uint8)
         self.known = Known(
             *(self.keys, self.keys.view("<u8"), self.digests, self.generations, self.reasons)
@@ -57,12 +61,14 @@ class Columns:
         records: NDArray[np.void],
         generations: NDArray[np.uint64],
     ) -> None:
-        """Let ``frames`` hold the pages of ``records`` (TRANSFER or HEADER) from now on."""
+        """Let ``frames`` hold the pages of ``records`` from now on: HEADER, or TRANSFER unkeyed."""
         self.keys[frames] = records["key"]
         self.parents[frames] = records["parent"]
         self.digests[frames] = records["digest"]
         self.depths[frames] = records["depth"]
         self.generations[frames] = generations
+        if len(self.macs):
+            self.macs[frames] = records["mac"]
         self.reasons[frames] = Reason.NONE
 
     def invalidate(self, frames: NDArray[np.int64], reason: Reason | NDArray[np.uint8]) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration of a slab directory, checked before anything is created."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bodocache.pages import KEY_NBYTES
 BLOCK_NBYTES = 4096  # what O_DIRECT wants offsets, lengths and addresses to be multiples of
 CHUNK_NBYTES = 2 << 20  # 0.7 ms of a 3 GB/s disk: an abort takes effect within one chunk
 WRITE_CHUNK_NBYTES = 1 << 20  # of a write at most: what a read that comes meanwhile waits for
+MAC_KEY_NBYTES = (16, 64)  # what BLAKE2b takes, and 128 bits at least
 QUEUE_DEPTH = 8  # threads; more gained nothing on one NVMe at 256 KiB pages
 
 
@@ -30,12 +32,19 @@ class Access(StrEnum):
     BUFFERED = "buffered"  # through the page cache
 
 
+def keyed_form(form: bytes) -> bytes:
+    """The form of keyed frames whose payload has ``form``."""
+    return hashlib.blake2b(b"mac" + form, digest_size=KEY_NBYTES).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class SlabConfig:
     """One slab directory.
 
     ``capacity_nbytes`` is a hard cap on both files together, superblock and headers included.
     ``form`` is the 32-byte hash of the payload's byte order: frames of another form are misses.
+    ``write_nbytes_per_day``: no 24 hours see more bytes written; 0 for no limit (budget.py).
+    ``mac_key``: frames are keyed, for a directory that others may write to (mac.py).
     """
 
     directory: Path
@@ -46,6 +55,8 @@ class SlabConfig:
     chunk_nbytes: int = CHUNK_NBYTES
     mode: OpenMode = OpenMode.WRITER
     access: Access = Access.DIRECT
+    write_nbytes_per_day: int = 0
+    mac_key: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         if (
@@ -63,6 +74,15 @@ class SlabConfig:
             raise ConfigError(f"queue_depth={self.queue_depth}: must be 1 to 256 threads")
         if self.chunk_nbytes < BLOCK_NBYTES:
             raise ConfigError(f"chunk_nbytes={self.chunk_nbytes}: must be at least {BLOCK_NBYTES}")
+        if self.mac_key and not MAC_KEY_NBYTES[0] <= len(self.mac_key) <= MAC_KEY_NBYTES[1]:
+            raise ConfigError(
+                f"mac_key: {len(self.mac_key)} bytes; must be {MAC_KEY_NBYTES[0]} to"
+                f" {MAC_KEY_NBYTES[1]}, from a good source of chance"
+            )
+        if self.write_nbytes_per_day < 0:
+            raise ConfigError(
+                f"write_nbytes_per_day={self.write_nbytes_per_day}: must be 0 (no limit) or more"
+            )
         if self.frame_count < 1:
             raise ConfigError(
                 f"capacity_nbytes={self.capacity_nbytes}: no room for one frame of "
@@ -70,12 +90,27 @@ class SlabConfig:
             )
 
     @property
+    def is_keyed(self) -> bool:
+        """Whether frames carry a MAC."""
+        return bool(self.mac_key)
+
+    @property
+    def frame_form(self) -> bytes:
+        """What headers name as their form: keyed frames are never taken for others."""
+        return keyed_form(self.form) if self.mac_key else self.form
+
+    @property
     def frame_nbytes(self) -> int:
         """Bytes of a frame: the page rounded up to whole blocks."""
         return -(-self.page_nbytes // BLOCK_NBYTES) * BLOCK_NBYTES
 
     @property
+    def written_nbytes(self) -> int:
+        """Bytes that a put writes for one page."""
+        return self.frame_nbytes + HEADER_NBYTES
+
+    @property
     def frame_count(self) -> int:
         """Frames that fit under the cap."""
         room = self.capacity_nbytes - SUPERBLOCK_NBYTES
-        return max(0, room // (self.frame_nbytes + HEADER_NBYTES))
+        return max(0, room // self.written_nbytes)

@@ -4,6 +4,7 @@
 payload.slab   frame i at i * frame_nbytes
 headers.slab   superblock (4 KiB), then the header of frame i at 4096 + i * 512
 writer.lock    flocked by the writer; holds its process id, for the message a second one gets
+budget.slab    what may be written today, where that is limited (budget.py)
 """
 
 import errno
@@ -17,6 +18,7 @@ import numpy as np
 
 from bodocache.errors import BackendError, BackendLocked
 from bodocache.io import header
+from bodocache.io.budget import WriteBudget
 from bodocache.io.columns import Columns
 from bodocache.io.config import Access, OpenMode, SlabConfig
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, Superblock
@@ -38,9 +40,12 @@ class OpenSlab:
     superblock: Superblock
     columns: Columns
     lock_fd: int = -1
+    budget: WriteBudget | None = None
 
     def close(self) -> None:
         """Close the files, the lock last."""
+        if self.budget is not None:
+            self.budget.close()
         self.payload.close()
         self.headers.close()
         if self.lock_fd >= 0:
@@ -74,6 +79,7 @@ def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
     flags = os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY
     lock_fd = _lock(config, directory_fd) if writes else -1
     files: list[DataFile] = []
+    budget = None
     try:
         payload = DataFile(str(config.directory / "payload.slab"), directory_fd, flags)
         files.append(payload)
@@ -84,6 +90,10 @@ def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
         superblock, columns = _recover(config, payload, headers)
         if writes:
             _prepare(payload, headers, superblock)
+            if config.write_nbytes_per_day:
+                path = str(config.directory / "budget.slab")
+                file = DataFile(path, directory_fd, flags)
+                budget = WriteBudget(config.write_nbytes_per_day, file)
             os.fsync(directory_fd)
     except BaseException:
         for file in files:
@@ -91,7 +101,7 @@ def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
         if lock_fd >= 0:
             os.close(lock_fd)
         raise
-    return OpenSlab(payload, headers, superblock, columns, lock_fd)
+    return OpenSlab(payload, headers, superblock, columns, lock_fd, budget)
 
 
 def _lock(config: SlabConfig, directory_fd: int) -> int:
@@ -121,12 +131,12 @@ def _recover(
         superblock = _fresh_superblock(config)
         if config.mode is OpenMode.WRITER:
             _clear(payload, headers, reason)
-        return superblock, Columns(superblock.frame_count, reason)
+        return superblock, Columns(superblock.frame_count, reason, keyed=config.is_keyed)
     frame_count = config.frame_count if config.mode is OpenMode.WRITER else found.frame_count
     superblock = Superblock(
         found.page_nbytes, found.frame_nbytes, frame_count, found.form, found.slab
     )
-    return superblock, _scan(payload, headers, superblock)
+    return superblock, _scan(config, payload, headers, superblock)
 
 
 def _refusal(config: SlabConfig, headers: DataFile, found: Superblock | None) -> Reason:
@@ -134,14 +144,14 @@ def _refusal(config: SlabConfig, headers: DataFile, found: Superblock | None) ->
     if found is None:
         return Reason.CORRUPT if headers.nbytes else Reason.NEVER_STORED
     theirs = (found.version, found.form, found.page_nbytes, found.frame_nbytes)
-    ours = (header.FORMAT_VERSION, config.form, config.page_nbytes, config.frame_nbytes)
+    ours = (header.FORMAT_VERSION, config.frame_form, config.page_nbytes, config.frame_nbytes)
     return Reason.NONE if theirs == ours else Reason.OLD_FORMAT
 
 
 def _fresh_superblock(config: SlabConfig) -> Superblock:
     slab = secrets.token_bytes(header.SLAB_ID_NBYTES)
     return Superblock(
-        config.page_nbytes, config.frame_nbytes, config.frame_count, config.form, slab
+        config.page_nbytes, config.frame_nbytes, config.frame_count, config.frame_form, slab
     )
 
 
@@ -152,13 +162,15 @@ def _clear(payload: DataFile, headers: DataFile, reason: Reason) -> None:
     os.ftruncate(payload.fd, 0)
 
 
-def _scan(payload: DataFile, headers: DataFile, superblock: Superblock) -> Columns:
+def _scan(
+    config: SlabConfig, payload: DataFile, headers: DataFile, superblock: Superblock
+) -> Columns:
     """Read every header; each key keeps its newest frame.
 
     A page that was released and stored anew elsewhere is there twice after a restart, since a
     release writes nothing. Both hold the right bytes, so either would do.
     """
-    columns = Columns(superblock.frame_count)
+    columns = Columns(superblock.frame_count, keyed=config.is_keyed)
     for first in range(0, superblock.frame_count, SCAN_ROWS):
         wanted = min(SCAN_ROWS, superblock.frame_count - first)
         offset = SUPERBLOCK_NBYTES + first * HEADER_NBYTES

@@ -37,7 +37,8 @@ HEADER = np.dtype(
         ("frame", "<u8"),
         ("slab", "u1", (SLAB_ID_NBYTES,)),
         ("depth", "<u4"),
-        ("reserved", "V332"),
+        ("mac", "u1", (32,)),  # of keyed frames (mac.py), else zero
+        ("reserved", "V300"),
         ("checksum", "<u8", (2,)),
     ]
 )

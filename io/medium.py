@@ -15,6 +15,7 @@ from bodocache.io.columns import Columns
 from bodocache.io.config import BLOCK_NBYTES
 from bodocache.io.header import Superblock
 from bodocache.io.jobs import JOB, rows_of
+from bodocache.io.mac import FrameMac
 from bodocache.io.posix import DataFile
 from bodocache.io.transfer import BatchTransfer
 
@@ -31,6 +32,7 @@ class Medium:
     superblock: Superblock
     columns: Columns
     clock: Clock
+    mac: FrameMac | None = None
     observer: Callable[[Extent], None] | None = None
     zeros: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))
     spill: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bodocache.io.backend import Status
 from bodocache.io.commit import GroupCommit
-from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.io.write import WriteExtent
 from bodocache.pages import Reason
 
@@ -35,7 +35,7 @@ class PutBatch:
         self._remaining = 0
         self._written: list[WriteExtent] = []
 
-    def begin(self, extents: Sequence[WriteExtent]) -> None:
+    def begin(self, extents: Sequence[Request]) -> None:
         """Queue all extents of the put."""
         self._remaining = len(extents)
         self._transfer.submit(extents)

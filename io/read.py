@@ -18,6 +18,7 @@ from bodocache import jit
 from bodocache.io import columns, extents
 from bodocache.io.backend import TRANSFER, Status
 from bodocache.io.jobs import JOB, LATE
+from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
@@ -105,7 +106,7 @@ def _pattern(medium: Medium, transfer: BatchTransfer, buffers: Buffers) -> NDArr
     pattern["padding"] = medium.spill.ctypes.data
     pattern["padding_nbytes"] = block.frame_nbytes - block.page_nbytes
     native = transfer.on_landed.native if transfer.on_landed is not None else None
-    if native is not None:
+    if native is not None and medium.mac is None:
         pattern["function"], pattern["argument"] = native
     return pattern
 
@@ -221,7 +222,8 @@ class ReadExtent:
         if error:  # one bad sector must not cost its neighbours
             return self._page_by_page()
         self._get.medium.observe(self._get.medium.payload, job, batch=self.transfer.number)
-        if job["failed"] or (self.transfer.on_landed is not None and not job["function"]):
+        told = self.transfer.on_landed is None or job["function"]
+        if job["failed"] or not told or self._get.medium.mac is not None:
             return [_Explained(self)]
         return self.outcome
 
@@ -244,9 +246,22 @@ class ReadExtent:
         for i in np.flatnonzero(outcome.reasons == Reason.CORRUPT).tolist():
             if self._get.medium.columns.holds(found[i]):
                 outcome.reasons[i] = Reason.FOREIGN
+        if self._get.medium.mac is not None:
+            self._refuse_forged(self._get.medium.mac, outcome)
         if not self._jobs[self._index]["function"]:
             self.transfer.tell(self.positions[outcome.statuses == Status.LANDED])
         return outcome
+
+    def _refuse_forged(self, mac: FrameMac, outcome: Outcome) -> None:
+        landed = np.flatnonzero(outcome.statuses == Status.LANDED)
+        reading, buffers = self._get.reading, self._get.buffers
+        chosen = landed + self._chosen.start
+        slots = (reading.pages[chosen] - buffers.address) // buffers.pages.shape[1]
+        outcome.reasons[landed] = mac.refusals(
+            *(self._get.medium.columns, reading.frames[chosen], reading.generations[chosen]),
+            (buffers.pages[slot] for slot in slots.tolist()),
+        )
+        outcome.statuses[outcome.reasons != Reason.NONE] = Status.MISS
 
     def settle(self, outcome: Outcome) -> None:
         """Make the pages final; a frame that failed its check holds nothing from now on."""

@@ -22,6 +22,7 @@ from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, 
 from bodocache.io.commit import GroupCommit
 from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.frames import FrameAllocator
+from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium, PageRun, fits
 from bodocache.io.puts import PutBatch
 from bodocache.io.read import read_extents
@@ -40,7 +41,8 @@ class SlabBackend:
         self._slab = slab
         self._clock = clock
         self._columns = slab.columns
-        self._medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock)
+        mac = FrameMac(config.mac_key, slab.superblock) if config.is_keyed else None
+        self._medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock, mac)
         self._frames = FrameAllocator(slab.columns.reasons == Reason.NONE)
         self._generation = int(slab.columns.generations.max(initial=0))
         self._writing = np.zeros(slab.superblock.frame_count, bool)
@@ -89,7 +91,7 @@ class SlabBackend:
         """How full it is now."""
         total = self._slab.superblock.frame_count
         nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
-        return Usage(total - self._frames.free, total, nbytes)
+        return Usage(total - self._frames.free, total, nbytes, self._budget_frames())
 
     @property
     def observer(self) -> Callable[[Extent], None] | None:
@@ -170,6 +172,8 @@ class SlabBackend:
         transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
         if transfer.is_final:
             return transfer
+        batch = self._within_budget(batch, transfer)
+        frames = np.ascontiguousarray(batch["frame"])
         self._columns.invalidate(frames, Reason.NEVER_STORED)  # no get may see half of it
         self._writing[frames] = True
         commit = self._commit if durability is Durability.SYNC else None
@@ -196,6 +200,21 @@ class SlabBackend:
             for request in waiting:
                 late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
                 request.transfer.settle(request, late)
+
+    def _budget_frames(self) -> int | None:
+        budget = self._slab.budget
+        return None if budget is None else budget.left_nbytes() // self._config.written_nbytes
+
+    def _within_budget(self, batch: NDArray[np.void], transfer: BatchTransfer) -> NDArray[np.void]:
+        """The first pages of ``batch``, as many as may be written today; the others have failed."""
+        allowed = self._budget_frames()
+        if allowed is None or self._slab.budget is None:
+            return batch
+        batch, refused = batch[:allowed], np.arange(min(allowed, len(batch)), len(batch))
+        outcome = Outcome.all(len(refused), Status.FAILED, Reason.OVER_BUDGET)
+        transfer.finish(refused, outcome)
+        self._slab.budget.spend(len(batch) * self._config.written_nbytes)
+        return batch
 
     def _in_file_order(self, batch: NDArray[np.void]) -> tuple[PageRun, NDArray[np.int64]]:
         """The pages to be written, and where their extents begin and end."""

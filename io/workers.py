@@ -44,7 +44,7 @@ class WorkerPool:
         self._max_writing = max(1, count // 4)
         self._table = Table(self._max_writing)
         self._requests: dict[int, Request] = {}  # by id in the table, until settled
-        self._outcomes: dict[int, Outcome] = {}  # of the Python threads
+        self._outcomes: dict[int, Outcome | Sequence[Request]] = {}  # of the Python threads
         # Of reads and of writes: a heap of those not in the table yet, by deadline, id and arrival.
         self._backlogs: tuple[list[tuple[float, int, float]], ...] = ([], [])
         self._in_table = [0, 0]
@@ -175,12 +175,10 @@ class WorkerPool:
             self._outcomes[id_] = self._outcome(self._requests[id_])
             table.finish(self._table, slot)
 
-    def _outcome(self, request: Request) -> Outcome:
+    def _outcome(self, request: Request) -> Outcome | Sequence[Request]:
         if request.transfer.is_late:  # the loop's timer may lag
             return Outcome.all(len(request.positions), Status.LATE, Reason.LATE)
-        result = self._result(request)
-        assert isinstance(result, Outcome), "only a job is replaced"
-        return result
+        return self._result(request)
 
     def _result(self, request: Request) -> Outcome | Sequence[Request]:
         try:

@@ -6,7 +6,7 @@ Compiled code writes the payload whole, and only then the headers that make it f
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +17,10 @@ from bodocache.io.backend import Status
 from bodocache.io.extents import slices
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.io.jobs import LATE, rows_of
+from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.posix import DataFile
-from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
 
 
@@ -41,7 +42,7 @@ def write_extents(
     bounds: NDArray[np.int64],
     buffers: Buffers,
     on_settled: Callable[["WriteExtent", Outcome], None],
-) -> list["WriteExtent"]:
+) -> Sequence[Request]:
     """The requests of a put of ``run``, cut at ``bounds``."""
     headers = header.encode(run.records, run.generations, medium.superblock)
     header_rows = rows_of(headers, np.arange(len(headers)))
@@ -53,10 +54,11 @@ def write_extents(
     batch = _Batch(run, buffers, pages, headers, header_rows, (payload_jobs, header_jobs))
     _place(medium, batch, bounds)
     addresses = rows_of(payload_jobs, np.arange(len(payload_jobs))).tolist()
-    return [
+    found = [
         WriteExtent(medium, transfer, batch, chosen, i, addresses[i], on_settled)
         for i, chosen in enumerate(slices(bounds))
     ]
+    return found if medium.mac is None else [_Sealing(extent, medium.mac) for extent in found]
 
 
 def _place(medium: Medium, batch: _Batch, bounds: NDArray[np.int64]) -> None:
@@ -123,9 +125,15 @@ class WriteExtent:
 
     def publish(self, fresh: NDArray[np.bool_]) -> None:
         """Let gets find the pages chosen by ``fresh``."""
-        run = self._batch.run.part(self._chosen)
-        records = run.records[fresh]
-        self._medium.columns.fill(records["frame"], records, run.generations[fresh])
+        headers = self._batch.headers[self._chosen][fresh]
+        frames = headers["frame"].astype(np.int64)
+        self._medium.columns.fill(frames, headers, headers["generation"])
+
+    def seal(self, mac: FrameMac) -> None:
+        """Key the headers, in any thread; before the job is begun."""
+        headers, slots = self._batch.headers[self._chosen], self._batch.run.records["slot"]
+        mac.seal(headers, (self._batch.buffers.pages[slot] for slot in slots[self._chosen]))
+        headers["checksum"] = header.checksums(headers)
 
     def _check(self, file: DataFile, job: np.void) -> None:
         """Raise unless ``job`` moved all its bytes."""
@@ -136,3 +144,25 @@ class WriteExtent:
         if moved != wanted:
             raise OSError(f"{file.path}: {moved} of {wanted} bytes written at {job['offset']}")
         self._medium.observe(file, job, batch=self.transfer.number)
+
+
+class _Sealing:
+    """An extent whose headers a Python thread keys before it is written."""
+
+    __slots__ = ("_extent", "_mac", "positions", "transfer")
+    writes = True
+    job = 0
+
+    def __init__(self, extent: WriteExtent, mac: FrameMac) -> None:
+        self.transfer = extent.transfer
+        self.positions = extent.positions
+        self._extent = extent
+        self._mac = mac
+
+    def run(self) -> Sequence[Request]:
+        self._extent.seal(self._mac)
+        return [self._extent]
+
+    def settle(self, outcome: Outcome) -> None:
+        """It was not begun."""
+        self._extent.settle(outcome)

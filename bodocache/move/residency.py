@@ -221,7 +221,10 @@ class Residency:
             TierFull: as for :meth:`take`.
         """
         assert self.backend is not None, "frames are taken only where there is a disk tier"
-        short = count - self.backend.usage.free_frames
+        usage = self.backend.usage
+        if usage.budget_frames is not None and usage.budget_frames < count:
+            raise TierFull(f"disk: {count} frames to write; today's budget: {usage.budget_frames}")
+        short = count - usage.free_frames
         if short > 0:
             self._evict(Tier.DISK, short)
         return self.backend.reserve(count, after=after)
