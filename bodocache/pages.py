@@ -52,6 +52,7 @@ class Reason(IntEnum):
     NO_ROOM = 14  # no slot was free to load it into
     FORGED = 15  # its frame was not made with our key
     OVER_BUDGET = 16  # the day's bytes of writing are spent
+    UNAVAILABLE = 17  # its directory is out of service
 
 
 # One record: what the planner knows of a page. GPU kernels read the same 128 bytes.

@@ -83,21 +83,7 @@ class Columns:
         """Frames that hold a page, each key once: its highest generation."""
         frames = np.flatnonzero(self.reasons == Reason.NONE)
         by_age = frames[np.argsort(self.generations[frames], kind="stable")[::-1]]
-        keys = self.keys[by_age]
-        # Sorting 32-byte keys takes seconds for 10^6 of them; one mixed word nearly never ties.
-        _, first, inverse = np.unique(_mixed(keys), return_index=True, return_inverse=True)
-        newest = first[inverse]
-        is_repeat = newest != np.arange(len(by_age))
-        is_other_key = (keys[newest] != keys).any(axis=1)
-        kept = np.concatenate((by_age[~is_repeat], self._firsts(by_age[is_other_key])))
-        return np.sort(kept)
-
-    def _firsts(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The first of ``frames`` with each key: for the few whose mixed words tie."""
-        by_key: dict[bytes, int] = {}
-        for frame in frames.tolist():
-            by_key.setdefault(self.keys[frame].tobytes(), frame)
-        return np.array(list(by_key.values()), np.int64)
+        return np.sort(by_age[firsts(self.keys[by_age])])
 
     def entries(self) -> Entries:
         """Copies of the columns of :meth:`latest`."""
@@ -148,6 +134,18 @@ def reason_of(known: Any, frame: Any, key: Any) -> Any:
     if is_other and reason == _EVICTED:
         return np.uint8(_NEVER_STORED)
     return reason
+
+
+def firsts(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Indices of the first row of each distinct key of u8[N, 32]."""
+    # Sorting 32-byte keys takes seconds for 10^6 of them; one mixed word nearly never ties.
+    _, first, inverse = np.unique(_mixed(keys), return_index=True, return_inverse=True)
+    chosen = first[inverse]
+    is_repeat = chosen != np.arange(len(keys))
+    by_key: dict[bytes, int] = {}
+    for row in np.flatnonzero((keys[chosen] != keys).any(axis=1)).tolist():  # words that tie
+        by_key.setdefault(keys[row].tobytes(), row)
+    return np.concatenate((np.flatnonzero(~is_repeat), np.array(list(by_key.values()), np.int64)))
 
 
 def _mixed(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -15,6 +15,7 @@ from bodocache.clock import RealClock
 from bodocache.io.backend import Backend
 from bodocache.io.config import Access, SlabConfig
 from bodocache.io.slab import SlabBackend
+from bodocache.io.spread import SpreadBackend
 from bodocache.testing import (
     FaultyBackend,
     MemoryBackend,
@@ -48,9 +49,11 @@ class Storage:
         asyncio.run(whole())
 
 
-def slab(directory: Path, page_nbytes: int, access: Access = Access.DIRECT) -> Storage:
+def slab(
+    directory: Path, page_nbytes: int, access: Access = Access.DIRECT, frames: int = FRAMES
+) -> Storage:
     frame_nbytes = -(-page_nbytes // 4096) * 4096
-    capacity_nbytes = 4096 + FRAMES * (frame_nbytes + 512)
+    capacity_nbytes = 4096 + frames * (frame_nbytes + 512)
     config = SlabConfig(directory / "slab", capacity_nbytes, page_nbytes, FORM, access=access)
 
     async def open_() -> Backend:
@@ -75,6 +78,16 @@ def memory() -> Storage:
     return Storage(NumberedPages(4096), open_)
 
 
+def spread(path: Path, members: int) -> Storage:
+    frames = FRAMES // members
+    slabs = [slab(path / str(i), 16384, frames=frames) for i in range(members)]
+
+    async def open_() -> Backend:
+        return await SpreadBackend.open([one.open for one in slabs], clock=RealClock())
+
+    return Storage(NumberedPages(16384), open_)
+
+
 STORAGES: dict[str, Callable[[Path], Storage]] = {
     "slab": lambda path: slab(path, 16384),
     "slab-buffered": lambda path: slab(path, 16384, Access.BUFFERED),
@@ -84,6 +97,8 @@ STORAGES: dict[str, Callable[[Path], Storage]] = {
         slab(path, 8192), lambda inner: SlowBackend(inner, 0.002, clock=RealClock())
     ),
     "slab-of-recording": lambda path: wrapped(slab(path, 8192), RecordingBackend),
+    "spread-of-one-slab": lambda path: spread(path, 1),
+    "spread-of-three-slabs": lambda path: spread(path, 3),
     "slab-on-tmpfs": lambda path: slab(path, 16384),
     "stand-in-memory": lambda _: memory(),
 }
