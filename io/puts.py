@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from bodocache.io.backend import Status
 from bodocache.io.commit import GroupCommit
-from bodocache.io.transfer import BatchTransfer, Outcome, Request
-from bodocache.io.write import WriteExtent
+from bodocache.io.transfer import BatchTransfer, Outcome, Request, WriteRequest
 from bodocache.pages import Reason
 
 
@@ -33,14 +32,14 @@ class PutBatch:
         self._commit = commit
         self._ticket = commit.ticket() if commit is not None else None
         self._remaining = 0
-        self._written: list[WriteExtent] = []
+        self._written: list[WriteRequest] = []
 
     def begin(self, extents: Sequence[Request]) -> None:
         """Queue all extents of the put."""
         self._remaining = len(extents)
         self._transfer.submit(extents)
 
-    def settle(self, extent: WriteExtent, outcome: Outcome) -> None:
+    def settle(self, extent: WriteRequest, outcome: Outcome) -> None:
         """Take note of one extent's outcome; it is LANDED whole or not at all."""
         self._remaining -= 1
         self._on_written(extent.frames)
@@ -59,7 +58,7 @@ class PutBatch:
             self._acknowledge(extent, Outcome.all(len(extent.positions), status, reason))
         self._transfer.let_go()
 
-    def _acknowledge(self, extent: WriteExtent, outcome: Outcome) -> None:
+    def _acknowledge(self, extent: WriteRequest, outcome: Outcome) -> None:
         """Make the pages final, and findable where they landed."""
         fresh = self._transfer.finish(extent.positions, outcome)
         extent.publish(fresh & (outcome.statuses == Status.LANDED))
