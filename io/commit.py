@@ -50,7 +50,7 @@ class GroupCommit:
     def join(self, ticket: Ticket, on_synced: Callable[[Status, Reason], None]) -> None:
         """Tell ``on_synced`` LANDED once all that was written until now survives a power cut.
 
-        FAILED where a sync failed since ``ticket`` was taken, LATE where the slab is closed first.
+        FAILED where a sync failed since ``ticket`` was taken.
         """
         self._waiting.append(_Waiting(ticket, on_synced))
         if not self._is_syncing:

@@ -13,7 +13,9 @@ import fcntl
 import logging
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from bodocache.io.posix import FILE_MODE, DataFile
 from bodocache.pages import Reason
 
 DIRECTORY_MODE = 0o700
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 SCAN_ROWS = 8192  # headers read and checked at once: 4 MiB
 
 _log = logging.getLogger(__name__)
@@ -66,8 +69,7 @@ def open_slab(config: SlabConfig) -> OpenSlab:
     try:
         if config.mode is OpenMode.WRITER:
             config.directory.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        directory_fd = os.open(config.directory, flags)
+        directory_fd = os.open(config.directory, _DIRECTORY_FLAGS)
         try:
             return _open_files(config, directory_fd)
         finally:
@@ -102,7 +104,7 @@ def _close_unwanted(opening: "asyncio.Future[OpenSlab]") -> None:
 def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
     writes = config.mode is OpenMode.WRITER
     flags = os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY
-    lock_fd = _lock(config, directory_fd) if writes else -1
+    lock_fd = _lock(config.directory, directory_fd) if writes else -1
     files: list[DataFile] = []
     budget = None
     try:
@@ -129,7 +131,28 @@ def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
     return OpenSlab(payload, headers, superblock, columns, lock_fd, budget)
 
 
-def _lock(config: SlabConfig, directory_fd: int) -> int:
+def remove_slab(directory: Path) -> None:
+    """Remove the slab in ``directory``, and the directory if nothing else lies there.
+
+    Raises:
+        BackendLocked: a process writes to it.
+    """
+    fd = os.open(directory, _DIRECTORY_FLAGS)
+    try:
+        lock_fd = _lock(directory, fd)
+        try:
+            for name in ("headers.slab", "payload.slab", "budget.slab", "writer.lock"):
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(lock_fd)
+    finally:
+        os.close(fd)
+    with suppress(OSError):  # other files lie there
+        directory.rmdir()
+
+
+def _lock(directory: Path, directory_fd: int) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open("writer.lock", flags, FILE_MODE, dir_fd=directory_fd)
     try:
@@ -138,7 +161,7 @@ def _lock(config: SlabConfig, directory_fd: int) -> int:
         holder = os.pread(fd, 20, 0).decode("ascii", "replace") or "unknown"
         os.close(fd)
         raise BackendLocked(
-            f"slab {config.directory}: process {holder} writes to it; "
+            f"slab {directory}: process {holder} writes to it; "
             "close that one, open as a reader, or choose another directory"
         ) from None
     os.ftruncate(fd, 0)

@@ -34,7 +34,9 @@ from bodocache.pages import Reason
 class SlabBackend:
     """Implements :class:`bodocache.io.backend.Backend` over one directory."""
 
-    def __init__(self, config: SlabConfig, slab: directory.OpenSlab, *, clock: Clock) -> None:
+    def __init__(
+        self, config: SlabConfig, slab: directory.OpenSlab, *, clock: Clock, pool: WorkerPool
+    ) -> None:
         """Begin to use an open slab on the running loop; :meth:`open` is the door."""
         self._config = config
         self._slab = slab
@@ -48,18 +50,28 @@ class SlabBackend:
             for nbytes in (config.chunk_nbytes, min(config.chunk_nbytes, WRITE_CHUNK_NBYTES))
         )
         self._is_closed = False
-        self._pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
+        self._transfers: set[BatchTransfer] = set()  # not drained
+        self._pool = pool
+        pool.enter()
         self._commit = GroupCommit(self._medium, self._pool, clock)
 
     @classmethod
-    async def open(cls, config: SlabConfig, *, clock: Clock) -> Self:
+    async def open(
+        cls, config: SlabConfig, *, clock: Clock, pool: WorkerPool | None = None
+    ) -> Self:
         """Open or create the slab of ``config``; 10^6 headers take about a second.
+
+        ``pool`` is shared with other slabs on the same device (groups.py); by default it has one
+        of its own.
 
         Raises:
             BackendLocked: another process writes to the directory.
             BackendError: it cannot be opened, or there is nothing for a reader to read.
         """
-        return cls(config, await directory.open_warm(config), clock=clock)
+        slab = await directory.open_warm(config)
+        if pool is None:
+            pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
+        return cls(config, slab, clock=clock, pool=pool)
 
     @property
     def name(self) -> str:
@@ -134,7 +146,7 @@ class SlabBackend:
                 pages_per_extent=self._pages_per_read,
             )
         )
-        return transfer
+        return self._followed(transfer)
 
     def put(
         self,
@@ -163,7 +175,7 @@ class SlabBackend:
         put = PutBatch(transfer, self._reservations.end_writing, commit)
         run, bounds = self._in_file_order(batch)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
-        return transfer
+        return self._followed(transfer)
 
     def hold_writes(self) -> AbstractContextManager[None]:
         """See :meth:`bodocache.io.backend.Backend.hold_writes`."""
@@ -171,18 +183,21 @@ class SlabBackend:
 
     async def close(self) -> None:
         """Let what is in flight end; what is still waiting is LATE. Calling twice is harmless."""
-        self._is_closed = True
-        self._drop_waiting()
-        await asyncio.to_thread(self._pool.join)
-        self._pool.close()
-        self._drop_waiting()  # syncs of what was in flight
-        self._slab.close()
+        was_closed, self._is_closed = self._is_closed, True
+        for transfer in list(self._transfers):
+            transfer.abandon()
+        while self._transfers:
+            await next(iter(self._transfers)).drained()
+        if not was_closed:
+            await self._pool.leave()
+            self._slab.close()
 
-    def _drop_waiting(self) -> None:
-        while waiting := self._pool.stop():  # a put that ends asks for its sync
-            for request in waiting:
-                late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
-                request.transfer.settle(request, late)
+    def _followed(self, transfer: BatchTransfer) -> BatchTransfer:
+        """Remember ``transfer`` until it has drained."""
+        if not transfer.is_drained:
+            self._transfers.add(transfer)
+            transfer.on_drained = self._transfers.discard
+        return transfer
 
     def _budget_frames(self) -> int | None:
         budget = self._slab.budget

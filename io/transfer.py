@@ -8,7 +8,7 @@ the loop, which settles it here. Buffers are in use until the last request has b
 import asyncio
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -112,7 +112,7 @@ class BatchTransfer:
             "_timer",
             "_waiters",
         ),
-        *("deadline_s", "number", "on_landed", "reasons", "statuses"),
+        *("deadline_s", "number", "on_drained", "on_landed", "reasons", "statuses"),
     )
 
     def __init__(
@@ -129,6 +129,7 @@ class BatchTransfer:
         self.deadline_s = deadline_s
         self.number = next(_NUMBERS)
         self.on_landed = on_landed
+        self.on_drained: Callable[[BatchTransfer], None] | None = None
         self._clock = clock
         self._queue = queue
         self._loop = asyncio.get_running_loop()
@@ -187,6 +188,8 @@ class BatchTransfer:
     def let_go(self) -> None:
         """End one :meth:`hold`."""
         self._in_use -= 1
+        if not self._in_use and self.on_drained is not None:
+            self.on_drained(self)
         self._wake()
 
     def finish(self, positions: NDArray[np.int64], outcome: Outcome) -> NDArray[np.bool_]:

@@ -31,7 +31,7 @@ class WorkerPool:
     __slots__ = (
         *("_backlogs", "_complaints", "_count", "_holds", "_in_table", "_loop", "_max_writing"),
         *("_outcomes", "_requests"),
-        *("_table", "_threads", "_will_look"),
+        *("_table", "_threads", "_users", "_will_look"),
     )
 
     def __init__(self, count: int, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,6 +45,7 @@ class WorkerPool:
         self._backlogs: tuple[list[tuple[float, int, float]], ...] = ([], [])
         self._in_table = [0, 0]
         self._holds = 0  # of writes
+        self._users = 0  # backends
         self._will_look = False  # for writes whose patience has ended
         self._complaints = Complaints(clock)
         self._threads: list[threading.Thread] = []
@@ -126,6 +127,18 @@ class WorkerPool:
                 backlog[:] = [entry for entry in backlog if entry[1] in self._requests]
                 heapq.heapify(backlog)
         return found
+
+    def enter(self) -> None:
+        """One more backend uses the pool."""
+        self._users += 1
+
+    async def leave(self) -> None:
+        """A backend whose transfers have drained is closed; the last one ends the threads."""
+        self._users -= 1
+        if not self._users:
+            self.stop()
+            await asyncio.to_thread(self.join)
+            self.close()
 
     def stop(self) -> list[Request]:
         """Begin nothing more; return the requests that were still waiting."""
