@@ -22,9 +22,8 @@ from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
 from bodocache.errors import CacheClosed, ConfigError, LayoutError, LeaseError
 from bodocache.identity import Domain, KeyChain, Root, Shard
-from bodocache.io.backend import Backend, Extent
-from bodocache.io.config import SlabConfig
-from bodocache.io.slab import SlabBackend
+from bodocache.io.backend import Backend, Durability, Extent
+from bodocache.io.disk import open_disk
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind
 from bodocache.move.load import Load
@@ -128,6 +127,7 @@ class Cache:
                 config.planner.recompute_slope_s,
             ),
             admits=config.features.admit,
+            durability=_durability_of(config),
         )
         cache = cls(orchestrator, config.identity.tenant_domain, root)
         try:
@@ -403,15 +403,13 @@ async def _open_disk(
         return None
     # What the bytes are, not whose: models share a directory, and their keys never meet.
     form = (root.form, root.dtype, root.kv, root.quantiser, layout.page_tokens, layout.group)
-    slab = SlabConfig(
-        directory=disk.directory,
-        capacity_nbytes=disk.capacity_bytes,
-        page_nbytes=layout.page_nbytes,
-        form=hashlib.blake2b(repr(form).encode(), digest_size=32).digest(),
-        queue_depth=disk.queue_depth,
-        chunk_nbytes=disk.chunk_bytes,
-    )
-    return await SlabBackend.open(slab, clock=clock)
+    digest = hashlib.blake2b(repr(form).encode(), digest_size=32).digest()
+    return await open_disk(disk, page_nbytes=layout.page_nbytes, form=digest, clock=clock)
+
+
+def _durability_of(config: CacheConfig) -> Durability:
+    disk = config.tiers.disk
+    return Durability.SYNC if disk is not None and disk.durable else Durability.CACHE
 
 
 def _policy_of(config: CacheConfig) -> NDArray[np.void]:

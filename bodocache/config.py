@@ -38,6 +38,11 @@ def _sized(value: object) -> int:
     raise ValueError('expected bytes: an integer above 0, or a text like "8 GiB"')
 
 
+def _several(value: object) -> object:
+    """One path is a list of one."""
+    return (value,) if isinstance(value, str | Path) else value
+
+
 def _fits_memory(nbytes: int) -> int:
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if nbytes > installed:
@@ -85,23 +90,38 @@ class HostConfig:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class DiskConfig:
-    """The slab backend on one directory. ``capacity_bytes`` is a hard cap, headers included."""
+    """The slab backend on one directory, or on several: one for each device.
 
-    directory: DirectoryPath
+    ``capacity_bytes`` is a hard cap for all of them, headers included; each has an equal share.
+    """
+
+    directories: Annotated[
+        tuple[DirectoryPath, ...], BeforeValidator(_several), Field(min_length=1)
+    ]
     capacity_bytes: Bytes
     queue_depth: Annotated[int, Field(strict=True, ge=1, le=256)] = 8
     chunk_bytes: Annotated[int, BeforeValidator(_sized), Field(ge=4096, le=64 << 20)] = (
         2 << 20
     )  # above it no disk we measured is faster
 
+    durable: StrictBool = False  # written pages survive a power cut
+    write_bytes_per_day: Annotated[int, BeforeValidator(_sized), Field(ge=0)] = 0  # 0: no limit
+    mac_key_hex: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}){16,64}$|^$", repr=False)] = (
+        ""  # for directories that others may write to
+    )
+
     def __post_init__(self) -> None:
-        held = sum(f.stat().st_blocks * 512 for f in self.directory.glob("*") if f.is_file())
-        room = shutil.disk_usage(self.directory).free + held
-        if self.capacity_bytes > room:
-            raise ValueError(
-                f"capacity_bytes {self.capacity_bytes}: expected at most what {self.directory}"
-                f" has room for, {room} bytes"
-            )
+        if len({directory.resolve() for directory in self.directories}) < len(self.directories):
+            raise ValueError("directories: one stands twice")
+        share = self.capacity_bytes // len(self.directories)
+        for directory in self.directories:
+            held = sum(f.stat().st_blocks * 512 for f in directory.glob("*") if f.is_file())
+            room = shutil.disk_usage(directory).free + held
+            if share > room:
+                raise ValueError(
+                    f"capacity_bytes {self.capacity_bytes}: expected at most what {directory} has"
+                    f" room for, {room} bytes, times {len(self.directories)}"
+                )
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

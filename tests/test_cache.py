@@ -2,6 +2,7 @@
 """The cache as an engine sees it, over a real slab. How bytes move: tests/move."""
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -74,9 +75,21 @@ def engine(tmp_path):
     """``async with engine(host=8, ...) as it``: on the same directory each time."""
 
     @asynccontextmanager
-    async def opened(*, device=8, host=8, disk=40, identity=IDENTITY, group=GROUP, **options):
+    async def opened(
+        *,
+        device=8,
+        host=8,
+        disk=40,
+        identity=IDENTITY,
+        group=GROUP,
+        tier=None,
+        directories=None,
+        **options,
+    ):
         page_nbytes = group.page_nbytes(PAGE_TOKENS)
-        tier = DiskConfig(tmp_path, 4096 + disk * (page_nbytes + 512))
+        tier = DiskConfig(
+            directories or tmp_path, 4096 + disk * (page_nbytes + 512), **(tier or {})
+        )
         config = CacheConfig(
             identity,
             TiersConfig(HostConfig(host * page_nbytes), tier if disk else None),
@@ -87,6 +100,66 @@ def engine(tmp_path):
             yield Engine(cache, pool)
 
     return opened
+
+
+@pytest.mark.parametrize(
+    "tier",
+    [{"durable": True}, {"mac_key_hex": "ab" * 32}, {"write_bytes_per_day": 1 << 30}],
+    ids=lambda tier: next(iter(tier)),
+)
+def test_what_the_disk_tier_is_told_changes_no_byte_and_survives_a_restart(engine, tier):
+    async def scenario():
+        async with engine(tier=tier) as it:
+            assert await it.serve(prompt(6)) == 0
+        async with engine(tier=tier) as it:
+            assert await it.serve(prompt(6)) == 6
+
+    asyncio.run(scenario())
+
+
+def test_a_durable_tier_syncs_what_it_writes(engine, monkeypatch):
+    calls, real = [], os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append(fd), real(fd)))
+
+    async def scenario(tier):
+        async with engine(tier=tier) as it:
+            await it.serve(prompt(6, of=len(tier)))
+        return len(calls)
+
+    assert asyncio.run(scenario({})) == 0
+    assert asyncio.run(scenario({"durable": True})) >= 2
+
+
+def test_pages_beyond_the_days_writing_stay_off_the_disk_and_evict_nothing_there(engine):
+    per_frame = PAGE_NBYTES + 512 if PAGE_NBYTES % 4096 == 0 else 4096 + 512
+    day = 24 * 6 * per_frame  # an hour of it: six frames
+
+    async def scenario():
+        async with engine(tier={"write_bytes_per_day": day}, device=6, host=6, disk=6) as it:
+            await it.serve(prompt(6))
+            await it.serve(prompt(6, of=1))
+            match = await it.cache.match(prompt(6))
+            assert match.pages == 6
+            assert (match.tiers == Tier.DISK).all()
+            lost = await it.cache.match(prompt(6, of=1))
+            assert not (lost.tiers == Tier.DISK).any()
+
+    asyncio.run(scenario())
+
+
+def test_a_prefix_on_several_directories_is_found_after_a_restart(engine, tmp_path):
+    directories = tuple(tmp_path / name for name in "abc")
+    for directory in directories:
+        directory.mkdir()
+
+    async def scenario():
+        for expected in (0, 8):
+            async with engine(directories=directories, disk=45) as it:
+                for number in range(4):
+                    assert await it.serve(prompt(8, of=number)) == expected
+
+    asyncio.run(scenario())
+    assert all((directory / "payload.slab").exists() for directory in directories)
 
 
 def test_a_prompt_is_found_again_and_only_whole_pages_of_it(engine):

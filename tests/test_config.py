@@ -16,7 +16,7 @@ dtype = "bfloat16"
 capacity_bytes = "1 GiB"
 
 [tiers.disk]
-directory = "{directory}"
+directories = "{directory}"
 capacity_bytes = 1048576
 """
 
@@ -28,7 +28,11 @@ BAD = [
     ("tiers.host.capacity_bytes", True, "8 GiB"),
     ("tiers.host.capacity_bytes", "900 TiB", "memory"),
     ("tiers.disk.capacity_bytes", "900 PiB", "has room for"),
-    ("tiers.disk.directory", "/nowhere/at/all", "directory"),
+    ("tiers.disk.directories", "/nowhere/at/all", "directory"),
+    ("tiers.disk.directories", [], "at least 1"),
+    ("tiers.disk.write_bytes_per_day", -1, "8 GiB"),
+    ("tiers.disk.mac_key_hex", "abcd", "match"),
+    ("tiers.disk.durable", "yes", "boolean"),
     ("tiers.disk.queue_depth", 0, "greater than or equal to 1"),
     ("tiers.disk.queue_depht", 8, "unknown key"),
     ("planner.half_life_s", 0, "greater than 0"),
@@ -48,7 +52,7 @@ def good(tmp_path):
         "identity": {"model": "llama", "dtype": "bfloat16"},
         "tiers": {
             "host": {"capacity_bytes": 1 << 20},
-            "disk": {"directory": str(tmp_path), "capacity_bytes": 1 << 20},
+            "disk": {"directories": [str(tmp_path)], "capacity_bytes": 1 << 20},
         },
     }
 

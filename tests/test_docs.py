@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NAMED = {"queue_depth": "operations", "recompute_slope_s": "s/token/position"}
 NAMED |= {"recompute_s_per_token": "s/token", "domain_secret_hex": "hex digits"}
+NAMED |= {"write_bytes_per_day": "bytes", "mac_key_hex": "hex digits"}
 SUFFIXES = {"_bytes_per_s": "bytes/s", "_bytes": "bytes", "_s": "s"}
 TYPES = {"string": "text", "boolean": "boolean"}
 
@@ -89,6 +90,8 @@ def settings(kind=CacheConfig, prefix=""):
 def unit(name, said):
     if said.get("format") == "directory-path":
         return "path"
+    if said["type"] == "array":
+        return f"{unit(name, said['items'])}s"
     suffixes = (unit for suffix, unit in SUFFIXES.items() if name.endswith(suffix))
     return NAMED.get(name) or next(suffixes, None) or TYPES[said["type"]]
 
@@ -106,8 +109,9 @@ def allowed(said):
     if "pattern" in said:
         assert said["pattern"] == "^([0-9a-fA-F]{2}){16,64}$|^$"
         return "32 to 128 hex digits, or empty"
-    if said.get("format") == "directory-path":
-        return "a folder that exists"
+    if said["type"] == "array":
+        assert said["items"]["format"] == "directory-path"
+        return "folders that exist"
     if said["type"] == "boolean":
         return "true or false"
     if "maximum" in said:

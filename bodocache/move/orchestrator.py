@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
-from bodocache.io.backend import Backend
+from bodocache.io.backend import Backend, Durability
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
@@ -53,6 +53,7 @@ class Orchestrator:
         clock: Clock,
         recompute: RecomputeModel,
         admits: bool,
+        durability: Durability,
     ) -> None:
         self._clock = clock
         self._backend = backend
@@ -90,6 +91,7 @@ class Orchestrator:
                 now_s=clock.now_s,
                 backlog_pages=max(1, host.num_pages // 4),
                 admits=admits,
+                durability=durability,
             )
         )
         self._storer = Storer(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
-from bodocache.io.backend import TRANSFER, Backend, Status
+from bodocache.io.backend import TRANSFER, Backend, Durability, Status
 from bodocache.move.link import Link
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store
@@ -52,6 +52,7 @@ class Writer:
         now_s: Callable[[], float],
         backlog_pages: int,
         admits: bool,
+        durability: Durability,
     ) -> None:
         self.refused = 0
         self.failures = 0  # batches that raised
@@ -61,6 +62,7 @@ class Writer:
         self._disk_idle = disk_idle
         self._now_s = now_s
         self._admits = admits
+        self._durability = durability
         self._backlog_pages = backlog_pages
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
         self._queue: deque[_Waiting] = deque()
@@ -219,7 +221,9 @@ class Writer:
         batch = self._batch(rows, frames, slots)
         self._link.begin(begun_s)
         try:
-            transfer = self._backend.put(batch, residency.host.rows, deadline_s=np.inf)
+            transfer = self._backend.put(
+                batch, residency.host.rows, deadline_s=np.inf, durability=self._durability
+            )
             try:
                 await transfer.finished()
             finally:

@@ -281,7 +281,7 @@ def _config(trace: Trace, options: LiveOptions, sizes: Sizes) -> CacheConfig:
         "tiers": {
             "host": {"capacity_bytes": sizes.host * options.page_nbytes},
             "disk": {
-                "directory": options.directory,
+                "directories": [options.directory],
                 "capacity_bytes": _slab_nbytes(sizes.disk, options.page_nbytes),
             },
         },
