@@ -96,8 +96,7 @@ class Columns:
     def latest(self) -> NDArray[np.int64]:
         """Frames that hold a page, each key once: its highest generation."""
         frames = np.flatnonzero(self.reasons == Reason.NONE)
-        by_age = frames[np.argsort(self.generations[frames], kind="stable")[::-1]]
-        return np.sort(by_age[firsts(self.keys[by_age])])
+        return frames[newest(self.keys[frames], self.generations[frames])]
 
     def entries(self) -> Entries:
         """Copies of the columns of :meth:`latest`."""
@@ -150,19 +149,28 @@ def reason_of(known: Any, frame: Any, key: Any) -> Any:
     return reason
 
 
-def firsts(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Indices of the first row of each distinct key of u8[N, 32]."""
-    # Sorting 32-byte keys takes seconds for 10^6 of them; one mixed word nearly never ties.
-    _, first, inverse = np.unique(_mixed(keys), return_index=True, return_inverse=True)
-    chosen = first[inverse]
-    is_repeat = chosen != np.arange(len(keys))
-    by_key: dict[bytes, int] = {}
-    for row in np.flatnonzero((keys[chosen] != keys).any(axis=1)).tolist():  # words that tie
-        by_key.setdefault(keys[row].tobytes(), row)
-    return np.concatenate((np.flatnonzero(~is_repeat), np.array(list(by_key.values()), np.int64)))
+def newest(keys: NDArray[np.uint8], generations: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Rows of u8[N, 32], each key once: that of its highest generation, or the first of those."""
+    size = 1 << max(4, (2 * len(keys)).bit_length())  # at most half full
+    table, kept = np.full(size, -1, np.int64), np.zeros(len(keys), np.bool_)
+    _newest(np.ascontiguousarray(keys).view("<u8"), np.ascontiguousarray(generations), table, kept)
+    return np.flatnonzero(kept)
 
 
-def _mixed(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    words = keys.view("<u8")
-    mixed: NDArray[np.uint64] = (words * _MIXERS).sum(axis=1, dtype=np.uint64)
-    return mixed
+@jit.compiled(jit.array("u8", 2), jit.array("u8"), jit.array("i8"), jit.array("?"))
+def _newest(words: Any, generations: Any, table: Any, kept: Any) -> None:
+    """Mark the rows to keep; ``table`` is an open-addressing hash table of rows."""
+    mask = np.uint64(len(table) - 1)
+    for row in range(len(words)):
+        mixed = np.uint64(0)
+        for i in range(4):
+            mixed += words[row, i] * _MIXERS[i]
+        place = (mixed ^ (mixed >> np.uint64(32))) & mask
+        while table[place] >= 0 and (words[table[place]] != words[row]).any():
+            place = (place + np.uint64(1)) & mask
+        other = table[place]
+        if other < 0 or generations[row] > generations[other]:
+            table[place] = row
+            kept[row] = True
+            if other >= 0:
+                kept[other] = False

@@ -219,17 +219,21 @@ def _scan(
     release writes nothing. Both hold the right bytes, so either would do.
     """
     columns = Columns(superblock.frame_count, keyed=config.is_keyed)
+    room = np.empty(min(SCAN_ROWS, superblock.frame_count), HEADER)
+    chunk_nbytes = SCAN_ROWS * HEADER_NBYTES
     for first in range(0, superblock.frame_count, SCAN_ROWS):
-        wanted = min(SCAN_ROWS, superblock.frame_count - first)
         offset = SUPERBLOCK_NBYTES + first * HEADER_NBYTES
-        data = os.pread(headers.fd, wanted * HEADER_NBYTES, offset)
-        rows = np.frombuffer(data, HEADER, count=len(data) // HEADER_NBYTES)
+        ahead = offset + chunk_nbytes
+        os.posix_fadvise(headers.fd, ahead, 2 * chunk_nbytes, os.POSIX_FADV_WILLNEED)
+        rows = room[: min(SCAN_ROWS, superblock.frame_count - first)]
+        rows = rows[: os.preadv(headers.fd, [rows.view(np.uint8)], offset) // HEADER_NBYTES]
         if not len(rows):
             break
         reasons = header.judge(rows, first, superblock)
         stored = np.flatnonzero(reasons == Reason.NONE)
         columns.invalidate(np.arange(first, first + len(rows)), reasons)
-        columns.fill(first + stored, rows[stored], rows["generation"][stored])
+        found = rows if len(stored) == len(rows) else rows[stored]
+        columns.fill(first + stored, found, found["generation"])
     whole = max(0, payload.nbytes - superblock.page_nbytes) // superblock.frame_nbytes
     whole += payload.nbytes >= superblock.page_nbytes
     beyond = np.arange(whole, superblock.frame_count)

@@ -27,7 +27,7 @@ from bodocache.io.backend import (
     Transfer,
     Usage,
 )
-from bodocache.io.columns import firsts
+from bodocache.io.columns import newest
 from bodocache.io.joined import JoinedTransfer, Part
 from bodocache.pages import Reason
 
@@ -154,7 +154,7 @@ class SpreadBackend:
     def entries(self) -> Entries:
         """Every page that a get would find, each key once."""
         columns = self._all_entries()
-        chosen = firsts(columns.keys)
+        chosen = _firsts(columns.keys)
         return Entries._make(column[chosen] for column in columns)
 
     def reserve(self, count: int, *, after: int) -> NDArray[np.int64]:
@@ -284,7 +284,7 @@ class SpreadBackend:
         """A page evicted from one member and stored on another is on both after a restart."""
         columns = self._all_entries()
         is_repeat = np.ones(len(columns.frames), np.bool_)
-        is_repeat[firsts(columns.keys)] = False
+        is_repeat[_firsts(columns.keys)] = False
         with contextlib.suppress(BackendError):  # a reader's frames are the writer's
             self.release(columns.frames[is_repeat])
 
@@ -303,6 +303,10 @@ class SpreadBackend:
         with contextlib.suppress(BackendError):
             member.backend.release(member.backend.entries().frames)
         _log.warning("storage: member %d is in service", member.number)
+
+
+def _firsts(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return newest(keys, np.zeros(len(keys), np.uint64))
 
 
 def _check(members: Sequence[_Member], errors: Sequence[Exception | None]) -> None:

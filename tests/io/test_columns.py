@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bodocache.io import columns
 from bodocache.io.backend import TRANSFER
-from bodocache.io.columns import Columns
+from bodocache.io.columns import Columns, newest
 from bodocache.pages import Reason
 
 
@@ -25,9 +27,26 @@ def test_an_invalid_newest_frame_lets_the_older_one_count():
     assert table.latest().tolist() == [0, 1]
 
 
-def test_keys_whose_mixed_words_tie_are_told_apart(monkeypatch):
-    monkeypatch.setattr(columns, "_mixed", lambda keys: np.zeros(len(keys), np.uint64))
-    assert filled([1, 2, 1, 3, 2, 1]).latest().tolist() == [3, 4, 5]
+def test_keys_whose_mixed_words_tie_are_told_apart():
+    words = np.zeros((3, 4), np.uint64)
+    for i in range(3):
+        words[i, i] = np.prod(np.delete(columns._MIXERS[:3], i))
+    mixed = (words * columns._MIXERS).sum(axis=1)
+    assert (mixed == mixed[0]).all()
+    keys = words[[0, 1, 0, 2, 1, 0]].view(np.uint8)
+    assert newest(keys, np.arange(6, dtype=np.uint64)).tolist() == [3, 4, 5]
+    assert newest(keys, np.zeros(6, np.uint64)).tolist() == [0, 1, 3]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=60))
+def test_the_highest_generation_of_each_key_is_kept_and_of_equals_the_first(pages):
+    keys = np.array([[key] * 32 for key, _ in pages], np.uint8).reshape(-1, 32)
+    generations = np.array([generation for _, generation in pages], np.uint64)
+    best = {}
+    for row, (key, generation) in enumerate(pages):
+        if key not in best or generation > pages[best[key]][1]:
+            best[key] = row
+    assert newest(keys, generations).tolist() == sorted(best.values())
 
 
 def test_nothing_is_listed_of_an_empty_table():
