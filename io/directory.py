@@ -226,7 +226,7 @@ def _scan(
         ahead = offset + chunk_nbytes
         os.posix_fadvise(headers.fd, ahead, 2 * chunk_nbytes, os.POSIX_FADV_WILLNEED)
         rows = room[: min(SCAN_ROWS, superblock.frame_count - first)]
-        rows = rows[: os.preadv(headers.fd, [rows.view(np.uint8)], offset) // HEADER_NBYTES]
+        rows = rows[: os.preadv(headers.fd, [rows.view(np.uint8).data], offset) // HEADER_NBYTES]
         if not len(rows):
             break
         reasons = header.judge(rows, first, superblock)

@@ -4,7 +4,7 @@
 Digests find accidents; whoever can write to the directory can make a frame whose digest is right.
 With a key a frame is believed only if it was made with that key, for that place of that slab. An
 old frame put back in its place still is: it holds the right bytes of the key that it names.
-About 1 GB/s a core, in threads that run Python.
+It is computed in threads that run Python.
 """
 
 import hashlib
