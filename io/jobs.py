@@ -32,8 +32,9 @@ JOB = np.dtype(
         ("pages", "<i8"),  # int64[count], where each page lies
         ("count", "<i8"),
         ("page_nbytes", "<i8"),
-        ("padding", "<i8"),  # what lies behind each page in the file
+        ("padding", "<i8"),  # what lies behind each page in the file; room for the longest hole
         ("padding_nbytes", "<i8"),
+        ("holes", "<i8"),  # int64[count], bytes behind that to be read to the same place; 0: none
         ("begin_by_s", "<f8"),  # on the clock of time.monotonic
         ("next", "<i8"),  # the job that follows once this one has moved all its bytes
         ("expected", "<i8"),  # uint64[count, 2], without the seed; 0: nothing is checked
@@ -86,7 +87,16 @@ def perform(address: Any, calls: Any, scratch: Any) -> None:
 
 @jit.compiled(jit.record(JOB))
 def _file_nbytes(job: Any) -> Any:
-    return job.count * (job.page_nbytes + job.padding_nbytes)
+    return _pages_nbytes(job, job.count)
+
+
+@jit.compiled(jit.record(JOB), jit.i8)
+def _pages_nbytes(job: Any, count: Any) -> Any:
+    """Bytes in the file of the first ``count`` pages with what lies behind each."""
+    nbytes = count * (job.page_nbytes + job.padding_nbytes)
+    if job.holes != 0:
+        nbytes += carray(_int64_at(job.holes), job.count)[:count].sum()
+    return nbytes
 
 
 @jit.compiled(jit.record(JOB), jit.array("i8"), jit.array("i8"))
@@ -124,6 +134,8 @@ def _fill(job: Any, done: Any, iov: Any) -> Any:
     for i in range(2 * job.count):
         start = job.padding if i % 2 else pages[i // 2]
         nbytes = job.padding_nbytes if i % 2 else job.page_nbytes
+        if i % 2 and job.holes != 0:
+            nbytes += carray(_int64_at(job.holes), job.count)[i // 2]
         if skip >= nbytes:
             skip -= nbytes
             continue
@@ -139,8 +151,9 @@ def _fill(job: Any, done: Any, iov: Any) -> Any:
 @jit.compiled(jit.record(JOB))
 def _check(job: Any) -> None:
     """Compare every whole page with its digest, and tell of those that are right."""
-    frame_nbytes = job.page_nbytes + job.padding_nbytes
-    whole = min(job.count, (job.moved + job.padding_nbytes) // frame_nbytes)
+    whole = 0
+    while whole < job.count and _pages_nbytes(job, whole) + job.page_nbytes <= job.moved:
+        whole += 1
     words = job.page_nbytes // WORD_NBYTES
     pages = carray(_int64_at(job.pages), job.count)
     positions = carray(_int64_at(job.positions), job.count)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the requests of a slab work on: its open files, its columns, the caller's buffers."""
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from bodocache.io.transfer import BatchTransfer
 class Medium:
     """The open files of a slab and what is known of their frames.
 
-    ``zeros`` are written behind pages that end inside a block; what is read there is ``spill``.
+    ``zeros`` are written behind pages that end inside a block; what is read there, and in holes, is
+    ``spill``.
     """
 
     payload: DataFile
@@ -35,7 +37,7 @@ class Medium:
     mac: FrameMac | None = None
     observer: Callable[[Extent], None] | None = None
     zeros: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))
-    spill: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(BLOCK_NBYTES, np.uint8))
+    spill: NDArray[np.uint8] = field(default_factory=lambda: scratch(BLOCK_NBYTES))
 
     def jobs(
         self,
@@ -80,6 +82,11 @@ class Medium:
                 batch=batch,
             )
         )
+
+
+def scratch(nbytes: int) -> NDArray[np.uint8]:
+    """Memory as O_DIRECT wants it: mappings begin at a page."""
+    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
 
 
 class Buffers(NamedTuple):

@@ -37,13 +37,13 @@ def rows_at(memory, page_nbytes, rows):
     return memory.ctypes.data + page_nbytes * np.array(rows, np.int64)
 
 
-def perform(file, pages, page_nbytes, offset=0, *, padding=b"", **fields):
+def perform(file, pages, page_nbytes, offset=0, *, padding=b"", padding_place=0, **fields):
     """Do one job on ``file``; return its record."""
     job, behind = np.zeros(1, jobs.JOB), np.frombuffer(padding + b"\0", np.uint8).copy()
     job["fd"], job["direct_fd"] = file.fd, file.direct_fd
     job["pages"], job["count"] = pages.ctypes.data, len(pages)
     job["page_nbytes"], job["offset"] = page_nbytes, offset
-    job["padding"], job["padding_nbytes"] = behind.ctypes.data, len(padding)
+    job["padding"], job["padding_nbytes"] = padding_place or behind.ctypes.data, len(padding)
     job["begin_by_s"] = math.inf
     for name, value in fields.items():
         job[name] = value
@@ -158,6 +158,27 @@ def test_a_job_follows_only_one_that_is_whole(file, fake, first_moves):
     second["writes"] = 1
     perform(file, pages, 4096, writes=1, next=second.ctypes.data)
     assert bool(second["started_s"][0]) == (first_moves == 4096)
+
+
+@pytest.mark.parametrize("limit", [1000, 4096, NBYTES])
+@pytest.mark.parametrize("padding", [0, 96])
+def test_what_lies_in_holes_goes_to_scratch(file, fake, limit, padding):
+    calls = shortened(fake, "preadv", limit)
+    memory, page_nbytes = np.zeros(2 * NBYTES, np.uint8), 4096 - padding
+    holes, scratch = np.array([4096, 0]), bytearray(4096 + padding)
+    behind = np.frombuffer(scratch, np.uint8)
+    job = perform(
+        *(file, rows_at(memory, 4096, [4, 1]), page_nbytes),
+        holes=holes.ctypes.data,
+        padding=b"\0" * padding,
+        padding_place=behind.ctypes.data,
+    )
+    assert (job["moved"], job["error"]) == (NBYTES, 0)
+    found = memory.reshape(-1, 4096)
+    assert found[4, :page_nbytes].tobytes() == CONTENT[:page_nbytes]
+    assert found[1, :page_nbytes].tobytes() == CONTENT[8192:][:page_nbytes]
+    assert not found[[0, 2, 3, 5]].any()
+    assert calls[0] == [page_nbytes, 4096 + padding, page_nbytes, *[padding] * (padding > 0)]
 
 
 def test_whole_pages_are_checked_and_those_that_are_right_are_told_of(file):
