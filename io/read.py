@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.io import columns, extents
 from bodocache.io.backend import TRANSFER, Status
+from bodocache.io.extents import Limits
 from bodocache.io.jobs import JOB, LATE
 from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium
@@ -37,17 +38,18 @@ class Reading(NamedTuple):
     expected: NDArray[np.uint64]  # [n, 2], without the seed
     found: NDArray[np.uint64]  # [n, 2]
     landed: NDArray[np.int64]
+    holes: NDArray[np.int64]  # bytes between each page's frame and the next page of its extent
     statuses: NDArray[np.uint8]
     reasons: NDArray[np.uint8]
 
     @classmethod
     def of(cls, count: int) -> "Reading":
         """Room for ``count`` pages."""
-        numbers, words = np.empty((4, count), np.int64), np.empty((2, count, 2), np.uint64)
+        numbers, words = np.empty((5, count), np.int64), np.empty((2, count, 2), np.uint64)
         flags = np.empty((2, count), np.uint8)
         return cls(
             *(numbers[0], numbers[1], np.empty(count, np.uint64), numbers[2]),
-            *(words[0], words[1], numbers[3], flags[0], flags[1]),
+            *(words[0], words[1], numbers[3], numbers[4], flags[0], flags[1]),
         )
 
 
@@ -65,8 +67,7 @@ def read_extents(
     transfer: BatchTransfer,
     batch: NDArray[np.void],
     buffers: Buffers,
-    *,
-    pages_per_extent: int,
+    limits: Limits,
 ) -> list["ReadExtent"]:
     """The requests of a get of ``batch``; pages that are not there are final at once.
 
@@ -77,7 +78,7 @@ def read_extents(
     there, count = _prepare(
         medium.columns.known,
         np.ascontiguousarray(batch),
-        *(buffers.address, pages_per_extent, _pattern(medium, transfer, buffers)),
+        *(buffers.address, limits, _pattern(medium, transfer, buffers)),
         *(reading, reasons, jobs, firsts),
     )
     if there < len(batch):
@@ -114,21 +115,21 @@ def _pattern(medium: Medium, transfer: BatchTransfer, buffers: Buffers) -> NDArr
 _ROWS, _JOBS = jit.array("i8"), jit.array(JOB)
 _READING = jit.named(
     Reading,
-    *(_ROWS, _ROWS, jit.array("u8"), _ROWS, jit.array("u8", 2), jit.array("u8", 2), _ROWS),
+    *(_ROWS, _ROWS, jit.array("u8"), _ROWS, jit.array("u8", 2), jit.array("u8", 2), _ROWS, _ROWS),
     *(jit.array("u1"), jit.array("u1")),
 )
 _NONE, _TRUNCATED, _MISS = int(Reason.NONE), int(Reason.TRUNCATED), int(Status.MISS)
 
 
 @jit.compiled(
-    *(columns.KNOWN, jit.readonly(TRANSFER), jit.i8, jit.i8, _JOBS),
+    *(columns.KNOWN, jit.readonly(TRANSFER), jit.i8, extents.LIMITS, _JOBS),
     *(_READING, jit.array("u1"), _JOBS, _ROWS),
 )
 def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for what is made of them
     known: Any,
     batch: Any,
     address: Any,
-    limit: Any,
+    limits: Any,
     pattern: Any,
     reading: Any,
     reasons: Any,
@@ -140,21 +141,24 @@ def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for 
     Job i reads from element ``firsts[i]`` of ``reading`` on. The buffer of slot s lies s pages
     behind ``address``.
     """
-    positions, frames, there = np.empty(len(batch), np.int64), np.empty(len(batch), np.int64), 0
+    positions, frames, pages = np.empty((3, len(batch)), np.int64)
+    there = 0
     for i in range(len(batch)):
         reasons[i] = columns.reason_of(known, batch[i].frame, batch[i].key)
         if reasons[i] == _NONE:
             positions[there], frames[there] = i, batch[i].frame
+            pages[there] = address + batch[i].slot * limits.page_nbytes
             there += 1
     order, bounds = np.empty(there, np.int64), np.empty(there + 1, np.int64)
-    count = extents.cut(frames[:there], limit, order, bounds)
+    count = extents.cut(frames[:there], pages[:there], np.empty(0), limits, order, bounds)
     for k in range(there):
         i = positions[order[k]]
         frame = batch[i].frame
         reading.positions[k] = i
         reading.frames[k] = frame
         reading.generations[k] = known.generations[frame]
-        reading.pages[k] = address + batch[i].slot * pattern[0].page_nbytes
+        reading.pages[k] = pages[order[k]]
+        reading.holes[k] = 0
         for word in range(2):  # the key's first words are the seed
             reading.expected[k, word] = known.digests[frame, word] - known.words[frame, word]
         reading.statuses[k], reading.reasons[k] = _MISS, _TRUNCATED  # what is not reached
@@ -166,6 +170,11 @@ def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for 
         first, end = bounds[turns[k]], bounds[turns[k] + 1]
         jobs[k] = pattern[0]
         _point(jobs[k], reading, first, end - first)
+        for i in range(first, end - 1):
+            hole = reading.frames[i + 1] - reading.frames[i] - 1
+            reading.holes[i] = hole * limits.frame_nbytes
+            if hole > 0:
+                jobs[k].holes = reading.holes.ctypes.data + 8 * first
         firsts[k] = first
     return there, count
 
@@ -175,6 +184,7 @@ def _point(job: Any, reading: Any, first: Any, count: Any) -> None:
     """Let ``job`` read ``count`` pages of ``reading`` from ``first`` on."""
     job.offset = reading.frames[first] * (job.page_nbytes + job.padding_nbytes)
     job.count = count
+    job.holes = 0
     job.pages = reading.pages.ctypes.data + 8 * first
     job.expected = reading.expected.ctypes.data + 16 * first
     job.found = reading.found.ctypes.data + 16 * first

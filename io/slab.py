@@ -21,7 +21,7 @@ from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, 
 from bodocache.io.commit import GroupCommit
 from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.mac import FrameMac
-from bodocache.io.medium import Buffers, Medium, PageRun, fits
+from bodocache.io.medium import Buffers, Medium, PageRun, fits, scratch
 from bodocache.io.puts import PutBatch
 from bodocache.io.read import read_extents
 from bodocache.io.reservations import Reservations
@@ -42,13 +42,17 @@ class SlabBackend:
         self._slab = slab
         self._clock = clock
         self._columns = slab.columns
-        mac = FrameMac(config.mac_key, slab.superblock) if config.is_keyed else None
-        self._medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock, mac)
-        self._reservations = Reservations(slab.columns)
-        self._pages_per_read, self._pages_per_write = (
-            extents.pages_per_extent(frame_nbytes=config.frame_nbytes, chunk_nbytes=nbytes)
-            for nbytes in (config.chunk_nbytes, min(config.chunk_nbytes, WRITE_CHUNK_NBYTES))
+        self._medium = Medium(
+            *(slab.payload, slab.headers, slab.superblock, slab.columns, clock),
+            mac=FrameMac(config.mac_key, slab.superblock) if config.is_keyed else None,
+            spill=scratch(BLOCK_NBYTES + config.read_through_nbytes),
         )
+        self._reservations = Reservations(slab.columns)
+        sizes = (config.page_nbytes, config.frame_nbytes)
+        self._read_limits = extents.Limits(
+            *sizes, config.chunk_nbytes, hole_nbytes=config.read_through_nbytes
+        )
+        self._write_limits = extents.Limits(*sizes, min(config.chunk_nbytes, WRITE_CHUNK_NBYTES))
         self._is_closed = False
         self._transfers: set[BatchTransfer] = set()  # not drained
         self._pool = pool
@@ -140,12 +144,7 @@ class SlabBackend:
         )
         if transfer.is_final:
             return transfer
-        transfer.submit(
-            read_extents(
-                *(self._medium, transfer, batch, memory),
-                pages_per_extent=self._pages_per_read,
-            )
-        )
+        transfer.submit(read_extents(self._medium, transfer, batch, memory, self._read_limits))
         return self._followed(transfer)
 
     def put(
@@ -173,7 +172,7 @@ class SlabBackend:
         self._reservations.begin_writing(frames)
         commit = self._commit if durability is Durability.SYNC else None
         put = PutBatch(transfer, self._reservations.end_writing, commit)
-        run, bounds = self._in_file_order(batch)
+        run, bounds = self._in_file_order(batch, memory)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return self._followed(transfer)
 
@@ -214,9 +213,12 @@ class SlabBackend:
         self._slab.budget.spend(len(batch) * self._config.written_nbytes)
         return batch
 
-    def _in_file_order(self, batch: NDArray[np.void]) -> tuple[PageRun, NDArray[np.int64]]:
+    def _in_file_order(
+        self, batch: NDArray[np.void], memory: Buffers
+    ) -> tuple[PageRun, NDArray[np.int64]]:
         """The pages to be written, and where their extents begin and end."""
-        order, bounds = extents.merge(batch["frame"], limit=self._pages_per_write)
+        pages = memory.addresses(batch["slot"])
+        order, bounds = extents.merge(batch["frame"], pages, self._write_limits)
         return PageRun(order, batch[order], self._reservations.next_generations(len(batch))), bounds
 
     def _check(self, batch: NDArray[np.void], buffers: NDArray[np.uint8]) -> Buffers:

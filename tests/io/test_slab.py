@@ -15,6 +15,7 @@ from bodocache.errors import LayoutError, LeaseError
 from bodocache.io.backend import Durability, NativeCall, Status, ToldInPython
 from bodocache.io.config import Access
 from bodocache.pages import Reason
+from bodocache.testing import NumberedPages
 
 
 class Gate:
@@ -109,6 +110,72 @@ def test_an_observer_sees_what_a_plain_reader_would_read(bench):
         assert [extent.pages for extent in sorted(seen, key=lambda e: e.offset)] == [3, 1]
         assert not any(extent.writes for extent in seen)
         assert all(extent.started_s <= extent.finished_s for extent in seen)
+
+    bench.run(scenario, read_through_nbytes=0)
+
+
+@pytest.mark.parametrize(("through", "spans"), [(2, [(0, 6)]), (1, [(0, 3), (5, 1)])])
+def test_holes_up_to_a_limit_are_read_through_and_land_nowhere(bench, through, spans):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, list(range(6)))
+        seen = []
+        backend.observer = seen.append
+        chosen = batch[[0, 2, 5]]
+        chosen["slot"] = [1, 0, 3]
+        buffers = bench.pages.buffers(4)
+        await backend.get(chosen, buffers, deadline_s=math.inf).drained()
+        assert sorted(extent[1:3] for extent in seen) == [(8192 * f, 8192 * n) for f, n in spans]
+        assert sum(extent.pages for extent in seen) == 3
+        for slot, number in ((1, 0), (0, 2), (3, 5)):
+            assert (buffers[slot] == bench.pages.payload(number)).all()
+        assert not buffers[2].any()
+
+    bench.run(scenario, read_through_nbytes=through * 8192)
+
+
+def test_padding_and_a_hole_behind_it_are_read_to_the_same_place(bench):
+    async def scenario(backend):
+        pages = NumberedPages(5008)
+        batch = pages.batch(list(range(3)), backend.reserve(3, after=-1))
+        buffers = pages.buffers(3)
+        pages.fill(buffers, list(range(3)))
+        await backend.put(batch, buffers, deadline_s=math.inf).drained()
+        seen = []
+        backend.observer = seen.append
+        chosen, found = batch[[2, 0]], pages.buffers(3)
+        await backend.get(chosen, found, deadline_s=math.inf).drained()
+        assert [extent[1:3] for extent in seen] == [(0, 3 * 8192)]
+        assert (found[[0, 2]] == buffers[[0, 2]]).all()
+        assert not found[1].any()
+
+    bench.run(scenario, page_nbytes=5008)
+
+
+def test_a_bad_sector_in_a_hole_costs_no_page(bench, fake):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1, 2, 3])
+
+        def touches_second_page(fd, buffers, offset):
+            nbytes = sum(buffer.nbytes for buffer in buffers)
+            return offset < 2 * 8192 and offset + nbytes > 8192
+
+        calls = failing(fake, "preadv", touches_second_page)
+        chosen = batch[[0, 2]]
+        chosen["slot"] = [0, 1]
+        assert (await bench.get(backend, chosen))[0] == [Status.LANDED] * 2
+        assert [arguments[2] for arguments in calls] == [0, 0, 2 * 8192]
+
+    bench.run(scenario, queue_depth=1)
+
+
+@pytest.mark.parametrize("ragged", [0, 1, 8191])
+def test_a_file_that_ends_in_a_hole_still_gives_what_lies_before_it(bench, ragged):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, [1, 2, 3])
+        os.truncate(bench.payload, 8192 + ragged)
+        chosen = batch[[0, 2]]
+        chosen["slot"] = [0, 1]
+        assert (await bench.get(backend, chosen))[1] == [Reason.NONE, Reason.TRUNCATED]
 
     bench.run(scenario)
 
@@ -274,7 +341,7 @@ def test_extents_are_read_in_the_callers_order_not_the_files(bench, fake):
         offsets = [arguments[2] for arguments in calls]
         assert np.argsort(offsets).tolist() == np.argsort(wanted["frame"]).tolist()
 
-    bench.run(scenario, queue_depth=1)
+    bench.run(scenario, queue_depth=1, read_through_nbytes=0)
 
 
 def test_an_abandoned_transfer_lets_what_is_in_flight_land(bench, fake):
