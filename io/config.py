@@ -15,8 +15,8 @@ BLOCK_NBYTES = 4096  # what O_DIRECT wants offsets, lengths and addresses to be 
 CHUNK_NBYTES = 2 << 20  # 0.7 ms of a 3 GB/s disk: an abort takes effect within one chunk
 WRITE_CHUNK_NBYTES = 1 << 20  # of a write at most: what a read that comes meanwhile waits for
 MAC_KEY_NBYTES = (16, 64)  # what BLAKE2b takes, and 128 bits at least
-# Reading 4 KiB more is 3 times faster than another read, 16 KiB 1.1 times at a fifth of the CPU;
-# 32 KiB are slower (bench/read_through.py).
+# Reading 4 KiB more is 3 times faster than another read, 16 KiB 1.7 times, at a fifth of the CPU;
+# 32 KiB gain no time (bench/read_through.py).
 READ_THROUGH_NBYTES = 16 << 10
 QUEUE_DEPTH = 8  # threads; more gained nothing on one NVMe at 256 KiB pages
 
@@ -26,6 +26,7 @@ class OpenMode(StrEnum):
 
     WRITER = "writer"  # one per directory
     READER = "reader"  # any number, beside a writer too
+    KEEPER = "keeper"  # in a writer's place: changes what is there, makes and allocates nothing
 
 
 class Access(StrEnum):

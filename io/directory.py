@@ -102,8 +102,8 @@ def _close_unwanted(opening: "asyncio.Future[OpenSlab]") -> None:
 
 
 def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
-    writes = config.mode is OpenMode.WRITER
-    flags = os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY
+    makes, writes = config.mode is OpenMode.WRITER, config.mode is not OpenMode.READER
+    flags = (os.O_RDWR if writes else os.O_RDONLY) | (os.O_CREAT if makes else 0)
     lock_fd = _lock(config.directory, directory_fd) if writes else -1
     files: list[DataFile] = []
     budget = None
@@ -115,7 +115,7 @@ def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
         if config.access is Access.DIRECT and config.page_nbytes == config.frame_nbytes:
             payload.try_direct(writable=writes)
         superblock, columns = _recover(config, payload, headers)
-        if writes:
+        if makes:
             _prepare(payload, headers, superblock)
             if config.write_nbytes_per_day:
                 path = str(config.directory / "budget.slab")
@@ -254,10 +254,13 @@ def _prepare(payload: DataFile, headers: DataFile, superblock: Superblock) -> No
 
 
 def _allocate(file: DataFile, nbytes: int) -> None:
-    if file.nbytes > nbytes:
+    """Allocate what a file gains; what it lost inside (trim.py) it gets back as it is written."""
+    begin = file.nbytes
+    if begin >= nbytes:
         os.ftruncate(file.fd, nbytes)
+        return
     try:
-        os.posix_fallocate(file.fd, 0, nbytes)
+        os.posix_fallocate(file.fd, begin, nbytes - begin)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise

@@ -6,6 +6,7 @@ does not suit here: it makes one executor call per operation (20 to 70 us, 0.9 C
 0.25), reads into bytes of its own and has no vectored calls; nothing on this path runs on the loop.
 """
 
+import ctypes
 import logging
 import os
 import stat
@@ -13,6 +14,8 @@ import stat
 from bodocache.errors import BackendError
 
 FILE_MODE = 0o600
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+_STAT_BLOCK_NBYTES = 512  # of st_blocks, whatever the file system's are
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +69,23 @@ class DataFile:
     def sync(self) -> None:
         """Fdatasync: what was written, by either descriptor, survives a power cut."""
         os.fdatasync(self._fd)
+
+    def punch(self, offset: int, nbytes: int) -> None:
+        """Give the blocks of a range back; it reads as zeros, and the file keeps its length.
+
+        Raises:
+            OSError: the file system cannot.
+        """
+        mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.fallocate(self._fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(nbytes)):
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), self.path)
+
+    @property
+    def nbytes_on_disk(self) -> int:
+        """Bytes of the blocks it occupies."""
+        return os.fstat(self._fd).st_blocks * _STAT_BLOCK_NBYTES
 
     def close(self) -> None:
         """Close the descriptors; calling twice is harmless."""
