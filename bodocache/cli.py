@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``bodocache replay``, ``trace``, ``kernels`` and ``calibrate``."""
+"""The command line: ``bodocache replay``, ``trace``, ``slab``, ``kernels``, ``calibrate``."""
 
 import asyncio
 import math
@@ -20,6 +20,7 @@ from bodocache.kernels.targets import TARGETS
 from bodocache.replay import terminal
 from bodocache.replay.commands import trace_app
 from bodocache.replay.policy import Policy
+from bodocache.slab_commands import slab_app
 
 app = typer.Typer(
     name="bodocache",
@@ -29,6 +30,7 @@ app = typer.Typer(
     help="A hierarchical KV cache for LLM inference.",
 )
 app.add_typer(trace_app, name="trace")
+app.add_typer(slab_app, name="slab")
 
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.

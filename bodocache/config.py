@@ -29,7 +29,7 @@ from bodocache.errors import ConfigError
 from bodocache.identity import Domain
 
 
-def _sized(value: object) -> int:
+def sized(value: object) -> int:
     """Bytes from an integer, or from a text with a unit."""
     bits = isinstance(value, str) and value.lower().endswith(("bit", "bits"))
     if isinstance(value, int | str) and not isinstance(value, bool) and not bits:
@@ -50,7 +50,7 @@ def _fits_memory(nbytes: int) -> int:
     return nbytes
 
 
-Bytes = Annotated[int, BeforeValidator(_sized), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(sized), Field(gt=0)]
 Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -100,12 +100,12 @@ class DiskConfig:
     ]
     capacity_bytes: Bytes
     queue_depth: Annotated[int, Field(strict=True, ge=1, le=256)] = 8
-    chunk_bytes: Annotated[int, BeforeValidator(_sized), Field(ge=4096, le=64 << 20)] = (
+    chunk_bytes: Annotated[int, BeforeValidator(sized), Field(ge=4096, le=64 << 20)] = (
         2 << 20
     )  # above it no disk we measured is faster
 
     durable: StrictBool = False  # written pages survive a power cut
-    write_bytes_per_day: Annotated[int, BeforeValidator(_sized), Field(ge=0)] = 0  # 0: no limit
+    write_bytes_per_day: Annotated[int, BeforeValidator(sized), Field(ge=0)] = 0  # 0: no limit
     mac_key_hex: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}){16,64}$|^$", repr=False)] = (
         ""  # for directories that others may write to
     )

@@ -61,6 +61,12 @@ def slices(bounds: NDArray[np.int64]) -> list[slice]:
     return [slice(first, end) for first, end in pairwise(bounds.tolist())]
 
 
+def runs(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Runs of ``chosen`` frames: int64[n, 2], the first of each and the first behind it."""
+    edges = np.diff(np.concatenate(([False], chosen, [False])).astype(np.int8))
+    return np.flatnonzero(edges).reshape(-1, 2)
+
+
 def merge(
     frames: NDArray[np.int64],
     addresses: NDArray[np.int64],
