@@ -31,7 +31,7 @@ from bodocache.testing import NumberedPages
 SLAB_NBYTES = 512 << 20
 BATCH_NBYTES = 1 << 20  # wanted
 CASES = ((4096, 2), (4096, 4), (16384, 2), (16384, 3), (32768, 2), (65536, 2))  # page, every n-th
-ROUNDS, BATCHES = 9, 48
+ROUNDS, BATCHES = 15, 48
 WAYS = ("single", "through")
 
 
@@ -79,7 +79,7 @@ async def measure(folder: Path, page_nbytes: int, step: int) -> list[dict[str, A
     count = SLAB_NBYTES // page_nbytes
     writer = SlabConfig(folder, 4096 + count * (page_nbytes + 512), page_nbytes, b"b" * 32)
     stored = await fill(writer)
-    reader = replace(writer, mode=OpenMode.READER)
+    reader = replace(writer, mode=OpenMode.READER, read_through_nbytes=0)
     through = replace(reader, read_through_nbytes=(step - 1) * page_nbytes)
     backends = [await SlabBackend.open(config, clock=RealClock()) for config in (reader, through)]
     wanted, chance, rows = BATCH_NBYTES // page_nbytes, np.random.default_rng(step), []
