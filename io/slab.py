@@ -65,7 +65,11 @@ class SlabBackend:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_unwanted)
             raise
-        return cls(config, slab, clock=clock)
+        try:
+            return cls(config, slab, clock=clock)
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had
+            slab.close()
+            raise BackendError(f"slab {config.directory}: cannot be opened: {error}") from error
 
     @property
     def name(self) -> str:

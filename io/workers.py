@@ -53,8 +53,13 @@ class WorkerPool:
         self._warned_s = float("-inf")
         self._suppressed = 0
         self._threads: list[threading.Thread] = []
-        self._start(_work_natively, "bodocache-io", self._table, self._requests)
-        self._start(self._work, "bodocache-io-python")
+        try:
+            self._start(_work_natively, "bodocache-io", self._table, self._requests)
+            self._start(self._work, "bodocache-io-python")
+        except RuntimeError:  # no thread to be had: end those that there are
+            self.stop()
+            self.join()
+            raise
         loop.add_reader(self._table.event_fd, self.settle)
 
     def submit(self, requests: Sequence[Request]) -> None:
