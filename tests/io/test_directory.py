@@ -165,6 +165,19 @@ def test_an_opening_whose_threads_cannot_begin_leaves_no_descriptor_thread_or_lo
     bench.run(lambda _: asyncio.sleep(0))
 
 
+def test_a_disk_without_room_for_the_writers_number_is_not_left_locked(bench, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = descriptors()
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(BackendError, match="No space left"):
+        bench.stored([1])
+    monkeypatch.undo()
+    assert descriptors() == before
+    bench.stored([1])
+
+
 def test_a_cancelled_open_leaves_no_lock(bench):
     async def scenario():
         opening = asyncio.ensure_future(open_slab(bench.config))
