@@ -27,7 +27,7 @@ class PutBatch:
         durability: Durability,
         on_written: Callable[[NDArray[np.int64]], None],
     ) -> None:
-        """``on_written`` is told of frames that nothing writes to any more."""
+        """``on_written`` is told of frames that the put does not use any more."""
         self._medium = medium
         self._transfer = transfer
         self._durability = durability
@@ -42,15 +42,28 @@ class PutBatch:
         self._transfer.submit(extents)
 
     def settle(self, extent: WriteExtent, outcome: Outcome) -> None:
-        """Take note of one extent's outcome; it is LANDED whole or not at all."""
+        """Take note of one extent's outcome; it is LANDED whole or not at all.
+
+        Its frames are in use until its pages can be found, or never will be: one that is released
+        meanwhile must not hold them afterwards.
+        """
         self._remaining -= 1
-        self._on_written(extent.frames)
         if self._durability is Durability.SYNC and (outcome.statuses == Status.LANDED).all():
             self._written.append(extent)
         else:
             fresh = self._transfer.finish(extent.positions, outcome)
             extent.publish(fresh & (outcome.statuses == Status.LANDED))
-        if not self._remaining and self._written and not self._transfer.is_final:
-            self._transfer.submit(
-                [Sync(self._medium, self._transfer, self._written, self._failures_before)]
-            )
+            self._on_written(extent.frames)
+        if not self._remaining and self._written:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._transfer.is_final:  # late or abandoned
+            for extent in self._written:
+                self._on_written(extent.frames)
+            return
+        sync = Sync(
+            *(self._medium, self._transfer, self._written, self._failures_before),
+            on_settled=self._on_written,
+        )
+        self._transfer.submit([sync])

@@ -141,7 +141,10 @@ class WriteExtent:
 class Sync:
     """Makes written extents durable, once; a failure is final for all of them."""
 
-    __slots__ = ("_extents", "_failures_before", "_medium", "positions", "transfer")
+    __slots__ = (
+        *("_extents", "_failures_before", "_medium", "_on_settled"),
+        *("positions", "transfer"),
+    )
     writes = True
     job = 0
 
@@ -151,12 +154,16 @@ class Sync:
         transfer: BatchTransfer,
         written: list[WriteExtent],
         failures_before: int,
+        *,
+        on_settled: Callable[[NDArray[np.int64]], None],
     ) -> None:
+        """``on_settled`` is told of the frames of each extent once its pages are final."""
         self.transfer = transfer
         self.positions = np.concatenate([extent.positions for extent in written])
         self._medium = medium
         self._extents = written
         self._failures_before = failures_before
+        self._on_settled = on_settled
 
     def run(self) -> Outcome:
         """Fdatasync of both files. Never retried: the kernel may have dropped what it could not
@@ -181,3 +188,4 @@ class Sync:
         ends = np.cumsum([len(extent.positions) for extent in self._extents])
         for extent, chosen in zip(self._extents, np.split(landed, ends[:-1]), strict=True):
             extent.publish(chosen)
+            self._on_settled(extent.frames)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bodocache.errors import CacheClosed, TierFull
+from bodocache.errors import CacheClosed, LeaseError, TierFull
 from bodocache.io.backend import TRANSFER, Durability, Status, ToldInPython
 from bodocache.pages import Reason
 
@@ -235,6 +235,42 @@ def test_a_released_page_is_a_miss_and_no_entry(storage):
     storage.run(scenario)
 
 
+def test_a_frame_released_while_its_page_is_written_holds_no_page(storage):
+    async def scenario(backend):
+        for turn in range(8):  # released at once, or a little later
+            numbers = [3 * turn, 3 * turn + 1, 3 * turn + 2]
+            batch = storage.pages.batch(numbers, backend.reserve(3, after=-1))
+            transfer = backend.put(batch, storage.of(numbers), deadline_s=math.inf)
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            backend.release(batch["frame"])
+            await transfer.drained()
+            assert not len(backend.entries().keys)
+            assert backend.usage.used_frames == 0
+            statuses, _, _ = await storage.get(backend, batch)
+            assert (statuses == Status.MISS).all()
+
+    storage.run(scenario)
+
+
+def test_a_frame_is_released_once(storage):
+    async def scenario(backend):
+        stored = await storage.put(backend, [1])
+        backend.release(stored["frame"])
+        batch = storage.pages.batch([2], backend.reserve(1, after=-1))
+        with backend.hold_writes():
+            transfer = backend.put(batch, storage.of([2]), deadline_s=math.inf)
+            backend.release(batch["frame"])
+            with pytest.raises(LeaseError):
+                backend.release(batch["frame"])
+        await transfer.drained()
+        with pytest.raises(LeaseError):
+            backend.release(batch["frame"])
+        assert backend.usage.used_frames == 0
+
+    storage.run(scenario)
+
+
 def test_a_frame_can_be_used_again(storage):
     async def scenario(backend):
         old = await storage.put(backend, list(range(backend.usage.total_frames)))
@@ -298,3 +334,43 @@ def test_no_write_begins_while_writes_are_held(storage):
         await transfer.drained()
 
     storage.run(scenario)
+
+
+def test_a_batch_is_its_callers_again_as_soon_as_the_call_returns(storage):
+    async def scenario(backend):
+        numbers = list(range(6))
+        batch = storage.pages.batch(numbers, backend.reserve(6, after=-1))
+        given = batch.copy()
+        transfer = backend.put(given, storage.of(numbers), deadline_s=math.inf)
+        given[:] = np.zeros(1, TRANSFER)
+        await transfer.drained()
+        assert (transfer.statuses == Status.LANDED).all()
+        given[:] = batch
+        buffers = storage.canaries(6)
+        transfer = backend.get(given, buffers, deadline_s=math.inf)
+        given[:] = np.zeros(1, TRANSFER)
+        await transfer.drained()
+        assert (transfer.statuses == Status.LANDED).all()
+        assert not storage.wrong(numbers, transfer.statuses, buffers)
+
+    storage.run(scenario)
+
+
+def test_closing_ends_a_put_that_waits_and_writes_nothing_of_it(storage):
+    batches = []
+
+    async def scenario(backend):
+        batch = storage.pages.batch([1, 2], backend.reserve(2, after=-1))
+        with backend.hold_writes():
+            transfer = backend.put(batch, storage.of([1, 2]), deadline_s=math.inf)
+            await backend.close()
+            await asyncio.wait_for(transfer.drained(), 10)
+        assert set(transfer.statuses.tolist()) <= {Status.LATE, Status.FAILED}
+        batches.append(batch)
+
+    async def later_life(backend):
+        statuses, _, _ = await storage.get(backend, batches[0])
+        assert (statuses == Status.MISS).all()
+
+    storage.run(scenario)
+    storage.run(later_life)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One fault at the n-th page or system call, for all n: it costs a page, never a byte."""
 
+import asyncio
 import errno
 import fcntl
 import itertools
 import math
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -240,5 +242,99 @@ def test_an_error_at_the_nth_sync_fails_what_it_should_have_made_durable(storage
             assert transfer.statuses.tolist() == [wanted] * 5, name
             assert ((statuses == Status.LANDED) == (wanted == Status.LANDED)).all(), name
             backend.release(batch["frame"])
+
+    storage.run(scenario)
+
+
+class SyncGate:
+    """An fdatasync that waits until it is let go."""
+
+    def __init__(self, fake):
+        self._real = os.fdatasync
+        self._entered, self._opened = threading.Event(), threading.Event()
+        fake("fdatasync", self)
+
+    def __call__(self, fd):
+        self._entered.set()
+        assert self._opened.wait(10)
+        self._real(fd)
+
+    async def wait(self, transfer):
+        """Until ``transfer`` syncs; skips where it ends without."""
+        draining = asyncio.ensure_future(transfer.drained())
+        entering = asyncio.ensure_future(asyncio.to_thread(self._entered.wait, 10))
+        await asyncio.wait({draining, entering}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._entered.is_set():
+            self._entered.set()  # lets the thread go
+            pytest.skip("makes no such call")
+        await entering
+
+    def open(self):
+        self._opened.set()
+
+
+@pytest.fixture
+def sync_gate(fake):
+    gate = SyncGate(fake)
+    yield gate
+    gate.open()
+
+
+def put_durably(storage, backend, numbers):
+    batch = storage.pages.batch(numbers, backend.reserve(len(numbers), after=-1))
+    return batch, backend.put(
+        batch, storage.of(numbers), deadline_s=math.inf, durability=Durability.SYNC
+    )
+
+
+def test_a_durable_put_is_not_acknowledged_before_its_sync_has_returned(storage, sync_gate):
+    async def scenario(backend):
+        _, transfer = put_durably(storage, backend, NUMBERS)
+        try:
+            await sync_gate.wait(transfer)
+            assert transfer.statuses.tolist() == [Status.PENDING] * 5
+            assert not len(backend.entries().keys)
+        finally:
+            sync_gate.open()
+        await transfer.drained()
+        assert transfer.statuses.tolist() == WHOLE
+
+    storage.run(scenario)
+
+
+def test_a_frame_released_while_its_page_is_made_durable_holds_no_page(storage, sync_gate):
+    async def scenario(backend):
+        batch, transfer = put_durably(storage, backend, NUMBERS)
+        try:
+            await sync_gate.wait(transfer)
+            backend.release(batch["frame"])
+        finally:
+            sync_gate.open()
+        await transfer.drained()
+        assert not len(backend.entries().keys)
+        assert backend.usage.used_frames == 0
+        assert (await storage.get(backend, batch))[0].tolist() == [Status.MISS] * 5
+
+    storage.run(scenario)
+
+
+def test_a_frame_released_while_its_page_is_made_durable_may_hold_the_next_page(storage, sync_gate):
+    async def scenario(backend):
+        rest = backend.reserve(backend.usage.total_frames - 2, after=-1)
+        old, transfer = put_durably(storage, backend, [1, 2])
+        try:
+            await sync_gate.wait(transfer)
+            backend.release(old["frame"])
+            backend.release(rest[:2])
+            others = list(range(11, 11 + backend.usage.free_frames))
+            new = await storage.put(backend, others)
+        finally:
+            sync_gate.open()
+        await transfer.drained()
+        assert (await storage.get(backend, old))[0].tolist() == [Status.MISS] * 2
+        statuses, _, found = await storage.get(backend, new)
+        assert statuses.tolist() == [Status.LANDED] * len(others)
+        assert not storage.wrong(others, statuses, found)
+        assert len(backend.entries().keys) == len(others) >= 2
 
     storage.run(scenario)
