@@ -66,6 +66,14 @@ class Victims:
             RuntimeError: it was dead already.
         """
         os.kill(pid, signal.SIGKILL)
+        self.expect_killed()
+
+    def expect_killed(self) -> None:
+        """Wait for the victim's end.
+
+        Raises:
+            RuntimeError: it was not killed.
+        """
         code = self.exit_code()
         if code != -signal.SIGKILL:
             raise RuntimeError(f"the victim failed by itself (exit code {code})")
@@ -133,10 +141,8 @@ def chosen_kills(
     """Kill a writer at each point, before the kernel does anything for the call.
 
     Raises:
-        Unavailable: there is no strace, or it may not trace.
+        Unavailable: see :func:`traced`.
     """
-    if shutil.which("strace") is None:
-        raise Unavailable("no strace")
     tally, begin_s, oracles = Tally(), time.monotonic(), _oracles(folder)
     with victims() as them:
         for turn, point in enumerate(chosen):
@@ -144,15 +150,7 @@ def chosen_kills(
             share = 1.0 if point.call == "fdatasync" else 0.3
             order = oracle.order(seed + turn, sync_share=share, queue_depth=1, waits=True)
             pid = them.begin(order)
-            with _traced(pid, f"{point.call}:signal=KILL:when={point.when}"):
-                oracle.let_begin()
-                if them.has_ended(REACH_S):
-                    code = them.exit_code()
-                    if code != -signal.SIGKILL:
-                        raise RuntimeError(f"the victim failed by itself (exit code {code})")
-                else:
-                    tally.missed += 1
-                    them.kill(pid)
+            tally.missed += not _reaches(them, pid, point, oracle)
             _account(oracle, tally)
             tally.seconds = time.monotonic() - begin_s
             if report is not None:
@@ -160,26 +158,52 @@ def chosen_kills(
     return tally
 
 
+def _reaches(them: Victims, pid: int, point: Point, oracle: Oracle) -> bool:
+    """Let the victim begin, and die at ``point``; whether it came there. It is dead afterwards."""
+    try:
+        with traced(pid, f"{point.call}:signal=KILL:when={point.when}"):
+            oracle.let_begin()
+            if not them.has_ended(REACH_S):
+                them.kill(pid)
+                return False
+            them.expect_killed()
+            return True
+    except Unavailable:
+        them.kill(pid)  # it waits for ever
+        raise
+
+
 @contextmanager
-def _traced(pid: int, inject: str) -> Iterator[None]:
-    """Let strace interfere with ``pid``, and with the threads that it starts."""
+def traced(pid: int, inject: str) -> Iterator[None]:
+    """Let strace interfere with ``pid`` and its threads: ``inject`` as its -e inject wants it.
+
+    Raises:
+        Unavailable: there is no strace, or it may not trace.
+    """
+    if shutil.which("strace") is None:
+        raise Unavailable("no strace")
     command = ["strace", "-f", "-qqq", "-o", "/dev/null", "-e", "signal=none"]
     command += ["-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}", "-p", str(pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        while _tracer_of(pid) != tracer.pid:
+        while _tracers_of(pid) != {tracer.pid}:
             if tracer.poll() is not None:
-                os.kill(pid, signal.SIGKILL)
                 raise Unavailable(f"strace: {tracer.stderr.read() if tracer.stderr else ''}")
             time.sleep(0.001)
+        time.sleep(0.02)  # it has all threads by now, and lets them go on
         try:
             yield
         finally:
             tracer.terminate()  # it ends with the victim, if that is dead
 
 
-def _tracer_of(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return next(int(l.split()[1]) for l in status.splitlines() if l.startswith("TracerPid:"))
+def _tracers_of(pid: int) -> set[int]:
+    """Who traces the threads of a process; 0 for nobody."""
+    tracers = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):
+        status = path.read_text(encoding="ascii")
+        field = next(l for l in status.splitlines() if l.startswith("TracerPid:"))
+        tracers.add(int(field.split()[1]))
+    return tracers
 
 
 def _oracles(folder: Path) -> list[Oracle]:
