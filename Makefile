@@ -7,11 +7,12 @@ TRACE ?=
 GPU_PYTHON ?= python3
 RESULTS ?= bench/results
 
-.PHONY: help install replay test check bench gpu clean
+.PHONY: help install replay test mutants check bench gpu clean
 
 help:
 	@echo "make replay   move the pages of a workload through device, host and disk, every byte checked"
 	@echo "make test     run the test suite"
+	@echo "make mutants  break the storage in seven ways: a named test must see each (minutes)"
 	@echo "make check    ruff, mypy --strict, import-linter (writes nothing)"
 	@echo "make bench    the measurements behind every figure, as JSON under bench/results/"
 	@echo "make gpu      on a machine with a GPU, under 9 minutes: every kernel checked, then measured"
@@ -34,6 +35,10 @@ replay: install
 test: install
 	@echo "== running the test suite"
 	$(BIN)/python -m pytest
+
+mutants: install
+	@echo "== breaking a copy of the storage in seven ways"
+	$(BIN)/python -m pytest -m mutants -v
 
 check: install
 	$(BIN)/ruff check .

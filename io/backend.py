@@ -2,8 +2,9 @@
 """The contract of storage: a batch of pages in, one status per page out.
 
 Who owns what: the caller owns the buffers and must keep every slot of a batch untouched until the
-transfer has *drained*, whether it finished, was late or was abandoned. A backend never calls back
-into the cache, and is used from one event loop.
+transfer has *drained*, whether it finished, was late or was abandoned. The records of a batch are
+read before the call returns. A backend never calls back into the cache, and is used from one event
+loop.
 """
 
 from collections.abc import Callable

@@ -164,8 +164,12 @@ def _lock(directory: Path, directory_fd: int) -> int:
             f"slab {directory}: process {holder} writes to it; "
             "close that one, open as a reader, or choose another directory"
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+    except OSError:  # no room for it: the lock must not stay behind
+        os.close(fd)
+        raise
     return fd
 
 

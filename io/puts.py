@@ -23,7 +23,7 @@ class PutBatch:
         on_written: Callable[[NDArray[np.int64]], None],
         commit: GroupCommit | None,
     ) -> None:
-        """``on_written`` is told of frames that nothing writes to any more.
+        """``on_written`` is told of frames that the put does not use any more.
 
         With ``commit`` a page is acknowledged when it survives a power cut.
         """
@@ -40,18 +40,28 @@ class PutBatch:
         self._transfer.submit(extents)
 
     def settle(self, extent: WriteRequest, outcome: Outcome) -> None:
-        """Take note of one extent's outcome; it is LANDED whole or not at all."""
+        """Take note of one extent's outcome; it is LANDED whole or not at all.
+
+        Its frames are in use until its pages can be found, or never will be: one that is released
+        meanwhile must not hold them afterwards.
+        """
         self._remaining -= 1
-        self._on_written(extent.frames)
         if self._commit is not None and (outcome.statuses == Status.LANDED).all():
             self._written.append(extent)
         else:
             self._acknowledge(extent, outcome)
-        if not self._remaining and self._written and not self._transfer.is_final:
-            assert self._commit is not None
-            assert self._ticket is not None
-            self._transfer.hold()
-            self._commit.join(self._ticket, self._synced)
+        if not self._remaining and self._written:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._transfer.is_final:  # late or abandoned
+            for extent in self._written:
+                self._on_written(extent.frames)
+            return
+        assert self._commit is not None
+        assert self._ticket is not None
+        self._transfer.hold()
+        self._commit.join(self._ticket, self._synced)
 
     def _synced(self, status: Status, reason: Reason) -> None:
         for extent in self._written:
@@ -62,3 +72,4 @@ class PutBatch:
         """Make the pages final, and findable where they landed."""
         fresh = self._transfer.finish(extent.positions, outcome)
         extent.publish(fresh & (outcome.statuses == Status.LANDED))
+        self._on_written(extent.frames)

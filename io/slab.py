@@ -54,6 +54,7 @@ class SlabBackend:
         )
         self._write_limits = extents.Limits(*sizes, min(config.chunk_nbytes, WRITE_CHUNK_NBYTES))
         self._is_closed = False
+        self._closing: asyncio.Future[None] | None = None
         self._transfers: set[BatchTransfer] = set()  # not drained
         self._pool = pool
         pool.enter()
@@ -73,9 +74,13 @@ class SlabBackend:
             BackendError: it cannot be opened, or there is nothing for a reader to read.
         """
         slab = await directory.open_warm(config)
-        if pool is None:
-            pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
-        return cls(config, slab, clock=clock, pool=pool)
+        try:
+            if pool is None:
+                pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
+            return cls(config, slab, clock=clock, pool=pool)
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had
+            slab.close()
+            raise BackendError(f"slab {config.directory}: cannot be opened: {error}") from error
 
     @property
     def name(self) -> str:
@@ -182,14 +187,18 @@ class SlabBackend:
 
     async def close(self) -> None:
         """Let what is in flight end; what is still waiting is LATE. Calling twice is harmless."""
-        was_closed, self._is_closed = self._is_closed, True
+        self._is_closed = True
         for transfer in list(self._transfers):
             transfer.abandon()
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._let_go())
+        await asyncio.shield(self._closing)  # a cancelled close goes on, and can be awaited again
+
+    async def _let_go(self) -> None:
         while self._transfers:
             await next(iter(self._transfers)).drained()
-        if not was_closed:
-            await self._pool.leave()
-            self._slab.close()
+        await self._pool.leave()
+        self._slab.close()
 
     def _followed(self, transfer: BatchTransfer) -> BatchTransfer:
         """Remember ``transfer`` until it has drained."""

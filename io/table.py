@@ -47,6 +47,7 @@ class Table:
     """The shared memory, as the loop sees it. Threads keep it alive as long as they use it."""
 
     def __init__(self, max_writing: int) -> None:
+        self.event_fd = -1
         self._words = np.zeros(_WORDS, np.int64)
         self._slots = np.zeros(CAPACITY, ENTRY)
         self._ids = itertools.count()
@@ -59,7 +60,8 @@ class Table:
         _begin(self.address, self._slots.ctypes.data, CAPACITY)
 
     def __del__(self) -> None:  # the last thread that could wake the loop is gone
-        os.close(self.event_fd)
+        if self.event_fd >= 0:
+            os.close(self.event_fd)
 
     @property
     def done(self) -> int:

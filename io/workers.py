@@ -49,8 +49,13 @@ class WorkerPool:
         self._will_look = False  # for writes whose patience has ended
         self._complaints = Complaints(clock)
         self._threads: list[threading.Thread] = []
-        self._start(_work_natively, "bodocache-io", self._table, self._requests)
-        self._start(self._work, "bodocache-io-python")
+        try:
+            self._start(_work_natively, "bodocache-io", self._table, self._requests)
+            self._start(self._work, "bodocache-io-python")
+        except RuntimeError:  # no thread to be had: end those that there are
+            self.stop()
+            self.join()
+            raise
         loop.add_reader(self._table.event_fd, self.settle)
 
     def submit(self, requests: Sequence[Request]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache.clock import Clock
 from bodocache.digest import check_pages, digest_rows, seeded
-from bodocache.errors import CacheClosed
+from bodocache.errors import CacheClosed, LeaseError
 from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
 from bodocache.io.columns import Columns
 from bodocache.io.frames import FrameAllocator
@@ -39,6 +39,8 @@ class MemoryBackend:
         self._clock = clock
         self._frames = FrameAllocator(disk.columns.reasons == Reason.NONE)
         self._queue = _LoopQueue()
+        self._writing: set[int] = set()  # frames
+        self._released: set[int] = set()  # of those
         self._generation = int(disk.columns.generations.max(initial=0))
         self._is_closed = False
 
@@ -67,9 +69,14 @@ class MemoryBackend:
         return self._frames.reserve(count, after=after)
 
     def release(self, frames: NDArray[np.int64]) -> None:
-        """Give frames back."""
-        self._frames.release(frames)
+        """Give frames back; those that are still being written become free afterwards."""
+        self._frames.check_reserved(frames)
+        if not self._released.isdisjoint(frames.tolist()):
+            raise LeaseError("memory: a frame was released twice while it was being written")
         self._disk.columns.evict(frames)
+        busy = np.isin(frames, list(self._writing))
+        self._frames.release(frames[~busy])
+        self._released.update(frames[busy].tolist())
 
     def get(
         self,
@@ -114,13 +121,23 @@ class MemoryBackend:
 
         return self._begin(batch, buffers, deadline_s, write, writes=True)
 
+    def _end_writing(self, frame: int) -> None:
+        self._writing.discard(frame)
+        if frame in self._released:
+            self._released.discard(frame)
+            self._disk.columns.evict(np.array([frame]))
+            self._frames.release(np.array([frame]))
+
     def hold_writes(self) -> AbstractContextManager[None]:
         """Let puts wait inside."""
         return self._queue.hold_writes()
 
     async def close(self) -> None:
-        """Refuse what comes from now on."""
+        """Refuse what comes from now on; what is still waiting is LATE."""
         self._is_closed = True
+        for request in self._queue.stop():
+            late = Outcome.all(len(request.positions), Status.LATE, Reason.CANCELLED)
+            request.transfer.settle(request, late)
 
     def _begin(
         self,
@@ -139,8 +156,11 @@ class MemoryBackend:
             len(batch), deadline_s, self._clock, self._queue, on_landed=on_landed
         )
         if not transfer.is_final:
+            ended = self._end_writing if writes else None
+            if writes:
+                self._writing.update(batch["frame"].tolist())
             requests = [
-                _OnePage(transfer, i, batch[i : i + 1].copy(), move, writes=writes)
+                _OnePage(transfer, i, batch[i : i + 1].copy(), move, ended)
                 for i in range(len(batch))
             ]
             transfer.submit(requests)
@@ -158,11 +178,12 @@ class _OnePage:
         position: int,
         record: NDArray[np.void],
         move: Callable[[NDArray[np.void]], Outcome],
-        *,
-        writes: bool,
+        ended: Callable[[int], None] | None,
     ) -> None:
+        """``ended`` is told of the frame that was written; None for a read."""
         self.transfer = transfer
-        self.writes = writes
+        self.writes = ended is not None
+        self._ended = ended
         self.positions = np.array([position])
         self._record = record
         self._move = move
@@ -174,6 +195,8 @@ class _OnePage:
 
     def settle(self, outcome: Outcome) -> None:
         self.transfer.finish(self.positions, outcome)
+        if self._ended is not None:
+            self._ended(int(self._record["frame"][0]))
 
 
 class _LoopQueue:
@@ -191,6 +214,10 @@ class _LoopQueue:
         mine = [request for request in self._waiting if request.transfer is transfer]
         self._waiting = [request for request in self._waiting if request.transfer is not transfer]
         return mine
+
+    def stop(self) -> list[Request]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
 
     @contextmanager
     def hold_writes(self) -> Iterator[None]:

@@ -35,6 +35,7 @@ class SlowBackend(WrappedBackend):
         on_landed: OnLanded | None = None,
     ) -> Transfer:
         """Read later."""
+        batch = batch.copy()  # it is the caller's again when this returns
         return self._later(
             *(len(batch), deadline_s),
             lambda: self._inner.get(batch, buffers, deadline_s=deadline_s, on_landed=on_landed),
@@ -49,6 +50,7 @@ class SlowBackend(WrappedBackend):
         durability: Durability = Durability.CACHE,
     ) -> Transfer:
         """Write later."""
+        batch = batch.copy()
         return self._later(
             *(len(batch), deadline_s),
             lambda: self._inner.put(batch, buffers, deadline_s=deadline_s, durability=durability),

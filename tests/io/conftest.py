@@ -2,9 +2,7 @@
 """One small slab, and what a test does to it while it is closed."""
 
 import asyncio
-import ctypes
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 from bodocache import jit
 from bodocache.clock import RealClock
 from bodocache.digest import digest_rows, seeded
-from bodocache.io import libc
 from bodocache.io.backend import Durability, Status
 from bodocache.io.config import SlabConfig
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, checksums
@@ -93,44 +90,6 @@ class Bench:
                 row["checksum"] = checksums(row)
             file.seek(-HEADER_NBYTES, 1)
             file.write(row.tobytes())
-
-
-_VECTORED = ctypes.CFUNCTYPE(
-    ctypes.c_ssize_t,
-    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong),
-    use_errno=True,
-)
-_faked = []  # C functions must outlive the threads that may call them
-
-
-def fake_call(monkeypatch, name, fake):
-    """Let compiled code call ``fake(fd, buffers, offset)`` for os.``name``, until it is undone."""
-
-    def call(fd, iov, count, offset):
-        words = (ctypes.c_size_t * (2 * count)).from_address(iov)
-        pairs = zip(words[::2], words[1::2], strict=True)
-        buffers = [memoryview((ctypes.c_char * n).from_address(at)).cast("B") for at, n in pairs]
-        try:
-            return fake(fd, buffers, offset)
-        except OSError as error:
-            ctypes.set_errno(error.errno)
-            return -1
-
-    _faked.append(_VECTORED(call))
-    monkeypatch.setattr(libc.calls, name, ctypes.cast(_faked[-1], ctypes.c_void_p).value)
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    """``fake(name, function)``: fake_call, or a plain patch of os for what Python calls."""
-
-    def replace_(name, function):
-        if name in ("preadv", "pwritev"):
-            fake_call(monkeypatch, name, function)
-        else:
-            monkeypatch.setattr(os, name, function)
-
-    return replace_
 
 
 def digest_of(payload, key):

@@ -3,9 +3,11 @@
 
 import asyncio
 import errno
+import gc
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +124,57 @@ def test_a_refused_open_leaves_no_descriptor_and_no_lock(bench):
         bench.stored([1])
     assert descriptors() == before
     (bench.config.directory / "headers.slab").unlink()
+    bench.stored([1])
+
+
+def refuse_descriptors(patched):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    patched.setattr(os, "eventfd", refuse)
+
+
+def refuse_threads(patched):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "bodocache-io-python-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    patched.setattr(threading.Thread, "start", refuse)
+
+
+@pytest.mark.parametrize("refuse", [refuse_descriptors, refuse_threads])
+def test_an_opening_whose_threads_cannot_begin_leaves_no_descriptor_thread_or_lock(bench, refuse):
+    async def open_in_vain():
+        gc.collect()
+        before = descriptors(), threading.active_count()
+        with pytest.MonkeyPatch.context() as patched:
+            refuse(patched)
+            with pytest.raises(BackendError, match=r"Too many open files|can't start new thread"):
+                await open_slab(bench.config)
+        gc.collect()
+        assert (descriptors(), threading.active_count()) == before
+
+    async def scenario():
+        await asyncio.to_thread(len, "a thread")
+        await open_in_vain()
+
+    asyncio.run(scenario())
+    bench.run(lambda _: asyncio.sleep(0))
+
+
+def test_a_disk_without_room_for_the_writers_number_is_not_left_locked(bench, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = descriptors()
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(BackendError, match="No space left"):
+        bench.stored([1])
+    monkeypatch.undo()
+    assert descriptors() == before
     bench.stored([1])
 
 

@@ -32,6 +32,15 @@ def test_a_file_system_without_o_direct_is_read_buffered(file, monkeypatch, capl
     assert "transfers are buffered" in caplog.text
 
 
+def test_a_process_without_a_descriptor_left_is_told_so_and_not_read_buffered(file, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        file.try_direct(writable=True)
+
+
 def test_closing_twice_is_harmless(file):
     file.try_direct(writable=True)
     file.close()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A power cut right after the acknowledgement: ext4's shutdown drops all that was not synced."""
+"""A share of the power-cut campaigns (bench/reliability.py), and what becomes of a page that was
+not synced: ext4's shutdown drops it.
+"""
 
 import asyncio
-import fcntl
-import os
-import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -13,89 +13,62 @@ from bodocache.io.backend import Durability, Status
 from bodocache.io.slab import SlabBackend
 from bodocache.pages import Reason
 
-CUTS = 10
-EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, u32)
-NO_LOG_FLUSH = (2).to_bytes(4, "little")
+CUTS = 5
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system"),
-]
-
-
-class Ext4:
-    """A small ext4 on a loop device, whose power can be cut."""
-
-    def __init__(self, image, point):
-        self.image, self.point = image, point
-
-    def mount(self):
-        done = subprocess.run(
-            ["mount", "-o", "loop", self.image, self.point], capture_output=True, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"no loop mounts here: {done.stderr.decode().strip()}")
-
-    def unmount(self):
-        subprocess.run(["umount", self.point], capture_output=True, check=False)
-
-    def cut_power(self):
-        fd = os.open(self.point, os.O_RDONLY)
-        fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH)
-        os.close(fd)
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
 
 @pytest.fixture
-def ext4(tmp_path):
-    image, point = tmp_path / "image", tmp_path / "mounted"
-    point.mkdir()
-    with image.open("wb") as file:
-        file.truncate(32 << 20)
+def power_cuts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+    import _power_cuts
+
+    return _power_cuts
+
+
+def tally_of(power_cuts, campaign, folder):
     try:
-        subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no mkfs.ext4")
-    disk = Ext4(image, point)
-    disk.mount()
-    yield disk
-    disk.unmount()
+        return campaign(folder, CUTS)
+    except power_cuts.Unavailable as reason:
+        pytest.skip(str(reason))
 
 
-async def put_then_cut(bench, disk, number, durability):
-    backend = await SlabBackend.open(bench.config, clock=RealClock())
+def test_durable_pages_survive_power_cuts_right_after_their_acknowledgement(tmp_path, power_cuts):
+    tally = tally_of(power_cuts, power_cuts.cuts_after_acknowledgement, tmp_path)
+    assert (tally.wrong_pages, tally.sync_lost) == (0, 0)
+    assert tally.sync_acks == CUTS
+    assert tally.cached_lost, "the cuts lost nothing: this test has no teeth"
+
+
+def test_durable_pages_survive_power_cuts_under_load(tmp_path, power_cuts):
+    tally = tally_of(power_cuts, power_cuts.cuts_under_load, tmp_path)
+    assert (tally.wrong_pages, tally.sync_lost) == (0, 0)
+    assert tally.sync_acks, "nothing durable was at stake"
+
+
+def test_a_page_that_was_not_synced_is_whole_or_a_miss_after_a_power_cut(
+    tmp_path, bench, power_cuts
+):
+    async def put_then_cut(config, disk, number):
+        backend = await SlabBackend.open(config, clock=RealClock())
+        try:
+            batch, transfer = await bench.put(backend, [number], Durability.CACHE)
+            assert transfer.statuses.tolist() == [Status.LANDED]
+            disk.cut_power()
+            return batch
+        finally:
+            await backend.close()
+
     try:
-        batch, transfer = await bench.put(backend, [number], durability)
-        assert transfer.statuses.tolist() == [Status.LANDED]
-        disk.cut_power()
-        return batch
-    finally:
-        await backend.close()
-
-
-def bench_on(bench, disk):
-    return type(bench)(disk.point)
-
-
-def test_a_durable_page_survives_a_power_cut_right_after_its_acknowledgement(bench, ext4):
-    bench = bench_on(bench, ext4)
-    batches = []
-    for number in range(CUTS):
-        cut = put_then_cut(bench, ext4, number, Durability.SYNC)
-        batches.append(asyncio.run(cut))
-        ext4.unmount()
-        ext4.mount()
-        for batch in batches:
-            assert bench.reasons(batch) == [Reason.NONE]
-
-
-def test_a_page_that_was_not_synced_is_whole_or_a_miss_after_a_power_cut(bench, ext4):
-    bench = bench_on(bench, ext4)
-    bench.stored([100])
-    reasons = []
-    for number in range(CUTS):
-        batch = asyncio.run(put_then_cut(bench, ext4, number, Durability.CACHE))
-        ext4.unmount()
-        ext4.mount()
-        reasons += bench.reasons(batch)
+        with power_cuts.ext4(tmp_path) as disk:
+            mounted, reasons = type(bench)(disk.point), []
+            mounted.stored([100])
+            for number in range(CUTS):
+                batch = asyncio.run(put_then_cut(mounted.config, disk, number))
+                disk.unmount()
+                disk.mount()
+                reasons += mounted.reasons(batch)
+    except power_cuts.Unavailable as reason:
+        pytest.skip(str(reason))
     assert set(reasons) <= {Reason.NONE, Reason.NEVER_STORED, Reason.CORRUPT}
     assert Reason.NONE not in reasons, "the cut lost nothing: this test has no teeth"

@@ -29,7 +29,9 @@ class Gate:
 
     def __call__(self, *arguments):
         self.entered.set()
-        assert self.opened.wait(10)
+        was_opened = self.opened.wait(10)
+        self.opened.set()  # a test that failed before it opened it waits but once
+        assert was_opened
         return self._real(*arguments)
 
     async def wait(self):
@@ -382,8 +384,12 @@ def test_a_put_that_ends_after_its_deadline_is_not_found(bench, fake):
 def test_a_frame_released_while_it_is_written_is_free_only_afterwards(bench, fake):
     async def scenario(backend):
         gate = Gate(fake, "pwritev")
-        batch = bench.pages.batch([1], backend.reserve(1, after=-1))
-        transfer = backend.put(batch, bench.pages.buffers(1), deadline_s=math.inf)
+        batch, buffers = (
+            bench.pages.batch([1], backend.reserve(1, after=-1)),
+            bench.pages.buffers(1),
+        )
+        bench.pages.fill(buffers, [1])
+        transfer = backend.put(batch, buffers, deadline_s=math.inf)
         await gate.wait()
         backend.release(batch["frame"])
         assert backend.usage.used_frames == 1

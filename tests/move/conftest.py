@@ -47,6 +47,9 @@ class Valve:
     def withdraw(self, _):
         return []
 
+    def stop(self):
+        return []
+
     def flow(self):
         """Do all that is in flight."""
         while self.in_flight:
