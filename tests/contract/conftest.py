@@ -180,8 +180,7 @@ def memory(page_nbytes: int) -> Storage:
 
 
 def spread(path: Path, members: int, page_nbytes: int) -> Storage:
-    frames = FRAMES // members
-    slabs = [slab(path / str(i), page_nbytes, frames=frames) for i in range(members)]
+    slabs = [slab(path / str(i), page_nbytes, frames=FRAMES // 2) for i in range(members)]
 
     async def open_() -> Backend:
         return await SpreadBackend.open([one.open for one in slabs], clock=RealClock())
@@ -198,7 +197,7 @@ STORAGES: dict[str, Callable[..., Storage]] = {  # of a folder and, or not, a pa
         slab(path, nbytes), lambda inner: SlowBackend(inner, 0.002, clock=RealClock())
     ),
     "slab-of-recording": lambda path, nbytes=8192: wrapped(slab(path, nbytes), RecordingBackend),
-    "spread-of-one-slab": lambda path, nbytes=16384: spread(path, 1, nbytes),
+    "spread-of-two-slabs": lambda path, nbytes=16384: spread(path, 2, nbytes),
     "spread-of-three-slabs": lambda path, nbytes=16384: spread(path, 3, nbytes),
     "slab-on-tmpfs": lambda path, nbytes=16384: slab(path, nbytes),
     "stand-in-memory": lambda _, nbytes=4096: memory(nbytes),
