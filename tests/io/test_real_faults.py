@@ -42,7 +42,7 @@ def tmpfs(tmp_path):
     if done.returncode:
         pytest.skip(f"no tmpfs can be mounted: {done.stderr.strip()}")
     yield point
-    subprocess.run(["umount", point], check=True)
+    subprocess.run(["umount", "--lazy", point], check=True)  # a failed test may hold a file
 
 
 def fill(path, *, blocks_left=0):
