@@ -104,7 +104,9 @@ MUTANTS = {
     "a frame is given back while it is written": Mutant(
         (
             Change(
-                "io/slab.py", "busy = self._writing[frames]", "busy = self._writing[frames] & False"
+                "io/reservations.py",
+                "busy = self._writing[frames]",
+                "busy = self._writing[frames] & False",
             ),
         ),
         (IO + "test_slab.py::test_a_frame_released_while_it_is_written_is_free_only_afterwards",),
@@ -113,8 +115,8 @@ MUTANTS = {
         (
             Change(
                 "io/jobs.py",
-                "min(job.count, (job.moved + job.padding_nbytes) // frame_nbytes)",
-                "job.count + 0 * frame_nbytes",
+                "_pages_nbytes(job, whole) + job.page_nbytes <= job.moved",
+                "_pages_nbytes(job, whole) >= 0",
             ),
         ),
         (
