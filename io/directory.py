@@ -6,6 +6,7 @@ headers.slab   superblock (4 KiB), then the header of frame i at 4096 + i * 512
 writer.lock    flocked by the writer; holds its process id, for the message a second one gets
 """
 
+import asyncio
 import errno
 import fcntl
 import logging
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bodocache import jit
 from bodocache.errors import BackendError, BackendLocked
 from bodocache.io import header
 from bodocache.io.columns import Columns
@@ -67,6 +69,29 @@ def open_slab(config: SlabConfig) -> OpenSlab:
             os.close(directory_fd)
     except OSError as error:
         raise BackendError(f"slab {config.directory}: cannot be opened: {error}") from error
+
+
+async def open_warm(config: SlabConfig) -> OpenSlab:
+    """:func:`open_slab` in a thread, and everything compiled before the first get.
+
+    What a cancelled call had opened is closed.
+    """
+    opening = asyncio.get_running_loop().run_in_executor(None, _open_warm, config)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unwanted)
+        raise
+
+
+def _open_warm(config: SlabConfig) -> OpenSlab:
+    jit.warm()
+    return open_slab(config)
+
+
+def _close_unwanted(opening: "asyncio.Future[OpenSlab]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:

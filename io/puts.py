@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from bodocache.io.backend import Durability, Status
 from bodocache.io.medium import Medium
-from bodocache.io.transfer import BatchTransfer, Outcome
-from bodocache.io.write import Sync, WriteExtent
+from bodocache.io.transfer import BatchTransfer, Outcome, WriteRequest
+from bodocache.io.write import Sync
 
 
 class PutBatch:
@@ -34,14 +34,14 @@ class PutBatch:
         self._failures_before = medium.syncs.failures
         self._on_written = on_written
         self._remaining = 0
-        self._written: list[WriteExtent] = []
+        self._written: list[WriteRequest] = []
 
-    def begin(self, extents: Sequence[WriteExtent]) -> None:
+    def begin(self, extents: Sequence[WriteRequest]) -> None:
         """Queue all extents of the put."""
         self._remaining = len(extents)
         self._transfer.submit(extents)
 
-    def settle(self, extent: WriteExtent, outcome: Outcome) -> None:
+    def settle(self, extent: WriteRequest, outcome: Outcome) -> None:
         """Take note of one extent's outcome; it is LANDED whole or not at all."""
         self._remaining -= 1
         self._on_written(extent.frames)

@@ -13,17 +13,16 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache import jit
 from bodocache.clock import Clock
 from bodocache.digest import check_pages
-from bodocache.errors import BackendError, CacheClosed, LayoutError, LeaseError
+from bodocache.errors import BackendError, CacheClosed, LayoutError
 from bodocache.io import directory, extents
 from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
 from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
-from bodocache.io.frames import FrameAllocator
 from bodocache.io.medium import Buffers, Medium, PageRun, fits
 from bodocache.io.puts import PutBatch
 from bodocache.io.read import read_extents
+from bodocache.io.reservations import Reservations
 from bodocache.io.transfer import BatchTransfer, Outcome
 from bodocache.io.workers import WorkerPool
 from bodocache.io.write import write_extents
@@ -40,10 +39,7 @@ class SlabBackend:
         self._clock = clock
         self._columns = slab.columns
         self._medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock)
-        self._frames = FrameAllocator(slab.columns.reasons == Reason.NONE)
-        self._generation = int(slab.columns.generations.max(initial=0))
-        self._writing = np.zeros(slab.superblock.frame_count, bool)
-        self._released = np.zeros(slab.superblock.frame_count, bool)  # while still being written
+        self._reservations = Reservations(slab.columns)
         self._pages_per_read, self._pages_per_write = (
             extents.pages_per_extent(frame_nbytes=config.frame_nbytes, chunk_nbytes=nbytes)
             for nbytes in (config.chunk_nbytes, min(config.chunk_nbytes, WRITE_CHUNK_NBYTES))
@@ -59,13 +55,7 @@ class SlabBackend:
             BackendLocked: another process writes to the directory.
             BackendError: it cannot be opened, or there is nothing for a reader to read.
         """
-        opening = asyncio.get_running_loop().run_in_executor(None, _open_warm, config)
-        try:
-            slab = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_unwanted)
-            raise
-        return cls(config, slab, clock=clock)
+        return cls(config, await directory.open_warm(config), clock=clock)
 
     @property
     def name(self) -> str:
@@ -87,7 +77,7 @@ class SlabBackend:
         """How full it is now."""
         total = self._slab.superblock.frame_count
         nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
-        return Usage(total - self._frames.free, total, nbytes)
+        return Usage(total - self._reservations.free, total, nbytes)
 
     @property
     def observer(self) -> Callable[[Extent], None] | None:
@@ -105,7 +95,7 @@ class SlabBackend:
     def reserve(self, count: int, *, after: int) -> NDArray[np.int64]:
         """Take ``count`` free frames in as few runs as there are (frames.py)."""
         self._check_writer()
-        return self._frames.reserve(count, after=after)
+        return self._reservations.reserve(count, after=after)
 
     def release(self, frames: NDArray[np.int64]) -> None:
         """Give frames back; a get of them is a miss from now on.
@@ -115,13 +105,7 @@ class SlabBackend:
         written becomes free when that has ended.
         """
         self._check_writer()
-        self._frames.check_reserved(frames)
-        if self._released[frames].any():
-            raise LeaseError("slab: a frame was released twice while it was being written")
-        self._columns.evict(frames)
-        busy = self._writing[frames]
-        self._frames.release(frames[~busy])
-        self._released[frames[busy]] = True
+        self._reservations.release(frames)
 
     def get(
         self,
@@ -164,13 +148,12 @@ class SlabBackend:
         self._check_writer()
         memory = self._check(batch, buffers)
         frames = np.ascontiguousarray(batch["frame"])
-        self._check_frames(frames)
+        self._reservations.check_writable(frames)
         transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
         if transfer.is_final:
             return transfer
-        self._columns.invalidate(frames, Reason.NEVER_STORED)  # no get may see half of it
-        self._writing[frames] = True
-        put = PutBatch(self._medium, transfer, durability, self._end_writing)
+        self._reservations.begin_writing(frames)
+        put = PutBatch(self._medium, transfer, durability, self._reservations.end_writing)
         run, bounds = self._in_file_order(batch)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return transfer
@@ -196,20 +179,7 @@ class SlabBackend:
     def _in_file_order(self, batch: NDArray[np.void]) -> tuple[PageRun, NDArray[np.int64]]:
         """The pages to be written, and where their extents begin and end."""
         order, bounds = extents.merge(batch["frame"], limit=self._pages_per_write)
-        return PageRun(order, batch[order], self._next_generations(len(batch))), bounds
-
-    def _end_writing(self, frames: NDArray[np.int64]) -> None:
-        self._writing[frames] = False
-        unwanted = frames[self._released[frames]]
-        if len(unwanted):
-            self._released[unwanted] = False
-            self._columns.evict(unwanted)
-            self._frames.release(unwanted)
-
-    def _next_generations(self, count: int) -> NDArray[np.uint64]:
-        first = self._generation + 1
-        self._generation += count
-        return np.arange(first, first + count, dtype=np.uint64)
+        return PageRun(order, batch[order], self._reservations.next_generations(len(batch))), bounds
 
     def _check(self, batch: NDArray[np.void], buffers: NDArray[np.uint8]) -> Buffers:
         """Raise unless ``batch`` fits ``buffers``; return the buffers as workers address them."""
@@ -228,11 +198,6 @@ class SlabBackend:
         aligned = address % BLOCK_NBYTES == 0 and self.page_nbytes % BLOCK_NBYTES == 0
         return Buffers(buffers, address, aligned)
 
-    def _check_frames(self, frames: NDArray[np.int64]) -> None:
-        self._frames.check_reserved(frames)
-        if self._writing[frames].any():
-            raise LeaseError("slab: put to a frame that is still being written; await drained()")
-
     def _check_open(self) -> None:
         if self._is_closed:
             raise CacheClosed(f"slab {self._config.directory} is closed")
@@ -241,13 +206,3 @@ class SlabBackend:
         self._check_open()
         if self._config.mode is not OpenMode.WRITER:
             raise BackendError(f"slab {self._config.directory} is open for reading only")
-
-
-def _open_warm(config: SlabConfig) -> directory.OpenSlab:
-    jit.warm()  # compiled now, not in a get
-    return directory.open_slab(config)
-
-
-def _close_unwanted(opening: "asyncio.Future[directory.OpenSlab]") -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()

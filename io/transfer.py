@@ -70,6 +70,19 @@ class Request(Protocol):
         ...
 
 
+class WriteRequest(Request, Protocol):
+    """A request that writes frames, as the put that it is part of sees it."""
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        """The frames it writes."""
+        ...
+
+    def publish(self, fresh: NDArray[np.bool_]) -> None:
+        """Let gets find those of its pages that ``fresh`` chooses, on the loop."""
+        ...
+
+
 class Queue(Protocol):
     """Where requests wait for a worker."""
 

@@ -19,7 +19,7 @@ from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.io.jobs import LATE, rows_of
 from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.posix import DataFile
-from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.io.transfer import BatchTransfer, Outcome, WriteRequest
 from bodocache.pages import Reason
 
 
@@ -149,7 +149,7 @@ class Sync:
         self,
         medium: Medium,
         transfer: BatchTransfer,
-        written: list[WriteExtent],
+        written: list[WriteRequest],
         failures_before: int,
     ) -> None:
         self.transfer = transfer
