@@ -69,6 +69,20 @@ class Columns:
         """Let ``frames`` hold nothing, for ``reason``."""
         self.reasons[frames] = reason
 
+    def fail(
+        self,
+        frames: NDArray[np.int64],
+        generations: NDArray[np.uint64],
+        reasons: NDArray[np.uint8],
+    ) -> None:
+        """Let ``frames``, which failed a check, hold nothing, but where they were written since.
+
+        ``generations`` are those that were checked.
+        """
+        unchanged = self.generations[frames] == generations
+        failed = unchanged & (self.reasons[frames] == Reason.NONE)
+        self.invalidate(frames[failed], reasons[failed])
+
     def evict(self, frames: NDArray[np.int64]) -> None:
         """Forget the pages of ``frames``; frames that held none keep their reason."""
         self.reasons[frames[self.reasons[frames] == Reason.NONE]] = Reason.EVICTED

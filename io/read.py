@@ -251,14 +251,13 @@ class ReadExtent:
     def settle(self, outcome: Outcome) -> None:
         """Make the pages final; a frame that failed its check holds nothing from now on."""
         self.transfer.finish(self.positions, outcome)
-        if not (outcome.statuses == Status.MISS).any():
-            return
-        known, reading = self._get.medium.columns, self._get.reading
-        frames = reading.frames[self._chosen]
-        unchanged = known.generations[frames] == reading.generations[self._chosen]
-        stored = known.reasons[frames] == Reason.NONE
-        failed = (outcome.statuses == Status.MISS) & unchanged & stored
-        known.invalidate(frames[failed], outcome.reasons[failed])
+        missed = outcome.statuses == Status.MISS
+        if missed.any():
+            reading = self._get.reading
+            frames, generations = (
+                column[self._chosen][missed] for column in (reading.frames, reading.generations)
+            )
+            self._get.medium.columns.fail(frames, generations, outcome.reasons[missed])
 
 
 class _Explained:

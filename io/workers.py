@@ -8,7 +8,6 @@ by :meth:`WorkerPool.stop`; one that hangs in the kernel does not keep the inter
 
 import asyncio
 import heapq
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,28 +16,25 @@ from contextlib import contextmanager
 from bodocache.clock import Clock
 from bodocache.io import table
 from bodocache.io.backend import Status
+from bodocache.io.complaints import Complaints
 from bodocache.io.table import Table
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
 
 WRITES = 1  # index of what there is for reads and for writes
 TABLE_ENTRIES = (384, 128)  # the others wait here: a scan of the table takes 1 us
-WARNING_INTERVAL_S = 10.0  # a disk that fails would fill the log
-
-_log = logging.getLogger(__name__)
 
 
 class WorkerPool:
     """``count`` threads. A quarter of them at most write: a read that comes finds the others."""
 
     __slots__ = (
-        *("_backlogs", "_clock", "_count", "_holds", "_in_table", "_loop", "_max_writing"),
+        *("_backlogs", "_complaints", "_count", "_holds", "_in_table", "_loop", "_max_writing"),
         *("_outcomes", "_requests"),
-        *("_suppressed", "_table", "_threads", "_warned_s", "_will_look"),
+        *("_table", "_threads", "_will_look"),
     )
 
     def __init__(self, count: int, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
-        self._clock = clock
         self._count = count
         self._loop = loop
         self._max_writing = max(1, count // 4)
@@ -50,8 +46,7 @@ class WorkerPool:
         self._in_table = [0, 0]
         self._holds = 0  # of writes
         self._will_look = False  # for writes whose patience has ended
-        self._warned_s = float("-inf")
-        self._suppressed = 0
+        self._complaints = Complaints(clock)
         self._threads: list[threading.Thread] = []
         self._start(_work_natively, "bodocache-io", self._table, self._requests)
         self._start(self._work, "bodocache-io-python")
@@ -186,22 +181,8 @@ class WorkerPool:
         try:
             return request.run()
         except Exception as error:  # noqa: BLE001 -- nothing may vanish in a thread: it is a status
-            self._warn(error)
+            self._complaints.note(error)
             return Outcome.all(len(request.positions), Status.FAILED, Reason.IO_ERROR)
-
-    def _warn(self, error: Exception) -> None:
-        now_s = self._clock.now_s()
-        if now_s - self._warned_s < WARNING_INTERVAL_S:
-            self._suppressed += 1
-            return
-        unexpected = None if isinstance(error, OSError) else error
-        _log.warning(
-            "storage: %s: %s (%d more since the last warning)",
-            *(type(error).__name__, error, self._suppressed),
-            exc_info=unexpected,
-        )
-        self._warned_s = now_s
-        self._suppressed = 0
 
 
 def _work_natively(shared: Table, _requests: dict[int, Request]) -> None:
