@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 class DataFile:
     """An open regular file. Its descriptors are closed by :meth:`close`, and by nobody else."""
 
-    __slots__ = ("_direct_fd", "_fd", "path")
+    __slots__ = ("_direct_fd", "_fd", "path", "why_buffered")
 
     def __init__(self, path: str, directory_fd: int, flags: int) -> None:
         """Open ``path``'s last part below ``directory_fd``; no link is followed.
@@ -30,6 +30,7 @@ class DataFile:
             OSError: it cannot be opened.
         """
         self.path = path
+        self.why_buffered = "not asked for"  # while it is not direct
         self._direct_fd = -1
         name = os.path.basename(path)  # noqa: PTH119 -- a name below a descriptor, not a path
         self._fd = _open_regular(name, directory_fd, flags, path)
@@ -61,6 +62,7 @@ class DataFile:
             # Through /proc: the very file that is open, whatever its name leads to by now.
             self._direct_fd = os.open(f"/proc/self/fd/{self._fd}", flags)
         except OSError as error:
+            self.why_buffered = str(error)
             _log.warning("%s: no O_DIRECT (%s): transfers are buffered", self.path, error)
 
     def sync(self) -> None:

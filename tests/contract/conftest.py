@@ -6,16 +6,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from bodocache.clock import RealClock
+from bodocache.digest import digest_rows
 from bodocache.io.backend import Backend
 from bodocache.io.config import Access, SlabConfig
+from bodocache.io.gds import GdsBackend, GdsConfig
 from bodocache.io.slab import SlabBackend
 from bodocache.testing import (
+    FakeCuFile,
     FaultyBackend,
     MemoryBackend,
     MemoryDisk,
@@ -75,6 +78,31 @@ def memory() -> Storage:
     return Storage(NumberedPages(4096), open_)
 
 
+class StrictGds(GdsBackend):
+    """Over a stand-in of cuFile that it never asks for anything wrong, and gives all back."""
+
+    fake: FakeCuFile
+
+    async def close(self) -> None:
+        await super().close()
+        assert self.fake.violations + self.fake.leaks == []
+
+
+def gds(directory: Path, page_nbytes: int) -> Storage:
+    if page_nbytes % 4096:
+        pytest.skip("GDS moves whole blocks")
+    capacity_nbytes = 4096 + FRAMES * (page_nbytes + 512)
+    config = GdsConfig(SlabConfig(directory / "slab", capacity_nbytes, page_nbytes, FORM))
+
+    async def open_() -> Backend:
+        fake = StrictGds.fake = FakeCuFile()
+        return await StrictGds.open(
+            config, clock=RealClock(), digest=digest_rows, library=fake.library
+        )
+
+    return replace(slab(directory, page_nbytes), open=open_)
+
+
 STORAGES: dict[str, Callable[[Path], Storage]] = {
     "slab": lambda path: slab(path, 16384),
     "slab-buffered": lambda path: slab(path, 16384, Access.BUFFERED),
@@ -85,6 +113,7 @@ STORAGES: dict[str, Callable[[Path], Storage]] = {
     ),
     "slab-of-recording": lambda path: wrapped(slab(path, 8192), RecordingBackend),
     "slab-on-tmpfs": lambda path: slab(path, 16384),
+    "stand-in-gds": lambda path, nbytes=16384: gds(path, nbytes),
     "stand-in-memory": lambda _: memory(),
 }
 
