@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -58,6 +59,7 @@ GROUPS = (
     Group("narrow", layers=2, heads=2, head_dim=16, itemsize=1),  # 16-byte rows
     Group("mla", layers=3, heads=1, head_dim=576, itemsize=2, kv=1),
 )
+GDS_SKIPPED = 77  # exit status of _gpu_gds.py
 BEYOND_NBYTES = 5 << 30  # a pool with offsets beyond 2^31 and 2^32
 
 
@@ -383,6 +385,29 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert not wrong, f"{wrong} of {found.numel()} elements differ"
 
 
+def check_gds(machine: Machine) -> None:
+    """Pages between device memory and a slab, by the real cuFile."""
+    gds(machine, "direct")
+
+
+def check_gds_in_compat_mode(machine: Machine) -> None:
+    """The same through host memory, which needs no driver of GDS."""
+    gds(machine, "compat")
+
+
+def gds(machine: Machine, mode: str) -> None:
+    """Run ``_gpu_gds.py``, which skips where cuFile or a package cannot be had."""
+    if not machine.real:
+        raise Skipped("needs a GPU")
+    script = Path(__file__).with_name("_gpu_gds.py")
+    command = [sys.executable, str(script), mode]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    said = (ran.stdout + ran.stderr).strip()
+    if ran.returncode == GDS_SKIPPED:
+        raise Skipped(said)
+    assert not ran.returncode, said[-2000:]
+
+
 CHECKS: tuple[Callable[[Machine], None], ...] = (
     check_gather_and_scatter,
     check_copies_within_the_device,
@@ -394,6 +419,8 @@ CHECKS: tuple[Callable[[Machine], None], ...] = (
     check_graph_capture,
     check_scores_and_the_coldest,
     check_quantised_pages,
+    check_gds,
+    check_gds_in_compat_mode,
 )
 
 

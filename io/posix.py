@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 class DataFile:
     """An open regular file. Its descriptors are closed by :meth:`close`, and by nobody else."""
 
-    __slots__ = ("_direct_fd", "_fd", "path")
+    __slots__ = ("_direct_fd", "_fd", "path", "why_buffered")
 
     def __init__(self, path: str, directory_fd: int, flags: int) -> None:
         """Open ``path``'s last part below ``directory_fd``; no link is followed.
@@ -34,6 +34,7 @@ class DataFile:
             OSError: it cannot be opened.
         """
         self.path = path
+        self.why_buffered = "not asked for"  # while it is not direct
         self._direct_fd = -1
         name = os.path.basename(path)  # noqa: PTH119 -- a name below a descriptor, not a path
         self._fd = _open_regular(name, directory_fd, flags, path)
@@ -71,6 +72,7 @@ class DataFile:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
+            self.why_buffered = str(error)
             _log.warning("%s: no O_DIRECT (%s): transfers are buffered", self.path, error)
 
     def sync(self) -> None:

@@ -7,9 +7,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.io.backend import Status
+from bodocache.io.budget import WriteBudget
 from bodocache.io.commit import GroupCommit
 from bodocache.io.transfer import BatchTransfer, Outcome, Request, WriteRequest
 from bodocache.pages import Reason
+
+
+def budget_frames(budget: WriteBudget | None, nbytes_per_frame: int) -> int | None:
+    """How many frames may be written now; None for no limit."""
+    return None if budget is None else budget.left_nbytes() // nbytes_per_frame
+
+
+def within_budget(
+    batch: NDArray[np.void],
+    transfer: BatchTransfer,
+    budget: WriteBudget | None,
+    nbytes_per_frame: int,
+) -> NDArray[np.void]:
+    """The first pages of ``batch``, as many as may be written today; the others have failed."""
+    allowed = budget_frames(budget, nbytes_per_frame)
+    if allowed is None or budget is None:
+        return batch
+    batch, refused = batch[:allowed], np.arange(min(allowed, len(batch)), len(batch))
+    transfer.finish(refused, Outcome.all(len(refused), Status.FAILED, Reason.OVER_BUDGET))
+    budget.spend(len(batch) * nbytes_per_frame)
+    return batch
 
 
 class PutBatch:

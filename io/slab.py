@@ -17,18 +17,17 @@ from bodocache.clock import Clock
 from bodocache.digest import check_pages
 from bodocache.errors import BackendError, CacheClosed, LayoutError
 from bodocache.io import directory, extents
-from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
+from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Usage
 from bodocache.io.commit import GroupCommit
 from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium, PageRun, fits, scratch
-from bodocache.io.puts import PutBatch
+from bodocache.io.puts import PutBatch, budget_frames, within_budget
 from bodocache.io.read import read_extents
 from bodocache.io.reservations import Reservations
-from bodocache.io.transfer import BatchTransfer, Outcome
+from bodocache.io.transfer import BatchTransfer
 from bodocache.io.workers import WorkerPool
 from bodocache.io.write import write_extents
-from bodocache.pages import Reason
 
 
 class SlabBackend:
@@ -102,7 +101,8 @@ class SlabBackend:
         """How full it is now."""
         total = self._slab.superblock.frame_count
         nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
-        return Usage(total - self._reservations.free, total, nbytes, self._budget_frames())
+        budget = budget_frames(self._slab.budget, self._config.written_nbytes)
+        return Usage(total - self._reservations.free, total, nbytes, budget)
 
     @property
     def observer(self) -> Callable[[Extent], None] | None:
@@ -172,7 +172,7 @@ class SlabBackend:
         transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
         if transfer.is_final:
             return transfer
-        batch = self._within_budget(batch, transfer)
+        batch = within_budget(batch, transfer, self._slab.budget, self._config.written_nbytes)
         frames = np.ascontiguousarray(batch["frame"])
         self._reservations.begin_writing(frames)
         commit = self._commit if durability is Durability.SYNC else None
@@ -206,21 +206,6 @@ class SlabBackend:
             self._transfers.add(transfer)
             transfer.on_drained = self._transfers.discard
         return transfer
-
-    def _budget_frames(self) -> int | None:
-        budget = self._slab.budget
-        return None if budget is None else budget.left_nbytes() // self._config.written_nbytes
-
-    def _within_budget(self, batch: NDArray[np.void], transfer: BatchTransfer) -> NDArray[np.void]:
-        """The first pages of ``batch``, as many as may be written today; the others have failed."""
-        allowed = self._budget_frames()
-        if allowed is None or self._slab.budget is None:
-            return batch
-        batch, refused = batch[:allowed], np.arange(min(allowed, len(batch)), len(batch))
-        outcome = Outcome.all(len(refused), Status.FAILED, Reason.OVER_BUDGET)
-        transfer.finish(refused, outcome)
-        self._slab.budget.spend(len(batch) * self._config.written_nbytes)
-        return batch
 
     def _in_file_order(
         self, batch: NDArray[np.void], memory: Buffers

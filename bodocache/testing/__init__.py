@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends for tests, ours and our users': faults by composition, and a stand-in in memory."""
+"""Backends for tests, ours and our users': faults by composition, and stand-ins."""
 
 from bodocache.clock import VirtualClock
+from bodocache.testing.cufile_faults import CallFault, Code, CuFileError, OpFault, Trouble
+from bodocache.testing.fake_cufile import FakeCuFile
 from bodocache.testing.faulty import Fault, FaultyBackend, Operation
 from bodocache.testing.memory import MemoryBackend, MemoryDisk
 from bodocache.testing.pages import NumberedPages
@@ -10,13 +12,19 @@ from bodocache.testing.slow import SlowBackend
 
 __all__ = [
     "Call",
+    "CallFault",
+    "Code",
+    "CuFileError",
+    "FakeCuFile",
     "Fault",
     "FaultyBackend",
     "MemoryBackend",
     "MemoryDisk",
     "NumberedPages",
+    "OpFault",
     "Operation",
     "RecordingBackend",
     "SlowBackend",
+    "Trouble",
     "VirtualClock",
 ]

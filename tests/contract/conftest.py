@@ -17,12 +17,15 @@ import pytest
 
 from bodocache import jit
 from bodocache.clock import RealClock
+from bodocache.digest import digest_rows
 from bodocache.io.backend import Backend, Durability, Status
 from bodocache.io.config import Access, SlabConfig
+from bodocache.io.gds import GdsBackend, GdsConfig
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, checksums
 from bodocache.io.slab import SlabBackend
 from bodocache.io.spread import SpreadBackend
 from bodocache.testing import (
+    FakeCuFile,
     FaultyBackend,
     MemoryBackend,
     MemoryDisk,
@@ -188,6 +191,31 @@ def spread(path: Path, members: int, page_nbytes: int) -> Storage:
     return Storage(NumberedPages(page_nbytes), open_)
 
 
+class StrictGds(GdsBackend):
+    """Over a stand-in of cuFile that it never asks for anything wrong, and gives all back."""
+
+    fake: FakeCuFile
+
+    async def close(self) -> None:
+        await super().close()
+        assert self.fake.violations + self.fake.leaks == []
+
+
+def gds(directory: Path, page_nbytes: int) -> Storage:
+    if page_nbytes % 4096:
+        pytest.skip("GDS moves whole blocks")
+    capacity_nbytes = 4096 + FRAMES * (page_nbytes + 512)
+    config = GdsConfig(SlabConfig(directory / "slab", capacity_nbytes, page_nbytes, FORM))
+
+    async def open_() -> Backend:
+        fake = StrictGds.fake = FakeCuFile()
+        return await StrictGds.open(
+            config, clock=RealClock(), digest=digest_rows, library=fake.library
+        )
+
+    return replace(slab(directory, page_nbytes), open=open_)
+
+
 STORAGES: dict[str, Callable[..., Storage]] = {  # of a folder and, or not, a page size
     "slab": lambda path, nbytes=16384: slab(path, nbytes),
     "slab-buffered": lambda path, nbytes=16384: slab(path, nbytes, Access.BUFFERED),
@@ -200,6 +228,7 @@ STORAGES: dict[str, Callable[..., Storage]] = {  # of a folder and, or not, a pa
     "spread-of-two-slabs": lambda path, nbytes=16384: spread(path, 2, nbytes),
     "spread-of-three-slabs": lambda path, nbytes=16384: spread(path, 3, nbytes),
     "slab-on-tmpfs": lambda path, nbytes=16384: slab(path, nbytes),
+    "stand-in-gds": lambda path, nbytes=16384: gds(path, nbytes),
     "stand-in-memory": lambda _, nbytes=4096: memory(nbytes),
 }
 

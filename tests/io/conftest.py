@@ -3,6 +3,7 @@
 
 import asyncio
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from bodocache.clock import RealClock
 from bodocache.digest import digest_rows, seeded
 from bodocache.io.backend import Durability, Status
 from bodocache.io.config import SlabConfig
+from bodocache.io.gds import GdsBackend, GdsConfig
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, checksums
 from bodocache.io.slab import SlabBackend
-from bodocache.testing import NumberedPages
+from bodocache.testing import FakeCuFile, NumberedPages
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -111,3 +113,105 @@ def bench(tmp_path):
 def open_config(tmp_path):
     """Configurations of slabs below the test's folder, by frame count."""
     return lambda frames, **changes: config_of(tmp_path / "slab", frames, **changes)
+
+
+class Rig:
+    """A directory and a stand-in of cuFile, which must get everything back."""
+
+    def __init__(self, folder, frames=16, page_nbytes=PAGE_NBYTES, **changes):
+        capacity_nbytes = 4096 + frames * (page_nbytes + 512)
+        slab = SlabConfig(folder / "slab", capacity_nbytes, page_nbytes, b"f" * 32, **changes)
+        self.config = GdsConfig(slab)
+        self.pages = NumberedPages(page_nbytes)
+        self.fake = FakeCuFile()
+
+    def open(self, **changes):
+        return GdsBackend.open(
+            replace(self.config, **changes),
+            clock=RealClock(),
+            digest=digest_rows,
+            library=self.fake.library,
+        )
+
+    def run(self, scenario, *faults, fake=None, **changes):
+        """Run ``scenario(backend)`` with ``faults``; whatever they are, nothing leaks."""
+
+        async def whole():
+            backend = await self.open(**changes)
+            try:
+                return await scenario(backend)
+            finally:
+                self.fake.release()
+                await backend.close()
+
+        self.fake = fake or FakeCuFile(faults)
+        threads = threading.active_count()
+        try:
+            return asyncio.run(whole())
+        finally:
+            assert self.fake.violations == []
+            assert self.fake.leaks == []
+            assert threading.active_count() == threads
+
+    def slab(self, scenario):
+        async def whole():
+            backend = await SlabBackend.open(self.config.slab, clock=RealClock())
+            try:
+                return await scenario(backend)
+            finally:
+                await backend.close()
+
+        return asyncio.run(whole())
+
+    async def put(self, backend, numbers, durability=Durability.CACHE):
+        buffers = self.pages.buffers(len(numbers))
+        self.pages.fill(buffers, numbers)
+        batch = self.pages.batch(numbers, backend.reserve(len(numbers), after=-1))
+        transfer = backend.put(batch, buffers, deadline_s=math.inf, durability=durability)
+        await transfer.drained()
+        return batch, transfer
+
+    def canaries(self, slots):
+        """Buffers that hold no page: 0xA5."""
+        buffers = self.pages.buffers(slots)
+        buffers[:] = 0xA5
+        return buffers
+
+    async def get(self, backend, batch, deadline_s=math.inf):
+        """Statuses and reasons; what landed is what was put."""
+        buffers = self.canaries(len(batch))
+        transfer = backend.get(batch, buffers, deadline_s=deadline_s)
+        await transfer.drained()
+        self.check(batch, transfer, buffers)
+        return transfer.statuses.tolist(), transfer.reasons.tolist()
+
+    def check(self, batch, transfer, buffers):
+        for i in np.flatnonzero(transfer.statuses == Status.LANDED).tolist():
+            number = int(batch["depth"][i])
+            assert (buffers[batch["slot"][i]] == self.pages.payload(number)).all()
+
+    def stored(self, count):
+        """Put pages 0 to ``count`` - 1, page i at depth i, and close."""
+
+        async def scenario(backend):
+            return (await self.put(backend, list(range(count))))[0]
+
+        return self.run(scenario)
+
+    def operations(self):
+        """Pages of every operation of every batch."""
+        return [
+            [int(row["nbytes"]) // self.pages.page_nbytes for row in batch]
+            for batch in self.fake.submitted
+        ]
+
+
+@pytest.fixture
+def rig_of(tmp_path):
+    """``rig_of("place", frames=8)``: directories for GDS, each over a stand-in of its own."""
+    return lambda place="gds", **options: Rig(tmp_path / place, **options)
+
+
+@pytest.fixture
+def rig(rig_of):
+    return rig_of()
