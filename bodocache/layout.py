@@ -328,7 +328,11 @@ class PagedMemory:
 
     def tensors(self) -> "list[torch.Tensor]":
         """The tensors that own the memory."""
-        return list(_tensors(self.owner))
+        return list(self.each_tensor())
+
+    def each_tensor(self) -> "Iterator[torch.Tensor]":
+        """The tensors that own the memory, one by one."""
+        return _tensors(self.owner)
 
     def only(self, layers: range | None = None, heads: range | None = None) -> "PagedMemory":
         """The same pages, restricted to a range of layers and of heads (default: all)."""

@@ -4,7 +4,6 @@
 So what is compiled and inspected ahead of time is what engines launch.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,9 +69,12 @@ def device_table(runs: Runs, device: torch.device) -> torch.Tensor:
     """int64[4 + B] on ``device``: B, the page, token and head strides, then the bases; all / 16.
 
     In memory instead of in arguments, so that no value of theirs makes Triton compile once more.
+    Made once, by a small copy that waits; it lives as long as ``runs``.
     """
-    header = (runs.page_stride, runs.token_stride, runs.head_stride)
-    return _table(runs.bases.tobytes(), header, device)
+    table = runs.tables.get(device)
+    if table is None:
+        table = runs.tables.setdefault(device, _table(runs, device))
+    return table
 
 
 def empty_sums(num_pages: int, page_nbytes: int, device: torch.device) -> torch.Tensor:
@@ -93,8 +95,7 @@ def sample_operands() -> Iterator[tuple[str, Runs, torch.Tensor, torch.Tensor, t
             yield f"{kind}_{str(dtype).removeprefix('torch.')}", runs, indices, pages, sums
 
 
-@functools.lru_cache(maxsize=512)  # one small blocking copy per pool, layer range and device
-def _table(bases: bytes, strides: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    units = np.frombuffer(bases, np.int64) // UNIT_NBYTES
-    header = [len(units), *(stride // UNIT_NBYTES for stride in strides)]
-    return torch.from_numpy(np.concatenate((np.array(header, np.int64), units))).to(device)
+def _table(runs: Runs, device: torch.device) -> torch.Tensor:
+    header = (len(runs.bases) * UNIT_NBYTES, runs.page_stride, runs.token_stride, runs.head_stride)
+    nbytes = np.concatenate((np.array(header, np.int64), runs.bases))
+    return torch.from_numpy(nbytes // UNIT_NBYTES).to(device)
