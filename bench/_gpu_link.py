@@ -230,9 +230,9 @@ def _table(bench: Bench) -> Table:
     if kept is not None:
         return kept
     if bench.is_stand_in:
-        grid = calibrate.Grid((4 * KIB,), (64 * KIB,))
-        measured = calibrate.measure_grid(bench.device, grid, lambda _: None, lambda _c, _d: 1.0)
-        return Table("stand-in", tuple(measured[0]))
+        grid = calibrate.Grid((512,), (64 * KIB,))
+        found = calibrate.measure(CopyPath.SM, bench.device, grid, lambda _c, _d: 1.0)
+        return calibrate.tabled("stand-in", found)[0]
     return calibrate.calibrate(bench.device)[0]
 
 
@@ -250,6 +250,7 @@ def _judge_select(bench: Bench, table: Table) -> None:
                 piece_nbytes=piece,
                 nbytes=nbytes,
                 indices_on_device=on_device,
+                blocks=select.LINK_BLOCKS,
             )
             seconds = _seconds(bench, on_device, fields)
             what = "select, indices on the " + ("device" if on_device else "host")
