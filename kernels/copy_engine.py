@@ -47,6 +47,15 @@ def copy_runs(
     submit(runs, torch.cuda.current_stream(device).cuda_stream)
 
 
+def prepare() -> None:
+    """Load the driver's bindings.
+
+    Raises:
+        BackendUnavailable: cuda-python is not installed.
+    """
+    nvrtc.bindings("driver")
+
+
 def merge(pair: tuple[Runs, Runs], source_slots: Addresses, target_slots: Addresses) -> MergedRuns:
     """The fewest runs: pages by source slot, and pieces that are adjacent on both sides as one."""
     source, target = pair
@@ -102,7 +111,8 @@ def submit(runs: MergedRuns, stream: int) -> None:
         BackendError: the driver refused; the message names the call and the reason.
     """
     driver = nvrtc.bindings("driver")
-    if stream and _submit_batch(driver, runs, stream):  # the legacy stream takes no batch
+    # The legacy stream takes no batch.
+    if stream and driver not in _without_batches and _submit_batch(driver, runs, stream):
         return
     for source, target, nbytes in zip(*(column.tolist() for column in runs), strict=True):
         nvrtc.checked("cuMemcpyAsync", driver.cuMemcpyAsync(target, source, nbytes, stream))
@@ -121,16 +131,22 @@ def _submit_batch(driver: Any, runs: MergedRuns, stream: int) -> bool:
             *(targets, sources, sizes, len(sizes), [attributes], [0], 1, stream)
         )
     except RuntimeError:  # raised where the driver has no such function: before CUDA 12.8, or 13
+        _without_batches.add(driver)
         return False
     nvrtc.checked("cuMemcpyBatchAsync", returned)  # 12.8's returns which copy failed, too
     return True
 
 
+_without_batches: set[Any] = set()  # drivers' bindings that said so: not asked again
+
+
 def _registrations(memory: PagedMemory) -> Addresses:
-    """Where one registration with CUDA may end: pools.py registers host memory in chunks."""
+    """Where one registration with CUDA may end: pools.py registers host memory in chunks, from
+    the start of what was allocated, of which a tensor may be a part.
+    """
     bounds: list[int] = []
     for tensor in memory.tensors():
-        start = tensor.data_ptr()
-        end = start + tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
         bounds += [*range(start, end, REGISTER_CHUNK_NBYTES), end]
     return np.unique(np.array(bounds, np.int64))

@@ -70,6 +70,18 @@ def test_no_copy_lies_in_two_registrations(monkeypatch):
     assert (starts // 4096 == (starts + pieces.nbytes - 1) // 4096).all()
 
 
+def test_registrations_count_from_the_start_of_what_was_allocated(monkeypatch):
+    monkeypatch.setattr(copy_engine, "REGISTER_CHUNK_NBYTES", 4096)
+    layout = Layout(LayoutKind.PAGE, Group("g", 1, 1, 384, 2), 2, 8)
+    whole = torch.zeros(1 << 16, dtype=torch.uint8)
+    memory = PagedMemory.of_layout(whole[1024 : 1024 + layout.pool_nbytes], layout)
+    runs = copy_engine.merge(pair_of("op", memory, memory), np.arange(4), np.arange(4, 8))
+    pieces = copy_engine.cut(runs, True, copy_engine._registrations(memory))
+    starts = pieces.sources - whole.data_ptr()
+    assert len(starts) > 1
+    assert (starts // 4096 == (starts + pieces.nbytes - 1) // 4096).all()
+
+
 class Driver:
     """What cuda.bindings.driver offers here, strictly: wrong types and counts are errors."""
 
@@ -87,10 +99,12 @@ class Driver:
 
     def __init__(self, result, *, batches=True, values=()):
         self.result, self.calls, self.batches, self.values = result, [], batches, values
+        self.asked = 0
 
     def cuMemcpyBatchAsync(  # noqa: N802 -- the driver's name
         self, targets, sources, sizes, count, attributes, firsts, kinds, stream
     ):
+        self.asked += 1
         assert count == len(targets) == len(sources) == len(sizes)
         assert all(isinstance(p, self.CUdeviceptr) for p in targets + sources)
         assert attributes[0].srcAccessOrder == "stream"
@@ -133,6 +147,10 @@ def test_one_batch_where_the_driver_takes_it(monkeypatch, runs, results, stream,
     monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
     copy_engine.submit(runs, stream)
     assert driver.calls == calls
+    asked, driver.calls = driver.asked, []
+    copy_engine.submit(runs, stream)
+    assert driver.calls == calls
+    assert driver.asked == asked + (asked if batches else 0)  # one that has none is asked once
 
 
 @pytest.mark.parametrize("values", [(), (1,)])  # cuda-python 12 says which copy failed
