@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from bodocache.errors import LayoutError
-from bodocache.kernels import check, host, move, select
+from bodocache.kernels import check, host, move, overlap, select
 from bodocache.kernels.check import INDICES, Indices
 from bodocache.kernels.launch import Launch, sample_operands
+from bodocache.kernels.overlap import Relation
 from bodocache.kernels.reference.copy import copy_pages as twin
 from bodocache.kernels.reference.copy import sum_pages as sums_twin
 from bodocache.kernels.runs import Runs, pair_of
@@ -35,6 +36,7 @@ class PageCopy:
         "_bulk",
         "_pair",
         "_path",
+        "_relation",
         "blocks",
         "destination",
         "device",
@@ -58,6 +60,10 @@ class PageCopy:
         self.destination = destination.only(layers, heads)
         self._pair = pair_of(_OP, self.source, self.destination)
         self.device = _device_of(source, destination)
+        overlap.refuse_shared(_OP, self._pair[1])
+        self._relation = Relation.APART
+        if source.device == destination.device:
+            self._relation = overlap.relation(*self._pair)
         self._path = _path_named(path)
         self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it
         if blocks is not None and (not isinstance(blocks, int) or blocks < 1):
@@ -177,8 +183,10 @@ class PageCopy:
         check.in_range(_OP, "source_slots", ours, self.source.num_pages, "source")
         of = self.destination.num_pages
         check.distinct_in_range(_OP, "destination_slots", theirs, of, "destination")
-        if self.source.bases[0, 0] == self.destination.bases[0, 0]:
+        if self._relation is Relation.SAME:
             check.disjoint(_OP, source_slots=ours, destination_slots=theirs)
+        elif self._relation is Relation.MIXED:
+            overlap.check_pages(_OP, self._pair[0], ours, self._pair[1], theirs)
         return ours, theirs
 
     def _choose(self, slots: torch.Tensor) -> CopyPath:
@@ -225,8 +233,8 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
         destination: pool to write, of pages with the same rows; layouts may differ. Another range
             of heads or layers on one side: ``memory.only(layers, heads)``.
         source_slots: int32 or int64 [n]; may repeat, may be empty.
-        destination_slots: of the same dtype and place, distinct, and where source and destination
-            are one memory none of ``source_slots``.
+        destination_slots: of the same dtype and place, distinct. No byte is both read and
+            written: within one memory, none of ``source_slots``.
         layers: default all of both sides.
         heads: default all of both sides.
         path: how; default what ``select`` says is fastest of those proven on this GPU.

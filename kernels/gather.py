@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from bodocache.kernels import check, host, move
+from bodocache.kernels import check, host, move, overlap
 from bodocache.kernels.check import Indices
 from bodocache.kernels.launch import Launch, empty_sums, sample_operands
 from bodocache.kernels.reference.gather import gather_pages as twin
@@ -51,6 +51,8 @@ def gather_pages(
     part = source if layers is None and heads is None else source.only(layers, heads)
     runs = runs_of(part)
     call = check.gather(_OP, source, slots, rows, out, runs.page_nbytes)
+    if out is not None:
+        overlap.check_rows(_OP, runs, call.slots, out, call.rows)
     if check.on_gpu(source.device):
         digests = empty_sums(len(call.slots), runs.page_nbytes, source.device)
         if len(call.slots):

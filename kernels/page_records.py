@@ -75,6 +75,8 @@ class DevicePages:
     __slots__ = ("levels", "times", "words")
 
     def __init__(self, capacity: int, device: torch.device | str) -> None:
+        if capacity < 0:
+            raise LayoutError(f"DevicePages: {capacity} rows; expected 0 or more")
         self.times = torch.zeros((NUM_TIMES, capacity), dtype=torch.float64, device=device)
         self.words = torch.zeros((NUM_WORDS, capacity), dtype=torch.int32, device=device)
         self.words[PARENT] = -1
@@ -106,6 +108,7 @@ class DevicePages:
         self._check(rows, records, since_s)
         if not len(rows):
             return
+        rows = np.array(rows)  # torch takes none that is read-only or runs backwards
         times = np.vstack((records["stamp_s"][None], since_s.T))
         at = torch.from_numpy(rows).to(self.device)
         self.times.index_copy_(1, at, torch.from_numpy(times).to(self.device))

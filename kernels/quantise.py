@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from bodocache.errors import LayoutError
-from bodocache.kernels import check
+from bodocache.kernels import check, overlap
 from bodocache.kernels.check import UNIT_NBYTES, Indices
 from bodocache.kernels.codes import decode_words, encode_words, inverse_of, peak_of, scale_of
 from bodocache.kernels.gather import Gathered
@@ -174,6 +174,8 @@ def gather_quantised(
     op = "gather_quantised"
     call = _call(op, source.only(layers, heads), dtype, quantiser)
     checked = check.gather(op, source, slots, rows, out, call.form.page_nbytes)
+    if out is not None:
+        overlap.check_rows(op, unmerged(call.memory), checked.slots, out, checked.rows)
     if not check.on_gpu(source.device):
         digests = twin.gather_quantised(call.memory, *checked, dtype=dtype, quantiser=quantiser)
         return Gathered(checked.out, digests)
@@ -216,7 +218,9 @@ def scatter_quantised(
     """
     op = "scatter_quantised"
     call = _call(op, destination.only(layers, heads), dtype, quantiser)
+    overlap.refuse_shared(op, unmerged(call.memory))
     checked = check.scatter(op, pages, destination, slots, rows, call.form.page_nbytes)
+    overlap.check_rows(op, unmerged(call.memory), checked.slots, pages, checked.rows)
     if not check.on_gpu(destination.device):
         return twin.scatter_quantised(
             pages, call.memory, *checked, dtype=dtype, quantiser=quantiser

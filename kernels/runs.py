@@ -6,7 +6,7 @@ layout has one per page. Fewer, longer runs are what makes a copy run at memcpy 
 """
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ class Runs:
     run_nbytes: int
     num_pages: int
     numbers: NDArray[np.int64]  # page_stride to run_nbytes, for compiled code
+    offsets: NDArray[np.int64]  # [tokens * heads], of the runs of one base
+    first: int  # address of all pages' first byte
+    end: int  # behind their last one
+    shares_bytes: bool  # pages, or runs of one, share some: such a memory is not written
     # What ``launch.device_table`` made of them: kernels in flight and captured graphs read it.
     tables: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -157,4 +161,46 @@ def _checked(
             f"pages of {tokens} x {heads} runs of {run} bytes, strides {page}, {token}, {head}, "
             f"first at {int(bases[0]):#x}: runs must lie and end on multiples of {UNIT_NBYTES}"
         )
-    return Runs(bases, *numbers, num_pages, numbers=np.array(numbers, np.int64))
+    offsets = (np.arange(tokens)[:, None] * token + np.arange(heads) * head).ravel()
+    span = int(offsets[-1]) + run
+    runs = Runs(
+        *(bases, *numbers, num_pages),
+        numbers=np.array(numbers, np.int64),
+        offsets=offsets,
+        first=int(bases.min()),
+        end=int(bases.max()) + span + max(0, num_pages - 1) * page,
+        shares_bytes=False,
+    )
+    return replace(runs, shares_bytes=_shares_bytes(runs))
+
+
+def shifts(ours: Runs, theirs: Runs, pages: range) -> list[int]:
+    """How far pieces of ``ours`` may lie behind pieces of ``theirs`` so that their spans meet.
+
+    ``pages``: how many pages the latter may come later, in memories of one page stride.
+    """
+    spans = [int(runs.offsets[-1]) + runs.run_nbytes for runs in (ours, theirs)]
+    apart = (ours.bases[:, None] - theirs.bases).ravel()
+    stride = ours.page_stride
+    if not stride:
+        near = apart[(apart < spans[1]) & (apart > -spans[0])] if pages else apart[:0]
+        return [int(shift) for shift in np.unique(near)]
+    # Spans meet where -spans[0] < apart - page * stride < spans[1].
+    least = np.maximum(-((spans[1] - 1 - apart) // stride), pages.start)
+    most = np.minimum((apart + spans[0] - 1) // stride, pages.stop - 1)
+    found = [
+        (apart - (least + more) * stride)[least + more <= most]
+        for more in range(int((most - least).max()) + 1)
+    ]
+    return [int(shift) for shift in np.unique(np.concatenate([apart[:0], *found]))]
+
+
+def _shares_bytes(runs: Runs) -> bool:
+    within = np.sort((runs.bases[:, None] + runs.offsets).ravel())
+    if (np.diff(within) < runs.run_nbytes).any():
+        return True
+    for shift in shifts(runs, runs, range(1, runs.num_pages)):
+        both = np.sort(np.concatenate((runs.offsets, runs.offsets + shift)))
+        if (np.diff(both) < runs.run_nbytes).any():
+            return True
+    return False

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bodocache.kernels import check, host, move
+from bodocache.kernels import check, host, move, overlap
 from bodocache.kernels.check import Indices
 from bodocache.kernels.launch import Launch, empty_sums, sample_operands
 from bodocache.kernels.reference.scatter import scatter_pages as twin
@@ -45,7 +45,9 @@ def scatter_pages(
     """
     part = destination if layers is None and heads is None else destination.only(layers, heads)
     runs = runs_of(part)
+    overlap.refuse_shared(_OP, runs)
     call = check.scatter(_OP, pages, destination, slots, rows, runs.page_nbytes)
+    overlap.check_rows(_OP, runs, call.slots, pages, call.rows)
     if check.on_gpu(destination.device):
         digests = empty_sums(len(call.slots), runs.page_nbytes, destination.device)
         if len(call.slots):

@@ -75,7 +75,7 @@ def test_code_is_compiled_once_and_then_read_from_disk(compiler, source, tmp_pat
     assert nvrtc.compiled("nothing.cu", "sm_90") == cubin
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:100], lambda b: b"", lambda b: b[:-1] + b"x"])
+@pytest.mark.parametrize("spoil", [lambda b: b[:100], lambda b: b[:0], lambda b: b[:-1] + b"x"])
 def test_what_was_not_kept_whole_is_compiled_again(source, tmp_path, monkeypatch, spoil):
     monkeypatch.setattr(nvrtc, "_nvrtc", lambda: None)
     monkeypatch.setattr(nvrtc, "_version", lambda _: "1.0")
