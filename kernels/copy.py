@@ -14,13 +14,20 @@ import torch
 from bodocache.errors import LayoutError
 from bodocache.kernels import check, host, move, overlap, select
 from bodocache.kernels.check import INDICES, Indices
-from bodocache.kernels.launch import Launch, sample_operands
+from bodocache.kernels.launch import (
+    LATENT_GROUP,
+    SAMPLE_GROUP,
+    Launch,
+    empty_sums,
+    sample_operands,
+    sample_pool,
+)
 from bodocache.kernels.overlap import Relation
 from bodocache.kernels.reference.copy import copy_pages as twin
 from bodocache.kernels.reference.copy import sum_pages as sums_twin
 from bodocache.kernels.runs import Runs, pair_of
 from bodocache.kernels.select import CopyPath, Direction
-from bodocache.layout import PagedMemory
+from bodocache.layout import LayoutKind, PagedMemory
 
 if TYPE_CHECKING:
     from bodocache.kernels.bulk import BulkCopy
@@ -362,3 +369,22 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
         yield f"copy_{suffix}_link", _launch((runs, runs), slots, select.LINK_BLOCKS)
         if len(runs.bases) > 1:
             yield f"copy_{suffix}_sums", _launch((runs, runs), slots, None, sums, parts=2)
+    index = torch.zeros(1, dtype=torch.int64)
+    for group, ours, theirs in _MIXED:
+        pools = sample_pool(ours, group), sample_pool(theirs, group)
+        name = f"copy_{group.name}_{ours}_to_{theirs}"
+        yield f"{name}_link", _launch(pair_of(_OP, *pools), (index, index), select.LINK_BLOCKS)
+        pair = pair_of(_OP, *pools, by_layer=True)
+        operands = ((index, index), select.LINK_BLOCKS, empty_sums(2, 0, index.device))
+        yield f"{name}_link_sums", _launch(pair, *operands, parts=2)
+
+
+# Both ways between a host's whole pages and an engine's pools, and between engines.
+_MIXED = (
+    (SAMPLE_GROUP, LayoutKind.PAGE, LayoutKind.LAYER_FIRST),
+    (SAMPLE_GROUP, LayoutKind.LAYER_FIRST, LayoutKind.PAGE),
+    (SAMPLE_GROUP, LayoutKind.PAGE_HEAD, LayoutKind.LAYER_FIRST),
+    (SAMPLE_GROUP, LayoutKind.PAGE_FIRST, LayoutKind.PAGE_HEAD),
+    (LATENT_GROUP, LayoutKind.PAGE, LayoutKind.LAYER_FIRST),
+    (LATENT_GROUP, LayoutKind.LAYER_FIRST, LayoutKind.PAGE),
+)

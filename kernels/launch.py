@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bodocache.kernels.check import UNIT_NBYTES
+from bodocache.kernels.check import INDEX_DTYPES, UNIT_NBYTES
 from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
@@ -25,6 +25,7 @@ WORD_NBYTES = 4
 # Pages of the smallest kind that still has several layers, tokens and heads, for ``aot``.
 SAMPLE_PAGE_TOKENS = 16
 SAMPLE_GROUP = Group("attention", layers=2, heads=8, head_dim=128, itemsize=2)
+LATENT_GROUP = Group("latent", layers=2, heads=1, head_dim=576, itemsize=2, kv=1)
 
 # Integer code: contraction of floats is set only because Triton 3.9 warns where it is not.
 OPTIONS: dict[str, int | bool] = {"num_warps": 4, "enable_fp_fusion": False}
@@ -83,16 +84,23 @@ def empty_sums(num_pages: int, page_nbytes: int, device: torch.device) -> torch.
 
 
 def sample_operands() -> Iterator[tuple[str, Runs, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """A name, runs, indices, a page and its sums: each shape of runs, both index types."""
-    for kind in LayoutKind:
-        layout = Layout(kind, SAMPLE_GROUP, SAMPLE_PAGE_TOKENS, num_pages=2)
-        memory = torch.empty(layout.pool_nbytes, dtype=torch.uint8)
-        runs = runs_of(PagedMemory.of_layout(memory, layout))
+    """A name, runs, indices, a page and its sums: each shape of runs, both index types; latents."""
+    shapes = [(kind, SAMPLE_GROUP, dtype) for kind in LayoutKind for dtype in INDEX_DTYPES]
+    shapes.append((LayoutKind.LAYER_FIRST, LATENT_GROUP, torch.int64))
+    for kind, group, dtype in shapes:
+        runs = runs_of(sample_pool(kind, group))
         pages = torch.empty((1, runs.page_nbytes), dtype=torch.uint8)
-        for dtype in (torch.int32, torch.int64):
-            indices = torch.zeros(1, dtype=dtype)
-            sums = empty_sums(1, runs.page_nbytes, pages.device)
-            yield f"{kind}_{str(dtype).removeprefix('torch.')}", runs, indices, pages, sums
+        indices = torch.zeros(1, dtype=dtype)
+        sums = empty_sums(1, runs.page_nbytes, pages.device)
+        suffix = f"{kind}_{str(dtype).removeprefix('torch.')}"
+        named = suffix if group is SAMPLE_GROUP else f"{group.name}_{suffix}"
+        yield named, runs, indices, pages, sums
+
+
+def sample_pool(kind: LayoutKind, group: Group) -> PagedMemory:
+    """Two pages."""
+    layout = Layout(kind, group, SAMPLE_PAGE_TOKENS, num_pages=2)
+    return PagedMemory.of_layout(torch.empty(layout.pool_nbytes, dtype=torch.uint8), layout)
 
 
 def _table(runs: Runs, device: torch.device) -> torch.Tensor:
