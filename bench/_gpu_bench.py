@@ -60,7 +60,7 @@ FULL = Scale(
     levels=64,
     budget_s=0.15,
     runs=(3, 100),
-    limit_s=270,
+    limit_s=230,  # the Makefile's is 240
 )
 QUICK = Scale(
     **{
