@@ -61,7 +61,10 @@ def test_every_section_reports_and_what_cannot_run_says_why(tmp_path):
     said = json.loads(file.read_text())
     assert said["environment"]["notes"] == ["no GPU: every time is a stand-in"]
     timed = {row["section"] for row in said["rows"] if "failed" not in row}
-    assert timed == {"within_device", "link", "submission", "layerwise", "beside", "scoring"}
+    assert timed == {
+        *("within_device", "link", "submission", "layerwise", "beside", "scoring", "checks")
+    }
+    assert {row["pages"] for row in said["rows"] if row["section"] == "scoring"} == {600, 200}
     failed = {row["what"]: row["failed"] for row in said["rows"] if "failed" in row}
     assert {"bulk", "copy_engine", "memcpy_batch", "uva_8byte"} <= failed.keys()
     assert not [why for why in failed.values() if "wrong" in why or "bound" in why]
