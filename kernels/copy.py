@@ -31,6 +31,7 @@ from bodocache.layout import LayoutKind, PagedMemory
 
 if TYPE_CHECKING:
     from bodocache.kernels.bulk import BulkCopy
+    from bodocache.kernels.copy_engine import EngineCopy
 
 _OP = "copy_pages"
 
@@ -41,6 +42,7 @@ class PageCopy:
     __slots__ = (
         "_blocks_allowed",
         "_bulk",
+        "_engine",
         "_pair",
         "_path",
         "_relation",
@@ -72,7 +74,8 @@ class PageCopy:
         if source.device == destination.device:
             self._relation = overlap.relation(*self._pair)
         self._path = _path_named(path)
-        self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it
+        self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it, as is
+        self._engine: EngineCopy | None = None
         if blocks is not None and (not isinstance(blocks, int) or blocks < 1):
             raise LayoutError(f"{_OP}: {blocks} blocks; expected a whole number, at least 1")
         crosses = source.device != destination.device
@@ -104,10 +107,8 @@ class PageCopy:
 
     def num_runs(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> int:
         """Copies that the copy engine makes of checked indices."""
-        from bodocache.kernels import copy_engine
-
-        slots = source_slots.cpu().numpy(), destination_slots.cpu().numpy()
-        return len(copy_engine.merge(self._pair, *slots).nbytes)
+        slots = self.placed(CopyPath.COPY_ENGINE, source_slots, destination_slots)
+        return len(self._prepared_engine().runs(*slots).nbytes)
 
     def path_for(self, slots: torch.Tensor) -> CopyPath:
         """The path that copies of as many pages, with indices where these are, take on a GPU."""
@@ -130,9 +131,7 @@ class PageCopy:
         elif path is CopyPath.BULK:
             self._prepared_bulk().warm()
         elif path is CopyPath.COPY_ENGINE:
-            from bodocache.kernels import copy_engine
-
-            copy_engine.prepare()
+            self._prepared_engine()
 
     def submit(
         self, path: CopyPath, source_slots: torch.Tensor, destination_slots: torch.Tensor
@@ -149,13 +148,16 @@ class PageCopy:
         elif path is CopyPath.SM:
             self.launch(source_slots, destination_slots).run()
         elif path is CopyPath.COPY_ENGINE:
-            from bodocache.kernels import copy_engine
-
-            copy_engine.copy_runs(
-                *(self._pair, self.source, self.destination, source_slots, destination_slots)
-            )
+            self._prepared_engine().launch(source_slots, destination_slots)
         else:
             self._prepared_bulk().launch(source_slots, destination_slots)
+
+    def _prepared_engine(self) -> "EngineCopy":
+        if self._engine is None:
+            from bodocache.kernels import copy_engine
+
+            self._engine = copy_engine.EngineCopy(self._pair, self.source, self.destination)
+        return self._engine
 
     def _prepared_bulk(self) -> "BulkCopy":
         if self._bulk is None:

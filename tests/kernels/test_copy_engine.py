@@ -82,6 +82,31 @@ def test_registrations_count_from_the_start_of_what_was_allocated(monkeypatch):
     assert (starts // 4096 == (starts + pieces.nbytes - 1) // 4096).all()
 
 
+@pytest.mark.parametrize(("chunk", "cuts"), [(4096, True), (1 << 20, False)])
+def test_a_prepared_copy_cuts_where_a_registration_ends_among_its_pages(monkeypatch, chunk, cuts):
+    monkeypatch.setattr(copy_engine, "REGISTER_CHUNK_NBYTES", chunk)
+    monkeypatch.setattr(nvrtc, "bindings", lambda _: None)
+    layout = Layout(LayoutKind.PAGE, Group("g", 1, 1, 384, 2), 2, 8)
+    source, destination = (torch.randint(0, 256, (1 << 16,), dtype=torch.uint8) for _ in range(2))
+    ours, theirs = (
+        PagedMemory.of_layout(m[start : start + layout.pool_nbytes], layout)
+        for m, start in ((source, 1024), (destination, 2048))
+    )
+    copy = copy_engine.EngineCopy(pair_of("op", ours, theirs), ours, theirs)
+    slots = torch.tensor([2, 1, 3]), torch.tensor([5, 4, 6])
+    runs = copy.runs(*slots)
+    assert (len(runs.nbytes) > 1) is cuts
+    for starts, memory in ((runs.sources, source), (runs.targets, destination)):
+        at = starts - memory.data_ptr()
+        assert (at // chunk == (at + runs.nbytes - 1) // chunk).all()
+    expected = destination.clone()
+    twin.copy_pages(
+        ours, PagedMemory.of_layout(expected[2048 : 2048 + layout.pool_nbytes], layout), *slots
+    )
+    perform(runs)
+    assert torch.equal(destination, expected)
+
+
 class Driver:
     """What cuda.bindings.driver offers here, strictly: wrong types and counts are errors."""
 
