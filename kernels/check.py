@@ -59,16 +59,17 @@ def operands(op: str, home: str, device: torch.device, **sides: tuple[torch.Tens
 
 def index_tensor(op: str, name: str, indices: object) -> torch.Tensor:
     """See ``indices`` (int32 or int64 [n], NumPy only for CPU pools) as a contiguous tensor."""
-    if not isinstance(indices, np.ndarray | torch.Tensor):
+    if isinstance(indices, torch.Tensor):
+        if indices.dtype in INDEX_DTYPES and indices.ndim == 1:
+            return indices.contiguous()
+    elif not isinstance(indices, np.ndarray):
         kind = type(indices).__name__
         raise LayoutError(f"{op}: {name} is a {kind}; expected int32 or int64 [n], NumPy or torch")
-    if str(indices.dtype).removeprefix("torch.") not in {"int32", "int64"} or indices.ndim != 1:
-        got = f"{str(indices.dtype).removeprefix('torch.')}{list(indices.shape)}"
-        raise LayoutError(f"{op}: {name} is {got}; expected int32 or int64 [n]")
-    if isinstance(indices, np.ndarray):
+    elif indices.dtype in (np.int32, np.int64) and indices.ndim == 1:
         writable = indices if indices.flags.writeable else indices.copy()  # torch warns otherwise
         return torch.from_numpy(np.ascontiguousarray(writable))
-    return indices.contiguous()
+    got = f"{str(indices.dtype).removeprefix('torch.')}{list(indices.shape)}"
+    raise LayoutError(f"{op}: {name} is {got}; expected int32 or int64 [n]")
 
 
 def row_tensor(

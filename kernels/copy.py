@@ -46,6 +46,7 @@ class PageCopy:
         "_pair",
         "_path",
         "_relation",
+        "_template",
         "blocks",
         "destination",
         "device",
@@ -76,6 +77,7 @@ class PageCopy:
         self._path = _path_named(path)
         self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it, as is
         self._engine: EngineCopy | None = None
+        self._template: Launch | None = None
         if blocks is not None and (not isinstance(blocks, int) or blocks < 1):
             raise LayoutError(f"{_OP}: {blocks} blocks; expected a whole number, at least 1")
         crosses = source.device != destination.device
@@ -168,7 +170,10 @@ class PageCopy:
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
-        return _launch(self._pair, (source_slots, destination_slots), self.blocks)
+        slots = (source_slots, destination_slots)
+        if self._template is None:
+            self._template = _launch(self._pair, slots, self.blocks)
+        return move.again(self._template, slots, _grid(self.blocks))
 
     def checked(
         self, source_slots: Indices, destination_slots: Indices
@@ -311,8 +316,11 @@ def _launch(
     sums: torch.Tensor | None = None,
     parts: int = 1,
 ) -> Launch:
-    grid = move.DEVICE_GRID if blocks is None else move.link_grid(blocks)
-    return move.launch(*pair, slots, sums, parts=parts, grid=grid)
+    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks))
+
+
+def _grid(blocks: int | None) -> move.Grid:
+    return move.DEVICE_GRID if blocks is None else move.link_grid(blocks)
 
 
 def _device_of(source: PagedMemory, destination: PagedMemory) -> torch.device:
@@ -352,14 +360,13 @@ def _seen_by(
     return slots
 
 
-@contextlib.contextmanager
-def _on_stream(stream: "torch.cuda.Stream | None", device: torch.device) -> Iterator[None]:
+def _on_stream(
+    stream: "torch.cuda.Stream | None", device: torch.device
+) -> "contextlib.AbstractContextManager[object]":
     """Make ``stream`` the current one for all of a call: its memory is then that stream's."""
     if stream is None or not check.on_gpu(device):
-        yield
-        return
-    with torch.cuda.stream(stream):
-        yield
+        return contextlib.nullcontext()
+    return torch.cuda.stream(stream)
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:

@@ -157,6 +157,26 @@ def launch(
     )
 
 
+def again(launch: Launch, slots: tuple[torch.Tensor, torch.Tensor], grid: Grid) -> Launch:
+    """``launch`` for other pages, without sums or parts."""
+    fixed = launch.constexprs
+    row_tiles = -(-fixed["BASES"] * fixed["PIECE_UNITS"] // fixed["UNITS"])
+    num_rows = len(slots[0])
+    return Launch(
+        launch.kernel,
+        min(-(-num_rows // fixed["ROWS"]) * row_tiles, grid.programs),
+        {
+            **launch.arguments,
+            "from_slots_ptr": slots[0],
+            "to_slots_ptr": slots[1],
+            "sums_ptr": slots[0],
+            "num_rows": num_rows,
+        },
+        fixed,
+        num_warps=launch.num_warps,
+    )
+
+
 def warm(launch: Launch) -> None:
     """Compile and load what ``launch`` runs, once a process, by a launch that has no rows.
 

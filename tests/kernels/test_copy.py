@@ -4,6 +4,8 @@
 Plain pytest runs the CPU path; test_interpreter.py runs this file again on the Triton kernel.
 """
 
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -142,6 +144,23 @@ def test_a_prepared_copy_is_used_again():
     copy.run(torch.tensor([3]), torch.tensor([2]))
     expected = gather_pages(source, torch.tensor([0, 3])).pages
     assert torch.equal(gather_pages(destination, torch.tensor([1, 2])).pages, expected)
+
+
+@pytest.mark.parametrize("blocks", [None, 4])
+def test_a_launch_of_a_prepared_copy_is_the_one_made_for_its_pages(blocks):
+    shape = {"layers": 2, "heads": 2, "head_dim": 64, "itemsize": 2}
+    source, _ = pool(LayoutKind.PAGE, 900, **shape)
+    destination, _ = pool(LayoutKind.LAYER_FIRST, 900, **shape)
+    copy = PageCopy(source, destination, blocks=blocks)
+    for count in (1, 7, 900, 2):
+        slots = torch.arange(count, dtype=torch.int32), torch.arange(count, dtype=torch.int32)
+        found, made = copy.launch(*slots), copying._launch(copy._pair, slots, blocks)
+        assert (found.num_programs, found.constexprs) == (made.num_programs, made.constexprs)
+        assert found.num_warps == made.num_warps
+        assert found.arguments.keys() == made.arguments.keys()
+        for name, value in made.arguments.items():
+            same = operator.is_ if isinstance(value, torch.Tensor) else operator.eq
+            assert same(found.arguments[name], value)
 
 
 def test_empty_indices_copy_nothing():
