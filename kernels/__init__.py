@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bodocache.kernels.coldest import Coldest, coldest_pages
-    from bodocache.kernels.copy import PageCopy, Sums, copy_and_sum_pages, copy_pages
+    from bodocache.kernels.copy import PageCopy, copy_pages
+    from bodocache.kernels.copy_sums import Sums, copy_and_sum_pages
     from bodocache.kernels.digest import digest_pages
     from bodocache.kernels.gather import Gathered, gather_pages, gather_plain
     from bodocache.kernels.layerwise import LayerwiseCopy
@@ -56,9 +57,9 @@ if not TYPE_CHECKING:
         "LayerwiseCopy": "layerwise",
         "PageCopy": "copy",
         "Quantiser": "quantiser",
-        "Sums": "copy",
+        "Sums": "copy_sums",
         "coldest_pages": "coldest",
-        "copy_and_sum_pages": "copy",
+        "copy_and_sum_pages": "copy_sums",
         "copy_pages": "copy",
         "digest_pages": "digest",
         "gather_pages": "gather",

@@ -7,7 +7,7 @@ written outside the named slots. Which path is taken when is ``select``'s busine
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,7 +24,6 @@ from bodocache.kernels.launch import (
 )
 from bodocache.kernels.overlap import Relation
 from bodocache.kernels.reference.copy import copy_pages as twin
-from bodocache.kernels.reference.copy import sum_pages as sums_twin
 from bodocache.kernels.runs import Runs, pair_of
 from bodocache.kernels.select import CopyPath, Direction
 from bodocache.layout import LayoutKind, PagedMemory
@@ -92,8 +91,8 @@ class PageCopy:
         stream: "torch.cuda.Stream | None" = None,
     ) -> None:
         """Copy pages ``source_slots[i]`` to ``destination_slots[i]``; see :func:`copy_pages`."""
-        with _on_stream(stream, self.device):
-            slots = _seen_by(stream, self.checked(source_slots, destination_slots))
+        with on_stream(stream, self.device):
+            slots = seen_by(stream, self.checked(source_slots, destination_slots))
             if not len(slots[0]):
                 return
             if not check.on_gpu(self.device):
@@ -172,7 +171,7 @@ class PageCopy:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
         slots = (source_slots, destination_slots)
         if self._template is None:
-            self._template = _launch(self._pair, slots, self.blocks)
+            self._template = launch_pair(self._pair, slots, self.blocks)
         return move.again(self._template, slots, _grid(self.blocks))
 
     def checked(
@@ -266,56 +265,14 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
     copy.run(source_slots, destination_slots, stream=stream)
 
 
-class Sums(NamedTuple):
-    """Raw sums of what was copied: int64[n, layers, 2], the bits of u64 words (digest.py)."""
-
-    words: torch.Tensor
-
-    @property
-    def layers(self) -> int:
-        """Layers of each page."""
-        return int(self.words.shape[1])
-
-
-def copy_and_sum_pages(
-    source: PagedMemory,
-    destination: PagedMemory,
-    source_slots: Indices,
-    destination_slots: Indices,
-    *,
-    layers: range | None = None,
-    blocks: int | None = None,
-    stream: "torch.cuda.Stream | None" = None,
-) -> Sums:
-    """As :func:`copy_pages`, by the SM kernel or on the host, with the raw sums of every layer.
-
-    A layer's words count from its own first: its part of the ``page`` form starts at word o of the
-    page, so the page's digest is ``sum(a) + n, sum(b + o * a) + n``. The sums belong to ``stream``.
-    """
-    copy = PageCopy(source, destination, layers=layers, blocks=blocks)
-    pair = pair_of(_OP, copy.source, copy.destination, by_layer=True)
-    depth = copy.source.layers
-    with _on_stream(stream, copy.device):
-        slots = _seen_by(stream, copy.checked(source_slots, destination_slots))
-        count = len(slots[0])
-        if not check.on_gpu(copy.device):
-            if count:
-                copy.copy_on_host(*slots)
-            return Sums(sums_twin(copy.source, slots[0]))
-        words = torch.zeros((count, depth, 2), dtype=torch.int64, device=copy.device)
-        if count:
-            placed = copy.placed(CopyPath.SM, *slots)
-            _launch(pair, placed, copy.blocks, words.view(-1, 2), parts=depth).run()
-    return Sums(words)
-
-
-def _launch(
+def launch_pair(
     pair: tuple[Runs, Runs],
     slots: tuple[torch.Tensor, torch.Tensor],
     blocks: int | None,
     sums: torch.Tensor | None = None,
     parts: int = 1,
 ) -> Launch:
+    """The SM kernel's launch for indices on the device, with the sums of every part or without."""
     return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks))
 
 
@@ -350,7 +307,7 @@ def _path_named(path: CopyPath | str | None) -> CopyPath | None:
         raise LayoutError(f"{_OP}: path is {path!r}; expected one of {known}") from None
 
 
-def _seen_by(
+def seen_by(
     stream: "torch.cuda.Stream | None", slots: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``slots``, whose memory on a device is not reused before ``stream`` has passed this point."""
@@ -360,7 +317,7 @@ def _seen_by(
     return slots
 
 
-def _on_stream(
+def on_stream(
     stream: "torch.cuda.Stream | None", device: torch.device
 ) -> "contextlib.AbstractContextManager[object]":
     """Make ``stream`` the current one for all of a call: its memory is then that stream's."""
@@ -374,18 +331,18 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
     samples = list(sample_operands())
     for suffix, runs, indices, _, sums in samples:
         slots = (indices, indices)
-        yield f"copy_{suffix}", _launch((runs, runs), slots, None)
-        yield f"copy_{suffix}_link", _launch((runs, runs), slots, select.LINK_BLOCKS)
+        yield f"copy_{suffix}", launch_pair((runs, runs), slots, None)
+        yield f"copy_{suffix}_link", launch_pair((runs, runs), slots, select.LINK_BLOCKS)
         if len(runs.bases) > 1:
-            yield f"copy_{suffix}_sums", _launch((runs, runs), slots, None, sums, parts=2)
+            yield f"copy_{suffix}_sums", launch_pair((runs, runs), slots, None, sums, parts=2)
     index = torch.zeros(1, dtype=torch.int64)
     for group, ours, theirs in _MIXED:
         pools = sample_pool(ours, group), sample_pool(theirs, group)
         name = f"copy_{group.name}_{ours}_to_{theirs}"
-        yield f"{name}_link", _launch(pair_of(_OP, *pools), (index, index), select.LINK_BLOCKS)
+        yield f"{name}_link", launch_pair(pair_of(_OP, *pools), (index, index), select.LINK_BLOCKS)
         pair = pair_of(_OP, *pools, by_layer=True)
         operands = ((index, index), select.LINK_BLOCKS, empty_sums(2, 0, index.device))
-        yield f"{name}_link_sums", _launch(pair, *operands, parts=2)
+        yield f"{name}_link_sums", launch_pair(pair, *operands, parts=2)
 
 
 # Both ways between a host's whole pages and an engine's pools, and between engines.

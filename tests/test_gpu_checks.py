@@ -16,15 +16,16 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {bench!r})
 import torch
+import _gpu_checks_pages as paged
 import gpu_checks
-from bodocache.kernels import check, move, quantise, scatter
+from bodocache.kernels import check, move
 from bodocache.kernels.digest import digest_pages
 from bodocache.kernels.reference.views import page_views
 check.on_gpu = lambda device: True
 launch = move.launch
 def flipped(source, target, slots, *rest, **options):
     return launch(source, target, (slots[0], slots[1].flip(0).contiguous()), *rest, **options)
-scatters = gpu_checks.scatter_pages, gpu_checks.scatter_plain
+scatters = paged.scatter_pages, paged.scatter_plain
 def wild(real):
     def call(pages, pool, slots, **options):
         done = real(pages, pool, slots, **options)
@@ -47,10 +48,10 @@ lie = {lie!r}
 if lie == "other pages":
     move.launch = flipped
 elif lie in ("an unnamed page", "an unnamed page, plain"):
-    gpu_checks.scatter_pages = wild(scatters[0]) if "plain" not in lie else scatters[0]
-    gpu_checks.scatter_plain = wild(scatters[1]) if "plain" in lie else scatters[1]
+    paged.scatter_pages = wild(scatters[0]) if "plain" not in lie else scatters[0]
+    paged.scatter_plain = wild(scatters[1]) if "plain" in lie else scatters[1]
 elif lie == "a canary":
-    gpu_checks.scatter_pages = beside
+    paged.scatter_pages = beside
 elif lie:
     gpu_checks.scatter_quantised = {{"no restoring": nothing, "zeros": zeros}}[lie]
 torch.manual_seed(7)

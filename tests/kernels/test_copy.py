@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bodocache import env
 from bodocache.digest import raw_sums
 from bodocache.errors import LayoutError
-from bodocache.kernels import check, copy_and_sum_pages, copy_pages, gather_pages
+from bodocache.kernels import check, copy_and_sum_pages, copy_pages, copy_sums, gather_pages
 from bodocache.kernels import copy as copying
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.reference import copy as twin
@@ -127,7 +127,7 @@ def test_sums_over_a_link_take_as_few_blocks_as_copies_do(monkeypatch, blocks):
         asked.append(blocks)
         return Launched()
 
-    monkeypatch.setattr(copying, "_launch", noted)
+    monkeypatch.setattr(copy_sums, "launch_pair", noted)
     monkeypatch.setattr(check, "is_pinned", lambda _: True)
     monkeypatch.setattr(check, "on_gpu", lambda device: device.type == "cuda")
     monkeypatch.setattr(torch, "zeros", lambda shape, **_: torch.empty(shape, dtype=torch.int64))
@@ -154,7 +154,7 @@ def test_a_launch_of_a_prepared_copy_is_the_one_made_for_its_pages(blocks):
     copy = PageCopy(source, destination, blocks=blocks)
     for count in (1, 7, 900, 2):
         slots = torch.arange(count, dtype=torch.int32), torch.arange(count, dtype=torch.int32)
-        found, made = copy.launch(*slots), copying._launch(copy._pair, slots, blocks)
+        found, made = copy.launch(*slots), copying.launch_pair(copy._pair, slots, blocks)
         assert (found.num_programs, found.constexprs) == (made.num_programs, made.constexprs)
         assert found.num_warps == made.num_warps
         assert found.arguments.keys() == made.arguments.keys()
