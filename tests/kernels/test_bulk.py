@@ -117,7 +117,7 @@ def assertions(shift=0):
     facts |= {name: getattr(bulk, name) for name in CONSTANTS}
     for name, offset, nbytes in offsets(bulk.ARGUMENTS):
         member = f"((Arguments*)0)->{name}"
-        facts[f"__INTADDR__(&{member})"] = offset + shift  # NVRTC < 13.5 has no __builtin_offsetof
+        facts[f"__INTADDR__(&{member})"] = offset + shift  # NVRTC 13.0 lacks __builtin_offsetof
         facts[f"sizeof({member})"] = nbytes
     return "\n".join(
         f'static_assert({what} == {value}, "{what}");' for what, value in facts.items()
