@@ -189,7 +189,7 @@ def test_the_peers_kernel_copies_what_the_twin_copies(kinds, word, piece, tmp_pa
     subprocess.run(["g++", *options], cwd=tmp_path, check=True)
     tables = [torch.from_numpy(m.bases.ravel().copy()) for m in (source, destination)]
     arguments = _gpu_peers.uva_arguments(source, destination, sets[0], tables)
-    ctypes.CDLL(str(tmp_path / "uva.so")).all(ctypes.c_void_p(arguments.ctypes.data), 2, 1024)
+    ctypes.CDLL(str(tmp_path / "uva.so")).all(ctypes.c_char_p(arguments), 2, 1024)
     assert torch.equal(memory, wanted)
 
 
