@@ -102,24 +102,28 @@ def submit(runs: MergedRuns, stream: int) -> None:
         BackendError: the driver refused; the message names the call and the reason.
     """
     driver = nvrtc.bindings("driver")
-    if stream and hasattr(driver, "cuMemcpyBatchAsync"):  # the legacy stream takes no batch
-        _submit_batch(driver, runs, stream)
+    if stream and _submit_batch(driver, runs, stream):  # the legacy stream takes no batch
         return
     for source, target, nbytes in zip(*(column.tolist() for column in runs), strict=True):
         nvrtc.checked("cuMemcpyAsync", driver.cuMemcpyAsync(target, source, nbytes, stream))
 
 
-def _submit_batch(driver: Any, runs: MergedRuns, stream: int) -> None:
+def _submit_batch(driver: Any, runs: MergedRuns, stream: int) -> bool:
+    """False where the driver takes no batches, or none in the form that its bindings ask for."""
     attributes = driver.CUmemcpyAttributes()
     attributes.srcAccessOrder = driver.CUmemcpySrcAccessOrder.CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
     attributes.flags = driver.CUmemcpyFlags.CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE.value
     sources = [driver.CUdeviceptr(address) for address in runs.sources.tolist()]
     targets = [driver.CUdeviceptr(address) for address in runs.targets.tolist()]
     sizes = runs.nbytes.tolist()
-    returned = driver.cuMemcpyBatchAsync(
-        *(targets, sources, sizes, len(sizes), [attributes], [0], 1, stream)
-    )
-    nvrtc.checked("cuMemcpyBatchAsync", returned)
+    try:
+        returned = driver.cuMemcpyBatchAsync(
+            *(targets, sources, sizes, len(sizes), [attributes], [0], 1, stream)
+        )
+    except RuntimeError:  # raised where the driver has no such function: before CUDA 12.8, or 13
+        return False
+    nvrtc.checked("cuMemcpyBatchAsync", returned)  # 12.8's returns which copy failed, too
+    return True
 
 
 def _registrations(memory: PagedMemory) -> Addresses:

@@ -85,19 +85,21 @@ class Driver:
     class CUdeviceptr(int):
         pass
 
-    def __init__(self, result, *, batches=True):
-        self.result, self.calls = result, []
-        if batches:
-            self.cuMemcpyBatchAsync = self._batch
+    def __init__(self, result, *, batches=True, values=()):
+        self.result, self.calls, self.batches, self.values = result, [], batches, values
 
-    def _batch(self, targets, sources, sizes, count, attributes, firsts, kinds, stream):
+    def cuMemcpyBatchAsync(  # noqa: N802 -- the driver's name
+        self, targets, sources, sizes, count, attributes, firsts, kinds, stream
+    ):
         assert count == len(targets) == len(sources) == len(sizes)
         assert all(isinstance(p, self.CUdeviceptr) for p in targets + sources)
         assert attributes[0].srcAccessOrder == "stream"
         assert (firsts, kinds) == ([0], 1)
         assert stream != 0, "the legacy stream takes no batch"
+        if not self.batches:
+            raise RuntimeError('Function "cuMemcpyBatchAsync_v2" not found')
         self.calls.append(("batch", count))
-        return (self.result,)
+        return (self.result, *self.values)
 
     def cuGetErrorString(self, _):  # noqa: N802 -- the driver's name
         return SimpleNamespace(value=0), b"what it says"
@@ -133,8 +135,9 @@ def test_one_batch_where_the_driver_takes_it(monkeypatch, runs, results, stream,
     assert driver.calls == calls
 
 
-def test_a_refusal_names_the_call(monkeypatch, runs, results):
-    driver = Driver(results.CUDA_ERROR_INVALID_VALUE)
+@pytest.mark.parametrize("values", [(), (1,)])  # cuda-python 12 says which copy failed
+def test_a_refusal_names_the_call(monkeypatch, runs, results, values):
+    driver = Driver(results.CUDA_ERROR_INVALID_VALUE, values=values)
     monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
     with pytest.raises(BackendError, match=r"cuMemcpyBatchAsync.*what it says"):
         copy_engine.submit(runs, 7)
