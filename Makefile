@@ -46,8 +46,8 @@ bench: install
 	  echo "== $$script"; $(BIN)/python $$script --json bench/results/$$(basename $$script .py).json || exit 1;; \
 	esac; done
 
+gpu: export PYTHONPATH := $(CURDIR)
 gpu:
-	$(GPU_PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 	@echo "== checking every kernel's bytes"
 	timeout 150 $(GPU_PYTHON) bench/gpu_checks.py --json $(RESULTS)/gpu_checks.json
 	@if command -v compute-sanitizer >/dev/null 2>&1; then echo "== under compute-sanitizer"; \
