@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,11 @@ LAYERS = 8
 BUDGET_S = 2.5  # of the clock, for a path: what it does not get to stays unmeasured
 LIMIT_S = 30  # of a process
 SCORING = "scoring"
+
+_CHILD = (  # this module, from where this process has it
+    "import sys; sys.path[:] = {path!r};"
+    " from bodocache.kernels.calibrate import main; sys.exit(main())"
+)
 
 _PATHS = {
     Direction.HOST_TO_DEVICE: tuple(CopyPath),
@@ -109,7 +113,6 @@ def measured_apart(name: str, command: Sequence[str], *, note: Note) -> list[Fou
             text=True,
             timeout=LIMIT_S,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     except subprocess.TimeoutExpired:
         note(f"{name}: hangs")
@@ -296,7 +299,7 @@ def _parsed(line: str) -> Found:
 
 def _command(name: str, device: torch.device, turn: str) -> list[str]:
     options = ("--only", name, "--device", str(device.index or 0), "--turn", turn)
-    return [sys.executable, "-m", "bodocache.kernels.calibrate", *options]
+    return [sys.executable, "-c", _CHILD.format(path=sys.path), *options]
 
 
 def main() -> int:

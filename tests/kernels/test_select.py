@@ -247,6 +247,13 @@ def test_a_path_that_crashes_or_hangs_costs_only_itself(monkeypatch, end, why):
     assert len(notes) == 2
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_process_of_its_own_runs_this_module():
+    command = calibrate._command("sm", torch.device("cuda", 0), "none")
+    (failure,) = measured_apart("sm", command, note=lambda _: None)
+    assert failure == Failure("sm", "its process ended with 2: calibrate: no CUDA device")
+
+
 def test_what_a_process_says_is_what_was_found(monkeypatch):
     point = {**POINT, "blocks": 4, "bytes_per_s": 5e9}
     score = {"work": "score_pages", "place": "device", "num_pages": 10, "seconds": 1.0}
