@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gather, scatter and copies within a device, beside a device-to-device copy of the same bytes."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +20,25 @@ from _gpu_bench import (
     worst,
 )
 
-from bodocache.kernels import CopyPath, PageCopy, gather, gather_pages, move, scatter, scatter_pages
+from bodocache.kernels import (
+    CopyPath,
+    PageCopy,
+    check,
+    gather,
+    gather_pages,
+    gather_plain,
+    scatter,
+    scatter_pages,
+    scatter_plain,
+)
 from bodocache.kernels.launch import empty_sums
 from bodocache.kernels.reference.gather import gather_pages as gather_twin
 from bodocache.kernels.reference.scatter import scatter_pages as scatter_twin
 from bodocache.kernels.runs import runs_of
 from bodocache.layout import LayoutKind, PagedMemory
 
-SECTION = "within_device"
+SECTION, CHECKS = "within_device", "checks"
+CHECKED_PAGES = 64
 YARDSTICK = "copy"
 
 
@@ -57,13 +69,16 @@ class _Piece:
         slots = rotated(self.sets)
         runs, digests = runs_of(self.memory), self._digests()
         fused = [gather.launch(runs, s, self.rows, self.pages, digests) for s in self.sets]
-        plain = [move.launch(runs, self.pages, (s, self.rows), None) for s in self.sets]
+        plain = [gather.launch(runs, s, self.rows, self.pages, None) for s in self.sets]
         copies = {
             f"copy_pages {path}": PageCopy(self.memory, self.rows_memory, path=path)
             for path in (CopyPath.SM, CopyPath.BULK, CopyPath.TORCH)
         }
         calls = {
             "gather_pages": lambda i: gather_pages(
+                self.memory, slots(i), out=self.pages, rows=self.rows
+            ),
+            "gather_plain": lambda i: gather_plain(
                 self.memory, slots(i), out=self.pages, rows=self.rows
             ),
             "gather, fused": lambda i: rotated(fused)(i).run(),
@@ -82,9 +97,12 @@ class _Piece:
         slots = rotated(self.sets)
         runs, digests = runs_of(self.memory), self._digests()
         fused = [scatter.launch(runs, s, self.rows, self.pages, digests) for s in self.sets]
-        plain = [move.launch(self.pages, runs, (self.rows, s), None) for s in self.sets]
+        plain = [scatter.launch(runs, s, self.rows, self.pages, None) for s in self.sets]
         calls = {
             "scatter_pages": lambda i: scatter_pages(
+                self.pages, self.memory, slots(i), rows=self.rows
+            ),
+            "scatter_plain": lambda i: scatter_plain(
                 self.pages, self.memory, slots(i), rows=self.rows
             ),
             "scatter, fused": lambda i: rotated(fused)(i).run(),
@@ -120,6 +138,25 @@ def measure(bench: Bench) -> None:
         with bench.reporting(SECTION, "all", piece_nbytes=piece):
             _measure_piece(bench, piece, pool, flat)
     _claim(bench)
+
+
+def measure_checks(bench: Bench) -> None:
+    """Microseconds of the host for a gather of few pages, with indices on the device checked or
+    not: the price of the debug mode, which waits for the stream.
+    """
+    pool, flat = bench.random(bench.scale.link_pool), bench.random(bench.scale.device_call)
+    memory = paged(LayoutKind.LAYER_FIRST, pool, bench.scale.layers, bench.scale.link_pieces[0])
+    count = min(CHECKED_PAGES, memory.num_pages, flat.numel() // memory.page_nbytes)
+    out = flat[: count * memory.page_nbytes].view(count, -1)
+    slots, rows = (torch.arange(count, device=bench.device) for _ in range(2))
+    modes = {"unchecked": contextlib.nullcontext, "checked": check.checked_indices}
+    for mode, within in modes.items():
+        with bench.reporting(CHECKS, "gather_pages", mode=mode), within():
+            seconds = bench.timer.submission_s(
+                lambda: gather_pages(memory, slots, out=out, rows=rows)
+            )
+            row = {"section": CHECKS, "what": "gather_pages", "mode": mode, "pages": count}
+            bench.report.rows.append({**row, "microseconds": seconds * 1e6})
 
 
 def _measure_piece(bench: Bench, piece: int, pool: torch.Tensor, flat: torch.Tensor) -> None:

@@ -21,7 +21,7 @@ PATHS = (CopyPath.SM, CopyPath.BULK, CopyPath.COPY_ENGINE)
 BESIDE_PEER = "uva_8byte"
 AHEAD_NAME = "layerwise, ahead"
 AHEAD = (None, 4)
-PROOFS = 40  # loads in a row: more than torch has streams in a pool
+PROOFS = 40  # loads in a row, on streams that serve again
 HEADS, HEAD_DIM, ITEMSIZE, TOKENS = 8, 128, 2, 16
 
 Compute = Callable[[int], object]  # with how much of it
@@ -99,12 +99,15 @@ def measure(bench: Bench) -> None:
 
 
 def prove_ahead(bench: Bench) -> None:
-    """Many loads that wait for the engine; this hangs where such a wait never ends."""
+    """Many loads that wait for the engine, two at a time; it hangs where a wait never ends."""
     bench.scale = replace(bench.scale, overlap_pages=2, reduction=4 << 10)
     model = _Model.of(bench)
     load = _Load(model, CopyPath.SM, model.slots_for(CopyPath.SM, bench.device))
+    before = load.run(1, AHEAD[-1])
     for _ in range(1 if bench.is_stand_in else PROOFS):
-        load.run(1, AHEAD[-1])
+        after = load.run(1, AHEAD[-1])
+        before.drain()
+        before = after
     if not load.is_right(bench, AHEAD[-1]):
         raise RuntimeError("wrong bytes")
 
@@ -155,7 +158,7 @@ class _Load:
     path: CopyPath
     slots: tuple[torch.Tensor, torch.Tensor]
 
-    def run(self, products: int, ahead: int | None) -> None:
+    def run(self, products: int, ahead: int | None) -> LayerwiseCopy:
         """Every layer of the load, ``products`` behind each; in the stream, nothing waited for."""
         copy = LayerwiseCopy(
             self.model.host, self.model.engine, *self.slots, ahead=ahead, path=self.path
@@ -165,6 +168,7 @@ class _Load:
             copy.wait_layer(layer)
             self.model.products(products)
             copy.layer_done(layer)
+        return copy
 
     def is_right(self, bench: Bench, ahead: int | None) -> bool:
         """Whether every page is where it should be."""

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from _gpu_timing import Call
-from numpy.typing import NDArray
 
 from bodocache.kernels import copy_engine, nvrtc
 from bodocache.kernels.reference.views import page_views
@@ -218,7 +217,7 @@ def uva_arguments(
     destination: PagedMemory,
     slots: Slots,
     tables: Sequence[torch.Tensor],
-) -> NDArray[np.void]:
+) -> bytes:
     """The struct of one launch: int64 ``slots`` and ``tables`` of bases where the kernel runs."""
     piece_nbytes = min(runs.piece_nbytes for runs in pair_of("uva", source, destination))
     item_nbytes = min(piece_nbytes, ITEM_NBYTES)
@@ -228,7 +227,7 @@ def uva_arguments(
         *(source.page_stride, destination.page_stride),
         *(len(slots[0]), source.bases.size, piece_nbytes // item_nbytes, item_nbytes),
     )
-    return arguments
+    return arguments.tobytes()
 
 
 PEERS: Mapping[str, Prepare] = {

@@ -25,12 +25,13 @@ def measure(bench: Bench) -> None:
         bench.report.failed(SECTION, "score_pages", explain(error))
         return
     formula = Formula(600.0, 1.0, (0.0, 2e-5, 1e-4, 1e-2), (0.0, 2e-11, 2e-10, 1e-9))
-    with bench.reporting(SECTION, "all"):
-        _measure(bench, formula)
+    for num_pages in bench.scale.num_pages:
+        with bench.reporting(SECTION, "all", pages=num_pages):
+            _measure(bench, formula, num_pages)
     _claim(bench)
 
 
-def _measure(bench: Bench, formula: "Formula") -> None:  # noqa: F821 -- imported where it is there
+def _measure(bench: Bench, formula: "Formula", num_pages: int) -> None:  # noqa: F821 -- imported where it is there
     from bodocache.kernels.coldest import coldest_pages
     from bodocache.kernels.page_records import DEPTH
     from bodocache.kernels.reference.coldest import coldest_pages as coldest_twin
@@ -39,31 +40,32 @@ def _measure(bench: Bench, formula: "Formula") -> None:  # noqa: F821 -- importe
     from bodocache.kernels.score import score_pages
     from bodocache.kernels.subtree import refresh_keys
 
-    scale = bench.scale
-    pages = _pages(bench, bench.device)
+    levels, num_coldest = bench.scale.levels, num_pages // 100
+    on_host = _pages(num_pages, levels)
+    pages = on_host.on(bench.device)
     copies = [pages, *(pages.grown(pages.capacity) for _ in range(COPIES - 1))]
     at = rotated(copies)
     keys = [refresh_keys(each, TIER, NOW_S, formula) for each in copies]
     keys_at = rotated(keys)
     scores, fresh = (torch.empty(pages.capacity, device=bench.device) for _ in range(2))
-    chosen = torch.zeros(scale.num_coldest, dtype=torch.int32, device=bench.device)
+    chosen = torch.zeros(num_coldest, dtype=torch.int32, device=bench.device)
 
     def score(index: int) -> torch.Tensor:
         return score_pages(at(index), TIER, NOW_S, formula, out=scores)
 
     def coldest(index: int) -> torch.Tensor:
-        return coldest_pages(at(index), keys_at(index), scale.num_coldest).rows
+        return coldest_pages(at(index), keys_at(index), num_coldest).rows
 
     def topk(index: int) -> object:
-        return torch.topk(keys_at(index), scale.num_coldest, largest=False, sorted=False)
+        return torch.topk(keys_at(index), num_coldest, largest=False, sorted=False)
 
-    fields = {"pages": scale.num_pages, "coldest": scale.num_coldest, "levels": scale.levels}
+    fields = {"pages": num_pages, "coldest": num_coldest, "levels": levels}
     exact = score_twin(pages, TIER, NOW_S, formula)
     refreshed = exact.clone()
     refresh_twin(pages, TIER, refreshed)
     _compare(bench, "score_pages", score(0), exact, fields)
     _compare(bench, "refresh_keys", keys[0], refreshed, fields)
-    rows = coldest_twin(keys[0], pages.words[DEPTH], scale.num_coldest).to(chosen.device)
+    rows = coldest_twin(keys[0], pages.words[DEPTH], num_coldest).to(chosen.device)
     cases = {"coldest_pages": Case(lambda i: chosen.copy_(coldest(i)), chosen, rows)}
     correct(bench, SECTION, cases, torch.zeros_like(chosen), **fields)
     calls = {
@@ -74,15 +76,15 @@ def _measure(bench: Bench, formula: "Formula") -> None:  # noqa: F821 -- importe
         "score + topk": lambda i: (score(i), topk(i)),
         "refresh_keys": lambda i: refresh_keys(at(i), TIER, NOW_S, formula, out=fresh),
     }
-    for name in {row["what"] for row in matching(bench.report.rows, section=SECTION)}:
+    failed = matching(bench.report.rows, section=SECTION, pages=num_pages)
+    for name in {row["what"] for row in failed}:
         calls = {what: call for what, call in calls.items() if name.split("_")[0] not in what}
     _time(bench, calls, fields, hidden=True)
-    on_host = _pages(bench, torch.device("cpu"))
     host_keys = refresh_keys(on_host, TIER, NOW_S, formula)
 
     def host(_: int) -> torch.Tensor:
         score_pages(on_host, TIER, NOW_S, formula)
-        return coldest_pages(on_host, host_keys, scale.num_coldest).rows.to(bench.device)
+        return coldest_pages(on_host, host_keys, num_coldest).rows.to(bench.device)
 
     calls |= {
         "score + coldest, on the host": host,
@@ -112,11 +114,10 @@ def _compare(
         bench.report.failed(SECTION, name, f"{wrong} scores beyond the bound", **fields)
 
 
-def _pages(bench: Bench, device: torch.device) -> "DevicePages":  # noqa: F821 -- as above
-    """A forest: each page's parent is a random page of the level above."""
+def _pages(count: int, levels: int) -> "DevicePages":  # noqa: F821 -- as above
+    """A forest on the host: each page's parent is a random page of the level above."""
     from bodocache.kernels.page_records import TIERS, DevicePages
 
-    count, levels = bench.scale.num_pages, bench.scale.levels
     random = np.random.default_rng(7)
     records = np.zeros(count, PAGE)
     width = count // levels
@@ -129,7 +130,7 @@ def _pages(bench: Bench, device: torch.device) -> "DevicePages":  # noqa: F821 -
     records["nbytes"] = 2 << 20
     records["tiers"] = Tier.HOST.bit | (random.random(count) < 0.5) * Tier.DISK.bit
     records["pins"] = random.random(count) < 0.001
-    pages = DevicePages(count, device)
+    pages = DevicePages(count, "cpu")
     pages.update(np.arange(count), records, np.zeros((count, TIERS)))
     return pages
 
@@ -137,11 +138,17 @@ def _pages(bench: Bench, device: torch.device) -> "DevicePages":  # noqa: F821 -
 def _claim(bench: Bench) -> None:
     seconds = {
         row["what"]: row["median_s"]
-        for row in matching(bench.report.rows, section=SECTION, begins="behind earlier work")
+        for row in matching(
+            bench.report.rows,
+            section=SECTION,
+            pages=bench.scale.num_pages[0],
+            begins="behind earlier work",
+        )
+        if "median_s" in row
     }
     if "score + coldest" in seconds:
         ours_s = seconds["score + coldest"]
-        title = f"scoring {bench.scale.num_pages} pages, taking the coldest"
+        title = f"scoring {bench.scale.num_pages[0]} pages, taking the coldest"
         claim_at_most(bench.report, title, ours_s * 1e6, 100, "us")
         if "score + topk" in seconds:
             claim_at_least(

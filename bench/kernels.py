@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import _common
@@ -28,12 +27,13 @@ import _gpu_scoring
 import torch
 from _gpu_timing import EventTimer, StandInTimer, explain
 
-from bodocache.kernels import check, nvrtc
+from bodocache.kernels import check, nvrtc, select
 
 SECTIONS = {
     "within_device": _gpu_device.measure,
     "link": _gpu_link.measure,
     "submission": _gpu_link.measure_submission,
+    "checks": _gpu_device.measure_checks,
     "scoring": _gpu_scoring.measure,
     "overlap": _gpu_overlap.measure,  # last: there it waits on the device
 }
@@ -47,7 +47,8 @@ TABLES = (
     ("submission", "microseconds", "direction", ("what",)),
     ("layerwise", "over_longer", "begins", ("what", "ahead")),
     ("beside", "slowdown", "compute", ("direction", "what")),
-    ("scoring", "median_s", "begins", ("what",)),
+    ("scoring", "median_s", "pages", ("begins", "what")),
+    ("checks", "microseconds", "mode", ("what",)),
 )
 
 
@@ -217,18 +218,10 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
         "multiprocessors": properties.multi_processor_count,
         "l2_nbytes": getattr(properties, "L2_cache_size", None),
-        "driver": _driver(),
+        "driver": select.driver_build(),
         "cuda": torch.version.cuda,
         "cuda_python": _common._version("cuda-bindings"),  # noqa: SLF001 -- the same script folder
     }
-
-
-def _driver() -> str | None:
-    version = Path("/proc/driver/nvidia/version")
-    with contextlib.suppress(OSError):
-        words = version.read_text(encoding="utf-8").split()
-        return next((word for word in words if word[0].isdigit() and word.count(".") >= 1), None)
-    return None
 
 
 if __name__ == "__main__":

@@ -208,10 +208,11 @@ def calibrate(
         typer.Option("--json", help="Write the table here too; - is standard output."),
     ] = None,
 ) -> None:
-    """Check and time every path of copy_pages on a GPU, under 20 s, and keep the table.
+    """Check and time every path of copy_pages, and scoring, on a GPU, and keep the table.
 
-    Copies in every later process choose by it, on this GPU under this driver.
-    A path that moves a wrong byte, or fails, stays unproven and is not chosen.
+    Meant to take less than 20 s. Copies in every later process choose by it, on this GPU
+    under this driver. A path that moves a wrong byte, fails, crashes or hangs
+    stays unproven and is not chosen.
     Without a table copies go through torch's own indexing.
     """
     import torch

@@ -4,6 +4,7 @@
 NUMBA_CACHE_DIR    where compiled planner code is kept (default: the user's cache)
 XDG_CACHE_HOME     the user's cache (default: ~/.cache)
 TRITON_INTERPRET   1: Triton kernels run in its interpreter (tests)
+CUDA_DEVICE_MAX_CONNECTIONS   CUDA's: 1 makes all streams share one hardware queue
 """
 
 import os
@@ -25,3 +26,8 @@ def user_cache() -> Path:
 def triton_interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def cuda_shares_one_queue() -> bool:
+    """Whether all of a GPU's streams share one hardware queue, as some trainers set it."""
+    return os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1"

@@ -274,6 +274,8 @@ class PagedMemory:
         Raises:
             LayoutError: tensors differ, or heads are not contiguous rows of a multiple of 16 bytes.
         """
+        if not keys or page_tokens < 1:
+            raise LayoutError(f"{len(keys)} layers, pages of {page_tokens} tokens; expected some")
         first = keys[0]
         columns = [list(keys)] if values is None else [list(keys), list(values)]
         for tensor in (t for column in columns for t in column):
@@ -328,7 +330,11 @@ class PagedMemory:
 
     def tensors(self) -> "list[torch.Tensor]":
         """The tensors that own the memory."""
-        return list(_tensors(self.owner))
+        return list(self.each_tensor())
+
+    def each_tensor(self) -> "Iterator[torch.Tensor]":
+        """The tensors that own the memory, one by one."""
+        return _tensors(self.owner)
 
     def only(self, layers: range | None = None, heads: range | None = None) -> "PagedMemory":
         """The same pages, restricted to a range of layers and of heads (default: all)."""
@@ -355,7 +361,11 @@ def within(chosen: range | None, count: int, what: str) -> range:
     """``chosen`` or all of ``count``; LayoutError if it is empty, strided or out of range."""
     if chosen is None:
         return range(count)
-    if chosen.step != 1 or not 0 <= chosen.start < chosen.stop <= count:
+    if (
+        not isinstance(chosen, range)
+        or chosen.step != 1
+        or not 0 <= chosen.start < chosen.stop <= count
+    ):
         raise LayoutError(f"{what} {chosen}: expected a non-empty range within 0..{count}")
     return chosen
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bodocache.kernels.coldest import Coldest, coldest_pages
-    from bodocache.kernels.copy import PageCopy, Sums, copy_and_sum_pages, copy_pages
+    from bodocache.kernels.copy import PageCopy, copy_pages
+    from bodocache.kernels.copy_sums import Sums, copy_and_sum_pages
     from bodocache.kernels.digest import digest_pages
-    from bodocache.kernels.gather import Gathered, gather_pages
+    from bodocache.kernels.gather import Gathered, gather_pages, gather_plain
     from bodocache.kernels.layerwise import LayerwiseCopy
     from bodocache.kernels.page_records import DevicePages, Formula
     from bodocache.kernels.quantise import gather_quantised, scatter_quantised
     from bodocache.kernels.quantiser import Quantiser, quantised_nbytes
-    from bodocache.kernels.scatter import scatter_pages
+    from bodocache.kernels.scatter import scatter_pages, scatter_plain
     from bodocache.kernels.score import score_pages
     from bodocache.kernels.select import CopyPath
     from bodocache.kernels.subtree import refresh_keys
@@ -36,10 +37,12 @@ __all__ = [
     "copy_pages",
     "digest_pages",
     "gather_pages",
+    "gather_plain",
     "gather_quantised",
     "quantised_nbytes",
     "refresh_keys",
     "scatter_pages",
+    "scatter_plain",
     "scatter_quantised",
     "score_pages",
 ]
@@ -54,16 +57,18 @@ if not TYPE_CHECKING:
         "LayerwiseCopy": "layerwise",
         "PageCopy": "copy",
         "Quantiser": "quantiser",
-        "Sums": "copy",
+        "Sums": "copy_sums",
         "coldest_pages": "coldest",
-        "copy_and_sum_pages": "copy",
+        "copy_and_sum_pages": "copy_sums",
         "copy_pages": "copy",
         "digest_pages": "digest",
         "gather_pages": "gather",
+        "gather_plain": "gather",
         "gather_quantised": "quantise",
         "quantised_nbytes": "quantiser",
         "refresh_keys": "subtree",
         "scatter_pages": "scatter",
+        "scatter_plain": "scatter",
         "scatter_quantised": "quantise",
         "score_pages": "score",
     }

@@ -139,6 +139,19 @@ class BulkCopy:
             stream=stream,
         )
 
+    def warm(self) -> None:
+        """Load the kernel's code, once a process, by a launch of no chunks: it moves nothing."""
+        assert self.function is not None
+        if self.function not in _warm:
+            empty = PACKED.pack(*self.source, 0, 8, *self.destination, 0, 8, 0, 1, 1, 0, 2)
+            self.function.launch(
+                *(empty,),
+                num_blocks=1,
+                num_threads=THREADS,
+                shared_nbytes=self.ring.shared_nbytes(UNIT_NBYTES),
+            )
+            _warm.add(self.function)
+
     def arguments(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> bytes:
         """The struct that a launch passes: ARGUMENTS, packed."""
         assert source_slots.numel() == destination_slots.numel()
@@ -158,6 +171,9 @@ class BulkCopy:
         total = num_pages * self.page_nbytes
         chunk = chunk_nbytes(self.longest_run_nbytes, total, self.blocks, self.ring)
         return Cut(total, chunk, -(-total // chunk))
+
+
+_warm: set[nvrtc.Function] = set()
 
 
 def bulk_copy(

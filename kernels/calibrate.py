@@ -1,30 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures every path of ``copy_pages`` on one GPU, and keeps what ``select`` chooses by.
+"""Measures every path of ``copy_pages``, and scoring, on one GPU: what ``select`` chooses by.
 
-Each path must first move every byte right; one that does not, or that raises, is left out of the
-table and stays unproven. Unproven itself: it never ran on a GPU.
+Each path works in a process of its own, which may crash or hang, and first has to move every byte
+right, in whole memories; then it is timed, while nothing else runs. A path that fails anywhere in a
+direction stays unproven there. Processes check side by side and take turns with the clock: meant to
+take less than 20 s in all. Unproven itself: it never ran on a GPU.
 """
 
+import argparse
+import contextlib
+import fcntl
 import itertools
+import json
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import select
+from bodocache.kernels import calibrate_scoring, select
 from bodocache.kernels.copy import PageCopy
+from bodocache.kernels.launch import MAX_PROGRAMS
 from bodocache.kernels.reference.copy import copy_pages as twin
-from bodocache.kernels.select import CopyPath, Direction, Measured, Table, describe
+from bodocache.kernels.select import CopyPath, Direction, Measured, Scored, Table, describe
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
-PIECES_NBYTES = (1024, 4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
+PIECES_NBYTES = (128, 512, 4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
 TOTALS_NBYTES = (1 << 20, 64 << 20)
-REPEATS = 5  # each grid point takes about 20 ms at 25 GB/s
-LAYERS, PAGE_TOKENS = 8, 16
+MAX_PIECES = 16 << 10  # of a copy: the copy engine takes about 1 us for each, the twins more
+REPEATS = 3
+LAYERS = 8
+BUDGET_S = 2.5  # of the clock, for a path: what it does not get to stays unmeasured
+LIMIT_S = 30  # of a process
+SCORING = "scoring"
+
+_CHILD = (  # this module, from where this process has it
+    "import sys; sys.path[:] = {path!r};"
+    " from bodocache.kernels.calibrate import main; sys.exit(main())"
+)
 
 _PATHS = {
     Direction.HOST_TO_DEVICE: tuple(CopyPath),
@@ -43,122 +63,110 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A path that is not proven at one point, and why."""
+    """What is not proven, and why."""
 
-    direction: Direction
-    path: CopyPath
-    piece_nbytes: int
+    what: str  # a direction and a path, a path alone, or scoring
     why: str
 
 
+Found = Measured | Scored | Failure
 Note = Callable[[str], None]
+Seconds = Callable[[Callable[[], object], torch.device], float]
 
 
-def calibrate(
-    device: torch.device, *, grid: Grid | None = None, note: Note = lambda _: None
-) -> tuple[Table, list[Failure]]:
-    """Check and time every path on ``device``; ``note`` is told of each grid point.
+def calibrate(device: torch.device, *, note: Note = lambda _: None) -> tuple[Table, list[Failure]]:
+    """Check and time every path on ``device``; ``note`` is told of each that is done.
 
     Raises:
         BodoCacheError: ``device`` is no CUDA device.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         raise BodoCacheError(f"calibrate: {device} is no CUDA device; nothing to measure here")
-    own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(own):  # the legacy one takes no batch of copies
-        points, failures = measure_grid(device, grid or Grid(), note, _seconds)
-    return Table(describe(device), tuple(points)), failures
+    names = [*CopyPath, SCORING]
+    with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(len(names)) as threads:
+        commands = [_command(name, device, turn.name) for name in names]
+        said = list(threads.map(partial(measured_apart, note=note), names, commands))
+    return tabled(describe(device), itertools.chain.from_iterable(said))
 
 
-def measure_grid(
-    device: torch.device,
-    grid: Grid,
-    note: Note,
-    seconds: Callable[[Callable[[], None], torch.device], float],
-) -> tuple[list[Measured], list[Failure]]:
-    """Points and failures of ``grid``; ``seconds`` times a call."""
-    points: list[Measured] = []
-    failures: list[Failure] = []
-    sizes = itertools.product(Direction, grid.pieces_nbytes, grid.totals_nbytes)
-    for direction, piece_nbytes, nbytes in sizes:
-        note(f"{direction}: pieces of {piece_nbytes} bytes, {nbytes} in all")
-        case = _Case.of(direction, piece_nbytes, nbytes, device)
-        for path in _PATHS[direction]:
-            copy = partial(PageCopy(case.source, case.destination, path=path).run, *case.slots)
-            why = case.why_wrong(copy)
+def tabled(device: str, found: Iterable[Found]) -> tuple[Table, list[Failure]]:
+    """The table of what was found, less what cannot be trusted, and the failures."""
+    items = list(found)
+    failures = [item for item in items if isinstance(item, Failure)]
+    failed = {failure.what for failure in failures}
+    points = tuple(
+        item
+        for item in items
+        if isinstance(item, Measured)
+        and not {str(item.path), _what(item.direction, item.path)} & failed
+    )
+    scored = () if SCORING in failed else tuple(i for i in items if isinstance(i, Scored))
+    return Table(device, points, scored), failures
+
+
+def measured_apart(name: str, command: Sequence[str], *, note: Note) -> list[Found]:
+    """What a process finds out about ``name``: one failure of it all where it ends badly."""
+    try:
+        ran = subprocess.run(  # noqa: S603 -- this module again
+            command,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        note(f"{name}: hangs")
+        return [Failure(name, f"in a process of its own it did not end within {LIMIT_S} s")]
+    note(f"{name}: done")
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1:] or [""]
+        return [Failure(name, f"its process ended with {ran.returncode}: {last[0][:300]}")]
+    return [_parsed(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+
+
+def measure(
+    path: CopyPath, device: torch.device, grid: Grid, seconds: Seconds, turn: Path | None = None
+) -> Iterator[Found]:
+    """Check ``path`` at all of ``grid``, then time it, where it was right."""
+    pools = _Pools(device, 2 * max(grid.totals_nbytes))
+    right: list[tuple[_Case, Callable[[], None]]] = []
+    with turned(turn, fcntl.LOCK_SH):
+        for direction in (d for d in Direction if path in _PATHS[d]):
+            cases = list(_cases(direction, grid, pools))
+            copies = [_copy(case, path) for case in cases]
+            why = next(
+                (w for c, copy in zip(cases, copies, strict=True) if (w := c.why_wrong(copy))), None
+            )
             if why is not None:
-                failures.append(Failure(direction, path, piece_nbytes, why))
-                continue
+                yield Failure(_what(direction, path), why)
+            else:
+                right += zip(cases, copies, strict=True)
+    right.sort(key=lambda pair: pair[0].nbytes)
+    with turned(turn, fcntl.LOCK_EX):
+        begun_s = time.monotonic()
+        for case, copy in right:
+            if time.monotonic() - begun_s > BUDGET_S:
+                return
             rate = case.nbytes / seconds(copy, device)
-            points.append(Measured(direction, path, piece_nbytes, case.nbytes, rate))
-    return points, failures
+            blocks = _blocks(path, case.direction)
+            yield Measured(case.direction, path, case.piece_nbytes, case.nbytes, rate, blocks)
 
 
-@dataclass(slots=True)
-class _Case:
-    """One direction, piece size and total: two pools and what moves between them."""
-
-    source: PagedMemory
-    destination: PagedMemory
-    memory: torch.Tensor  # of the destination
-    slots: tuple[torch.Tensor, torch.Tensor]
-    nbytes: int
-
-    @classmethod
-    def of(
-        cls, direction: Direction, piece_nbytes: int, nbytes: int, device: torch.device
-    ) -> "_Case":
-        """An engine's pool by layer, whose pieces have that size, and a host pool by page."""
-        group = Group("calibration", LAYERS, 1, piece_nbytes // (2 * PAGE_TOKENS), 2)
-        pages = max(1, nbytes // group.page_nbytes(PAGE_TOKENS))
-        kinds = [LayoutKind.LAYER_FIRST, LayoutKind.PAGE]
-        devices = [device, torch.device("cpu")]
-        if direction is Direction.WITHIN_DEVICE:
-            devices = [device, device]
-        sides = [
-            _pool(kind, group, 2 * pages, where) for kind, where in zip(kinds, devices, strict=True)
-        ]
-        if direction is Direction.HOST_TO_DEVICE:
-            sides.reverse()
-        (source, _), (destination, memory) = sides
-        order = torch.randperm(2 * pages, generator=torch.Generator().manual_seed(7))
-        slots = (order[:pages].clone(), order.flip(0)[:pages].clone())
-        return cls(source, destination, memory, slots, pages * group.page_nbytes(PAGE_TOKENS))
-
-    def why_wrong(self, copy: Callable[[], None]) -> str | None:
-        """What is wrong with the bytes that ``copy`` writes, or what it raised; None if nothing.
-
-        Whatever lies outside the named slots counts too.
-        """
-        before = torch.randint_like(self.memory, 256)
-        self.memory.copy_(before)
-        twin(self.source, self.destination, *self.slots)
-        expected = self.memory.clone()
-        self.memory.copy_(before)
-        try:
-            copy()
-            if self.memory.device.type == "cuda" or self.source.device.type == "cuda":
-                torch.cuda.synchronize()
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the path is not proven
-            return f"{type(error).__name__}: {error}"
-        wrong = int((self.memory != expected).sum())
-        return f"{wrong} wrong bytes" if wrong else None
+@contextlib.contextmanager
+def turned(turn: Path | None, kind: int) -> Iterator[None]:
+    """Beside others that hold the lock as well, or alone (LOCK_EX)."""
+    if turn is None:
+        yield
+        return
+    with turn.open("rb") as file:
+        fcntl.flock(file, kind)
+        yield
 
 
-def _pool(
-    kind: LayoutKind, group: Group, num_pages: int, device: torch.device
-) -> tuple[PagedMemory, torch.Tensor]:
-    layout = Layout(kind, group, PAGE_TOKENS, num_pages)
-    memory = torch.randint(0, 256, (layout.pool_nbytes,), dtype=torch.uint8, device=device)
-    if device.type == "cpu" and torch.cuda.is_available():
-        memory = memory.pin_memory()
-    return PagedMemory.of_layout(memory, layout), memory
-
-
-def _seconds(call: Callable[[], None], device: torch.device) -> float:
+def seconds_on(call: Callable[[], object], device: torch.device) -> float:
     """Median of REPEATS calls, each from its submission to its end."""
     taken = []
-    for _ in range(REPEATS + 1):  # the first compiles
+    for _ in range(REPEATS + 1):  # the first warms up
         torch.cuda.synchronize(device)
         started_s = time.perf_counter()
         call()
@@ -167,19 +175,168 @@ def _seconds(call: Callable[[], None], device: torch.device) -> float:
     return sorted(taken[1:])[REPEATS // 2]
 
 
+class _Pools:
+    """Random bytes, made once: memory on the device and pinned memory, and copies to compare."""
+
+    def __init__(self, device: torch.device, nbytes: int) -> None:
+        self.on_device, self.paged = (
+            torch.randint(0, 256, (nbytes,), dtype=torch.uint8, device=device) for _ in range(2)
+        )
+        pinned = torch.cuda.is_available()
+        self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
+        self.device_bytes, self.paged_bytes = self.on_device.clone(), self.paged.clone()
+        self.host.copy_(self.paged_bytes)
+        self.expected = torch.empty_like(self.on_device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One direction, piece size and total: an engine's pool by layer, and whole pages elsewhere."""
+
+    direction: Direction
+    piece_nbytes: int
+    num_pages: int
+    pools: _Pools
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a copy."""
+        return self.num_pages * 2 * LAYERS * self.piece_nbytes
+
+    def slots(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Half of all pages, in no order, on the host."""
+        order = torch.randperm(2 * self.num_pages, generator=torch.Generator().manual_seed(7))
+        return order[: self.num_pages].clone(), order.flip(0)[: self.num_pages].clone()
+
+    def sides(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory that is read and the one that is written."""
+        pools = self.pools
+        if self.direction is Direction.HOST_TO_DEVICE:
+            return pools.host, pools.on_device
+        return pools.on_device, pools.paged if self._stays else pools.host
+
+    def why_wrong(self, copy: Callable[[], None]) -> str | None:
+        """What is wrong with the bytes that ``copy`` writes, or what it raised; None if nothing.
+
+        All bytes of the memory count, also those outside the named slots.
+        """
+        pools, inwards = self.pools, self.direction is Direction.HOST_TO_DEVICE
+        read, before = pools.device_bytes, pools.paged_bytes
+        if inwards:
+            read, before = before, read
+        pools.expected.copy_(before)
+        twin(*self.paged(read, pools.expected), *(s.to(read.device) for s in self.slots()))
+        source, target = self.sides()
+        source.copy_(read)
+        target.copy_(before)
+        try:
+            copy()
+            if read.device.type == "cuda":
+                torch.cuda.synchronize(read.device)
+            wrong = int((target.to(read.device) != pools.expected).sum())
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the path is not proven
+            return f"{self.piece_nbytes} B pieces: {type(error).__name__}: {error}"
+        return f"{self.piece_nbytes} B pieces: {wrong} wrong bytes" if wrong else None
+
+    def paged(
+        self, source: torch.Tensor, destination: torch.Tensor
+    ) -> tuple[PagedMemory, PagedMemory]:
+        """Two memories as pages of these pieces: the engine's by layer, the other one whole."""
+        tokens = 16 if self.piece_nbytes >= 512 else 4
+        group = Group("calibration", LAYERS, 1, self.piece_nbytes // (2 * tokens), 2)
+        kinds = [LayoutKind.LAYER_FIRST, LayoutKind.PAGE]
+        if self.direction is Direction.HOST_TO_DEVICE:
+            kinds.reverse()
+        ours, theirs = (
+            PagedMemory.of_layout(memory, Layout(kind, group, tokens, 2 * self.num_pages))
+            for kind, memory in zip(kinds, (source, destination), strict=True)
+        )
+        return ours, theirs
+
+    @property
+    def _stays(self) -> bool:
+        return self.direction is Direction.WITHIN_DEVICE
+
+
+def _cases(direction: Direction, grid: Grid, pools: _Pools) -> Iterator[_Case]:
+    for piece in grid.pieces_nbytes:
+        page_nbytes = 2 * LAYERS * piece
+        totals = {min(total, MAX_PIECES * piece) for total in grid.totals_nbytes}
+        counts = {max(1, total // page_nbytes) for total in totals}
+        for count in sorted(counts):
+            if 2 * count * page_nbytes <= len(pools.host):
+                yield _Case(direction, piece, count, pools)
+
+
+def _copy(case: _Case, path: CopyPath) -> Callable[[], None]:
+    """Prepared at the first call, whose failure is the path's."""
+    made: list[Callable[[], None]] = []
+
+    def call() -> None:
+        if not made:
+            made.append(partial(PageCopy(*case.paged(*case.sides()), path=path).run, *case.slots()))
+        made[0]()
+
+    return call
+
+
+def _blocks(path: CopyPath, direction: Direction) -> int:
+    if path not in {CopyPath.SM, CopyPath.BULK}:
+        return 0
+    return MAX_PROGRAMS if direction is Direction.WITHIN_DEVICE else select.LINK_BLOCKS
+
+
+def _what(direction: Direction, path: CopyPath) -> str:
+    return f"{direction} by {path}"
+
+
+def _parsed(line: str) -> Found:
+    said = json.loads(line)
+    if "why" in said:
+        return Failure(said["what"], said["why"])
+    return select.scored(said) if "work" in said else select.measured(said)
+
+
+def _command(name: str, device: torch.device, turn: str) -> list[str]:
+    options = ("--only", name, "--device", str(device.index or 0), "--turn", turn)
+    return [sys.executable, "-c", _CHILD.format(path=sys.path), *options]
+
+
 def main() -> int:
     """``python -m bodocache.kernels.calibrate``: what ``bodocache calibrate`` does, with no more
     than torch and triton. Prints the best path of each point; 2 where there is no GPU.
     """
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--device", type=int, help="index; default: the current one")
+    arguments.add_argument("--only", help=argparse.SUPPRESS)
+    arguments.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
+    chosen = arguments.parse_args()
     if not torch.cuda.is_available():
         sys.stderr.write("calibrate: no CUDA device\n")
         return 2
-    device = torch.device("cuda", torch.cuda.current_device())
+    index = torch.cuda.current_device() if chosen.device is None else chosen.device
+    device = torch.device("cuda", index)
+    if chosen.only is not None:
+        torch.cuda.set_device(device)
+        for found in _only(chosen.only, device, chosen.turn):
+            print(json.dumps(asdict(found)), flush=True)  # noqa: T201 -- read by ``calibrate``
+        return 0
     table, failures = calibrate(device, note=lambda text: print(text, flush=True))  # noqa: T201
     for line in report(table, failures):
         print(line)  # noqa: T201 -- a command's output
     print(f"kept in {select.save_table(table)}")  # noqa: T201
     return 0
+
+
+def _only(name: str, device: torch.device, turn: Path) -> Iterator[Found]:
+    own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(own):  # the legacy one takes no batch of copies
+        if name != SCORING:
+            yield from measure(CopyPath(name), device, Grid(), seconds_on, turn)
+            return
+        with turned(turn, fcntl.LOCK_EX):
+            for found in calibrate_scoring.measure(device, seconds_on):
+                yield found if isinstance(found, Scored) else Failure(SCORING, found)
 
 
 def report(table: Table, failures: list[Failure]) -> list[str]:
@@ -194,9 +351,11 @@ def report(table: Table, failures: list[Failure]) -> list[str]:
         f"{point.bytes_per_s / 1e9:.1f} GB/s"
         for (direction, piece_nbytes, nbytes), point in sorted(best.items())
     ]
-    return lines + [
-        f"unproven: {f.direction} by {f.path}, {f.piece_nbytes} B: {f.why}" for f in failures
+    lines += [
+        f"{p.work:16} {p.num_pages:>9} pages: {p.place} {p.seconds * 1e6:.1f} us"
+        for p in table.scored
     ]
+    return lines + [f"unproven: {failure.what}: {failure.why}" for failure in failures]
 
 
 if __name__ == "__main__":

@@ -57,14 +57,19 @@ def operands(op: str, home: str, device: torch.device, **sides: tuple[torch.Tens
             raise LayoutError(f"{op}: {name} is {got} on {tensor.device}; {fault}")
 
 
-def index_tensor(op: str, name: str, indices: Indices) -> torch.Tensor:
+def index_tensor(op: str, name: str, indices: object) -> torch.Tensor:
     """See ``indices`` (int32 or int64 [n], NumPy only for CPU pools) as a contiguous tensor."""
-    if isinstance(indices, np.ndarray):
-        if indices.dtype not in (np.int32, np.int64):
-            raise LayoutError(f"{op}: {name} is {indices.dtype}; expected int32 or int64")
+    if isinstance(indices, torch.Tensor):
+        if indices.dtype in INDEX_DTYPES and indices.ndim == 1:
+            return indices.contiguous()
+    elif not isinstance(indices, np.ndarray):
+        kind = type(indices).__name__
+        raise LayoutError(f"{op}: {name} is a {kind}; expected int32 or int64 [n], NumPy or torch")
+    elif indices.dtype in (np.int32, np.int64) and indices.ndim == 1:
         writable = indices if indices.flags.writeable else indices.copy()  # torch warns otherwise
         return torch.from_numpy(np.ascontiguousarray(writable))
-    return indices.contiguous()
+    got = f"{str(indices.dtype).removeprefix('torch.')}{list(indices.shape)}"
+    raise LayoutError(f"{op}: {name} is {got}; expected int32 or int64 [n]")
 
 
 def row_tensor(
@@ -83,14 +88,14 @@ def row_tensor(
 
 def in_range(op: str, name: str, indices: torch.Tensor, count: int, of: str) -> None:
     """Raise LayoutError unless every index is a page of ``of``, which has ``count``."""
-    if _checked(indices):
+    if is_checked(indices):
         values = indices.cpu().numpy()
         _bounds(op, name, int(values.min()), int(values.max()), count, of)
 
 
 def distinct_in_range(op: str, name: str, indices: torch.Tensor, count: int, of: str) -> None:
     """Also raise LayoutError if two indices are equal: both would write to one page of ``of``."""
-    if _checked(indices):
+    if is_checked(indices):
         values = np.sort(indices.cpu().numpy())  # 2 us for 64 indices; torch takes 20
         _bounds(op, name, int(values[0]), int(values[-1]), count, of)
         twice = values[1:][values[1:] == values[:-1]]
@@ -101,7 +106,7 @@ def distinct_in_range(op: str, name: str, indices: torch.Tensor, count: int, of:
 def disjoint(op: str, **sides: torch.Tensor) -> None:
     """Raise LayoutError if a page of one memory is both read and written."""
     (ours, theirs), names = sides.values(), list(sides)
-    if not (_checked(ours) and _checked(theirs)):
+    if not (is_checked(ours) and is_checked(theirs)):
         return
     both = np.intersect1d(ours.cpu().numpy(), theirs.cpu().numpy())
     if len(both):
@@ -206,7 +211,8 @@ def is_pinned(memory: PagedMemory) -> bool:
     return all(tensor.is_pinned() for tensor in memory.tensors())
 
 
-def _checked(indices: torch.Tensor) -> bool:
+def is_checked(indices: torch.Tensor) -> bool:
+    """Whether values of ``indices`` are looked at: on the CPU, or in debug mode."""
     return indices.numel() > 0 and (indices.device.type == "cpu" or _device_indices.get())
 
 

@@ -215,7 +215,7 @@ def coldest_pages(
         LayoutError: ``keys``, ``count`` or ``cap`` does not fit.
     """
     check_keys(_OP, "keys", pages, keys)
-    if count < 0 or (cap is not None and cap < 0):
+    if not all(isinstance(n, int) and n >= 0 for n in (count, cap or 0)):
         raise LayoutError(f"{_OP}: count is {count} and cap {cap}; expected 0 or more of both")
     num_rows = min(count, pages.capacity, count if cap is None else cap)
     rows = torch.empty(num_rows, dtype=torch.int32, device=pages.device)

@@ -7,22 +7,30 @@ written outside the named slots. Which path is taken when is ``select``'s busine
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from bodocache.errors import LayoutError
-from bodocache.kernels import check, host, move, select
+from bodocache.kernels import check, host, move, overlap, select
 from bodocache.kernels.check import INDICES, Indices
-from bodocache.kernels.launch import Launch, sample_operands
+from bodocache.kernels.launch import (
+    LATENT_GROUP,
+    SAMPLE_GROUP,
+    Launch,
+    empty_sums,
+    sample_operands,
+    sample_pool,
+)
+from bodocache.kernels.overlap import Relation
 from bodocache.kernels.reference.copy import copy_pages as twin
-from bodocache.kernels.reference.copy import sum_pages as sums_twin
 from bodocache.kernels.runs import Runs, pair_of
-from bodocache.kernels.select import CopyPath
-from bodocache.layout import PagedMemory
+from bodocache.kernels.select import CopyPath, Direction
+from bodocache.layout import LayoutKind, PagedMemory
 
 if TYPE_CHECKING:
     from bodocache.kernels.bulk import BulkCopy
+    from bodocache.kernels.copy_engine import EngineCopy
 
 _OP = "copy_pages"
 
@@ -30,7 +38,19 @@ _OP = "copy_pages"
 class PageCopy:
     """A copy between two pools, checked once: what is left for each call is its indices."""
 
-    __slots__ = ("_bulk", "_pair", "_path", "blocks", "destination", "device", "source")
+    __slots__ = (
+        "_blocks_allowed",
+        "_bulk",
+        "_engine",
+        "_pair",
+        "_path",
+        "_relation",
+        "_template",
+        "blocks",
+        "destination",
+        "device",
+        "source",
+    )
 
     def __init__(
         self,
@@ -39,19 +59,28 @@ class PageCopy:
         *,
         layers: range | None = None,
         heads: range | None = None,
-        path: CopyPath | None = None,
+        path: CopyPath | str | None = None,
         blocks: int | None = None,
     ) -> None:
-        """See :func:`copy_pages`. Both memories are kept alive."""
+        """See :func:`copy_pages`. Both memories are kept alive, and the tables that kernels read:
+        who captures a copy in a CUDA graph keeps this object as long as the graph.
+        """
         self.source = source.only(layers, heads)
         self.destination = destination.only(layers, heads)
         self._pair = pair_of(_OP, self.source, self.destination)
         self.device = _device_of(source, destination)
-        self._path = path
-        self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it
-        if blocks is not None and blocks < 1:
-            raise LayoutError(f"{_OP}: {blocks} blocks; expected at least 1")
+        overlap.refuse_shared(_OP, self._pair[1])
+        self._relation = Relation.APART
+        if source.device == destination.device:
+            self._relation = overlap.relation(*self._pair)
+        self._path = _path_named(path)
+        self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it, as is
+        self._engine: EngineCopy | None = None
+        self._template: Launch | None = None
+        if blocks is not None and (not isinstance(blocks, int) or blocks < 1):
+            raise LayoutError(f"{_OP}: {blocks} blocks; expected a whole number, at least 1")
         crosses = source.device != destination.device
+        self._blocks_allowed = blocks
         self.blocks = select.LINK_BLOCKS if blocks is None and crosses else blocks
 
     def run(
@@ -62,33 +91,88 @@ class PageCopy:
         stream: "torch.cuda.Stream | None" = None,
     ) -> None:
         """Copy pages ``source_slots[i]`` to ``destination_slots[i]``; see :func:`copy_pages`."""
-        slots = self.checked(source_slots, destination_slots)
-        if not len(slots[0]):
-            return
-        if not check.on_gpu(self.device):
-            self.copy_on_host(*slots)
-            return
-        path = self._path or self._choose(slots[0])
-        with _on_stream(stream):
-            if path is CopyPath.TORCH:
-                twin(self.source, self.destination, *slots)
-            elif path is CopyPath.SM:
-                self.launch(*(index.to(self.device) for index in slots)).run()
-            elif path is CopyPath.COPY_ENGINE:
-                from bodocache.kernels import copy_engine
+        with on_stream(stream, self.device):
+            slots = seen_by(stream, self.checked(source_slots, destination_slots))
+            if not len(slots[0]):
+                return
+            if not check.on_gpu(self.device):
+                self.copy_on_host(*slots)
+                return
+            path = self.path_for(slots[0])
+            self.submit(path, *self.placed(path, *slots))
 
-                copy_engine.copy_runs(self._pair, self.source, self.destination, *slots)
-            else:
-                if self._bulk is None:
-                    from bodocache.kernels import bulk
+    @property
+    def piece_nbytes(self) -> int:
+        """Bytes that lie side by side on both sides."""
+        return min(runs.run_nbytes for runs in self._pair)
 
-                    self._bulk = bulk.prepared(self.source, self.destination, blocks=self.blocks)
-                ours, theirs = (index.to(self.device) for index in slots)
-                self._bulk.launch(ours, theirs)
+    def num_runs(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> int:
+        """Copies that the copy engine makes of checked indices."""
+        slots = self.placed(CopyPath.COPY_ENGINE, source_slots, destination_slots)
+        return len(self._prepared_engine().runs(*slots).nbytes)
+
+    def path_for(self, slots: torch.Tensor) -> CopyPath:
+        """The path that copies of as many pages, with indices where these are, take on a GPU."""
+        return self._path or self._choose(slots)
+
+    def placed(
+        self, path: CopyPath, source_slots: torch.Tensor, destination_slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Checked indices where ``path`` wants them. A move between host and device waits."""
+        if path is CopyPath.TORCH:
+            return source_slots, destination_slots
+        where = torch.device("cpu") if path is CopyPath.COPY_ENGINE else self.device
+        return source_slots.to(where), destination_slots.to(where)
+
+    def prepare(self, path: CopyPath, index_dtype: torch.dtype) -> None:
+        """Do now what the first copy by ``path`` would wait for: tables, code, its loading."""
+        if path is CopyPath.SM:
+            index = torch.empty(1, dtype=index_dtype, device=self.device)
+            move.warm(self.launch(index, index))
+        elif path is CopyPath.BULK:
+            self._prepared_bulk().warm()
+        elif path is CopyPath.COPY_ENGINE:
+            self._prepared_engine()
+
+    def submit(
+        self, path: CopyPath, source_slots: torch.Tensor, destination_slots: torch.Tensor
+    ) -> None:
+        """Copy by ``path`` on the current stream, for checked and placed indices (n >= 1).
+
+        Prepared, no path but CopyPath.TORCH waits for anything, nor allocates.
+        """
+        if path is CopyPath.TORCH:
+            if self._direction() is Direction.HOST_TO_DEVICE:
+                # torch reads the host's memory now: what was submitted may still write there.
+                torch.cuda.current_stream(self.device).synchronize()
+            twin(self.source, self.destination, source_slots, destination_slots)
+        elif path is CopyPath.SM:
+            self.launch(source_slots, destination_slots).run()
+        elif path is CopyPath.COPY_ENGINE:
+            self._prepared_engine().launch(source_slots, destination_slots)
+        else:
+            self._prepared_bulk().launch(source_slots, destination_slots)
+
+    def _prepared_engine(self) -> "EngineCopy":
+        if self._engine is None:
+            from bodocache.kernels import copy_engine
+
+            self._engine = copy_engine.EngineCopy(self._pair, self.source, self.destination)
+        return self._engine
+
+    def _prepared_bulk(self) -> "BulkCopy":
+        if self._bulk is None:
+            from bodocache.kernels import bulk
+
+            self._bulk = bulk.prepared(self.source, self.destination, blocks=self.blocks)
+        return self._bulk
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
-        return _launch(self._pair, (source_slots, destination_slots), self.blocks)
+        slots = (source_slots, destination_slots)
+        if self._template is None:
+            self._template = launch_pair(self._pair, slots, self.blocks)
+        return move.again(self._template, slots, _grid(self.blocks))
 
     def checked(
         self, source_slots: Indices, destination_slots: Indices
@@ -112,18 +196,24 @@ class PageCopy:
         check.in_range(_OP, "source_slots", ours, self.source.num_pages, "source")
         of = self.destination.num_pages
         check.distinct_in_range(_OP, "destination_slots", theirs, of, "destination")
-        if self.source.bases[0, 0] == self.destination.bases[0, 0]:
+        if self._relation is Relation.SAME:
             check.disjoint(_OP, source_slots=ours, destination_slots=theirs)
+        elif self._relation is Relation.MIXED:
+            overlap.check_pages(_OP, self._pair[0], ours, self._pair[1], theirs)
         return ours, theirs
 
     def _choose(self, slots: torch.Tensor) -> CopyPath:
         return select.choose(
-            select.direction_of(self.source.device, self.destination.device),
-            piece_nbytes=min(runs.run_nbytes for runs in self._pair),
+            self._direction(),
+            piece_nbytes=self.piece_nbytes,
             nbytes=len(slots) * self.source.page_nbytes,
             indices_on_device=slots.device.type != "cpu",
+            blocks=self._blocks_allowed,
             device=self.device,
         )
+
+    def _direction(self) -> Direction:
+        return select.direction_of(self.source.device, self.destination.device)
 
     def copy_on_host(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> None:
         """Copy between two CPU pools, now, for checked indices."""
@@ -145,7 +235,7 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
     *,
     layers: range | None = None,
     heads: range | None = None,
-    path: CopyPath | None = None,
+    path: CopyPath | str | None = None,
     blocks: int | None = None,
     stream: "torch.cuda.Stream | None" = None,
 ) -> None:
@@ -156,14 +246,16 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
         destination: pool to write, of pages with the same rows; layouts may differ. Another range
             of heads or layers on one side: ``memory.only(layers, heads)``.
         source_slots: int32 or int64 [n]; may repeat, may be empty.
-        destination_slots: of the same dtype and place, distinct, and where source and destination
-            are one memory none of ``source_slots``.
+        destination_slots: of the same dtype and place, distinct. No byte is both read and
+            written: within one memory, none of ``source_slots``.
         layers: default all of both sides.
         heads: default all of both sides.
         path: how; default what ``select`` says is fastest of those proven on this GPU.
         blocks: programs of the SM and bulk kernels; default 4 between host and device, so that
             the engine keeps its multiprocessors, and as many as help within a device.
-        stream: CUDA stream; default the current one. The call returns before the copy has ended.
+        stream: CUDA stream, on which both memories and slots on a device are ready; default the
+            current one. But for CopyPath.TORCH the call returns before the copy has ended: keep
+            both memories until the stream has passed it.
 
     Raises:
         LayoutError: shapes, dtypes, devices, alignments, indices or a path do not fit, or host
@@ -173,57 +265,19 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
     copy.run(source_slots, destination_slots, stream=stream)
 
 
-class Sums(NamedTuple):
-    """Raw sums of what was copied: int64[n, layers, 2], the bits of u64 words (digest.py)."""
-
-    words: torch.Tensor
-
-    @property
-    def layers(self) -> int:
-        """Layers of each page."""
-        return int(self.words.shape[1])
-
-
-def copy_and_sum_pages(
-    source: PagedMemory,
-    destination: PagedMemory,
-    source_slots: Indices,
-    destination_slots: Indices,
-    *,
-    layers: range | None = None,
-    blocks: int | None = None,
-    stream: "torch.cuda.Stream | None" = None,
-) -> Sums:
-    """As :func:`copy_pages`, by the SM kernel or on the host, with the raw sums of every layer.
-
-    A layer's words count from its own first: its part of the ``page`` form starts at word o of the
-    page, so the page's digest is ``sum(a) + n, sum(b + o * a) + n``.
-    """
-    copy = PageCopy(source, destination, layers=layers, blocks=blocks)
-    pair = pair_of(_OP, copy.source, copy.destination, by_layer=True)
-    slots = copy.checked(source_slots, destination_slots)
-    count, depth = len(slots[0]), copy.source.layers
-    if not check.on_gpu(copy.device):
-        if count:
-            copy.copy_on_host(*slots)
-        return Sums(sums_twin(copy.source, slots[0]))
-    words = torch.zeros((count, depth, 2), dtype=torch.int64, device=copy.device)
-    if count:
-        on_device = (slots[0].to(words.device), slots[1].to(words.device))
-        with _on_stream(stream):
-            _launch(pair, on_device, copy.blocks, words.view(-1, 2), parts=depth).run()
-    return Sums(words)
-
-
-def _launch(
+def launch_pair(
     pair: tuple[Runs, Runs],
     slots: tuple[torch.Tensor, torch.Tensor],
     blocks: int | None,
     sums: torch.Tensor | None = None,
     parts: int = 1,
 ) -> Launch:
-    grid = move.DEVICE_GRID if blocks is None else move.link_grid(blocks)
-    return move.launch(*pair, slots, sums, parts=parts, grid=grid)
+    """The SM kernel's launch for indices on the device, with the sums of every part or without."""
+    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks))
+
+
+def _grid(blocks: int | None) -> move.Grid:
+    return move.DEVICE_GRID if blocks is None else move.link_grid(blocks)
 
 
 def _device_of(source: PagedMemory, destination: PagedMemory) -> torch.device:
@@ -245,13 +299,31 @@ def _device_of(source: PagedMemory, destination: PagedMemory) -> torch.device:
     return devices[0]
 
 
-@contextlib.contextmanager
-def _on_stream(stream: "torch.cuda.Stream | None") -> Iterator[None]:
-    if stream is None:
-        yield
-        return
-    with torch.cuda.stream(stream):
-        yield
+def _path_named(path: CopyPath | str | None) -> CopyPath | None:
+    try:
+        return None if path is None else CopyPath(path)
+    except ValueError:
+        known = ", ".join(CopyPath)
+        raise LayoutError(f"{_OP}: path is {path!r}; expected one of {known}") from None
+
+
+def seen_by(
+    stream: "torch.cuda.Stream | None", slots: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``slots``, whose memory on a device is not reused before ``stream`` has passed this point."""
+    for index in slots:
+        if stream is not None and index.device.type != "cpu":
+            index.record_stream(stream)
+    return slots
+
+
+def on_stream(
+    stream: "torch.cuda.Stream | None", device: torch.device
+) -> "contextlib.AbstractContextManager[object]":
+    """Make ``stream`` the current one for all of a call: its memory is then that stream's."""
+    if stream is None or not check.on_gpu(device):
+        return contextlib.nullcontext()
+    return torch.cuda.stream(stream)
 
 
 def specialisations() -> Iterator[tuple[str, Launch]]:
@@ -259,7 +331,26 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
     samples = list(sample_operands())
     for suffix, runs, indices, _, sums in samples:
         slots = (indices, indices)
-        yield f"copy_{suffix}", _launch((runs, runs), slots, None)
-        yield f"copy_{suffix}_link", _launch((runs, runs), slots, select.LINK_BLOCKS)
+        yield f"copy_{suffix}", launch_pair((runs, runs), slots, None)
+        yield f"copy_{suffix}_link", launch_pair((runs, runs), slots, select.LINK_BLOCKS)
         if len(runs.bases) > 1:
-            yield f"copy_{suffix}_sums", _launch((runs, runs), slots, None, sums, parts=2)
+            yield f"copy_{suffix}_sums", launch_pair((runs, runs), slots, None, sums, parts=2)
+    index = torch.zeros(1, dtype=torch.int64)
+    for group, ours, theirs in _MIXED:
+        pools = sample_pool(ours, group), sample_pool(theirs, group)
+        name = f"copy_{group.name}_{ours}_to_{theirs}"
+        yield f"{name}_link", launch_pair(pair_of(_OP, *pools), (index, index), select.LINK_BLOCKS)
+        pair = pair_of(_OP, *pools, by_layer=True)
+        operands = ((index, index), select.LINK_BLOCKS, empty_sums(2, 0, index.device))
+        yield f"{name}_link_sums", launch_pair(pair, *operands, parts=2)
+
+
+# Both ways between a host's whole pages and an engine's pools, and between engines.
+_MIXED = (
+    (SAMPLE_GROUP, LayoutKind.PAGE, LayoutKind.LAYER_FIRST),
+    (SAMPLE_GROUP, LayoutKind.LAYER_FIRST, LayoutKind.PAGE),
+    (SAMPLE_GROUP, LayoutKind.PAGE_HEAD, LayoutKind.LAYER_FIRST),
+    (SAMPLE_GROUP, LayoutKind.PAGE_FIRST, LayoutKind.PAGE_HEAD),
+    (LATENT_GROUP, LayoutKind.PAGE, LayoutKind.LAYER_FIRST),
+    (LATENT_GROUP, LayoutKind.LAYER_FIRST, LayoutKind.PAGE),
+)

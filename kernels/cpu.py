@@ -17,7 +17,7 @@ from bodocache.kernels.runs import Runs
 _SCATTER = 1  # contiguous page -> pool; otherwise pool -> contiguous page
 _NARROW = 2  # runs are no multiples of 64 bytes
 _STREAM = 4  # stores bypass the caches
-_PLAIN = 8  # copy without a digest: the yardstick of bench/kernels_cpu.py
+_PLAIN = 8  # copy without a digest
 
 # A target beyond the last-level cache misses on every store: streaming into 256 MiB moves 21 GB/s,
 # plain stores 12 and libc's memcpy 14; into 4 MiB it is 28 against 47 (one Zen 4 core).
@@ -39,6 +39,16 @@ def scatter(
 ) -> torch.Tensor:
     """Copy ``rows`` of ``pages`` to pages ``slots``; return int64[n, 2] digests."""
     return move(runs, slots, rows, pages, scatter_mode(runs))
+
+
+def gather_plain(runs: Runs, slots: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+    """Copy pages ``slots`` to ``rows`` of ``out``."""
+    move(runs, slots, rows, out, plain(gather_mode(runs, out)))
+
+
+def scatter_plain(runs: Runs, slots: torch.Tensor, rows: torch.Tensor, pages: torch.Tensor) -> None:
+    """Copy ``rows`` of ``pages`` to pages ``slots``."""
+    move(runs, slots, rows, pages, plain(scatter_mode(runs)))
 
 
 def copy(
@@ -91,7 +101,7 @@ def scatter_mode(runs: Runs) -> int:
 
 
 def plain(mode: int) -> int:
-    """``mode`` without the digest, for runs that are multiples of 64 bytes."""
+    """``mode`` without the digest."""
     return mode | _PLAIN
 
 

@@ -23,6 +23,16 @@ class HostPath(Protocol):
     ) -> torch.Tensor:
         """Copy ``rows`` of ``pages`` to pages ``slots``; return their digests."""
 
+    def gather_plain(
+        self, runs: Runs, slots: torch.Tensor, rows: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """Copy pages ``slots`` to ``rows`` of ``out``."""
+
+    def scatter_plain(
+        self, runs: Runs, slots: torch.Tensor, rows: torch.Tensor, pages: torch.Tensor
+    ) -> None:
+        """Copy ``rows`` of ``pages`` to pages ``slots``."""
+
     def copy(
         self, pair: tuple[Runs, Runs], source_slots: torch.Tensor, destination_slots: torch.Tensor
     ) -> None:

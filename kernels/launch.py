@@ -4,7 +4,6 @@
 So what is compiled and inspected ahead of time is what engines launch.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bodocache.kernels.check import UNIT_NBYTES
+from bodocache.kernels.check import INDEX_DTYPES, UNIT_NBYTES
 from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
@@ -26,6 +25,7 @@ WORD_NBYTES = 4
 # Pages of the smallest kind that still has several layers, tokens and heads, for ``aot``.
 SAMPLE_PAGE_TOKENS = 16
 SAMPLE_GROUP = Group("attention", layers=2, heads=8, head_dim=128, itemsize=2)
+LATENT_GROUP = Group("latent", layers=2, heads=1, head_dim=576, itemsize=2, kv=1)
 
 # Integer code: contraction of floats is set only because Triton 3.9 warns where it is not.
 OPTIONS: dict[str, int | bool] = {"num_warps": 4, "enable_fp_fusion": False}
@@ -70,9 +70,12 @@ def device_table(runs: Runs, device: torch.device) -> torch.Tensor:
     """int64[4 + B] on ``device``: B, the page, token and head strides, then the bases; all / 16.
 
     In memory instead of in arguments, so that no value of theirs makes Triton compile once more.
+    Made once, by a small copy that waits; it lives as long as ``runs``.
     """
-    header = (runs.page_stride, runs.token_stride, runs.head_stride)
-    return _table(runs.bases.tobytes(), header, device)
+    table = runs.tables.get(device)
+    if table is None:
+        table = runs.tables.setdefault(device, _table(runs, device))
+    return table
 
 
 def empty_sums(num_pages: int, page_nbytes: int, device: torch.device) -> torch.Tensor:
@@ -81,20 +84,26 @@ def empty_sums(num_pages: int, page_nbytes: int, device: torch.device) -> torch.
 
 
 def sample_operands() -> Iterator[tuple[str, Runs, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """A name, runs, indices, a page and its sums: each shape of runs, both index types."""
-    for kind in LayoutKind:
-        layout = Layout(kind, SAMPLE_GROUP, SAMPLE_PAGE_TOKENS, num_pages=2)
-        memory = torch.empty(layout.pool_nbytes, dtype=torch.uint8)
-        runs = runs_of(PagedMemory.of_layout(memory, layout))
+    """A name, runs, indices, a page and its sums: each shape of runs, both index types; latents."""
+    shapes = [(kind, SAMPLE_GROUP, dtype) for kind in LayoutKind for dtype in INDEX_DTYPES]
+    shapes.append((LayoutKind.LAYER_FIRST, LATENT_GROUP, torch.int64))
+    for kind, group, dtype in shapes:
+        runs = runs_of(sample_pool(kind, group))
         pages = torch.empty((1, runs.page_nbytes), dtype=torch.uint8)
-        for dtype in (torch.int32, torch.int64):
-            indices = torch.zeros(1, dtype=dtype)
-            sums = empty_sums(1, runs.page_nbytes, pages.device)
-            yield f"{kind}_{str(dtype).removeprefix('torch.')}", runs, indices, pages, sums
+        indices = torch.zeros(1, dtype=dtype)
+        sums = empty_sums(1, runs.page_nbytes, pages.device)
+        suffix = f"{kind}_{str(dtype).removeprefix('torch.')}"
+        named = suffix if group is SAMPLE_GROUP else f"{group.name}_{suffix}"
+        yield named, runs, indices, pages, sums
 
 
-@functools.lru_cache(maxsize=512)  # one small blocking copy per pool, layer range and device
-def _table(bases: bytes, strides: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    units = np.frombuffer(bases, np.int64) // UNIT_NBYTES
-    header = [len(units), *(stride // UNIT_NBYTES for stride in strides)]
-    return torch.from_numpy(np.concatenate((np.array(header, np.int64), units))).to(device)
+def sample_pool(kind: LayoutKind, group: Group) -> PagedMemory:
+    """Two pages."""
+    layout = Layout(kind, group, SAMPLE_PAGE_TOKENS, num_pages=2)
+    return PagedMemory.of_layout(torch.empty(layout.pool_nbytes, dtype=torch.uint8), layout)
+
+
+def _table(runs: Runs, device: torch.device) -> torch.Tensor:
+    header = (len(runs.bases) * UNIT_NBYTES, runs.page_stride, runs.token_stride, runs.head_stride)
+    nbytes = np.concatenate((np.array(header, np.int64), runs.bases))
+    return torch.from_numpy(nbytes // UNIT_NBYTES).to(device)

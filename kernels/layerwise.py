@@ -1,71 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """A load layer by layer, on a stream of its own, beside the engine's compute.
 
-Until the commit whole pages go, chunk by chunk, and the copy can be cut between two chunks. The
-commit fixes how many pages there will be; what is left of them then goes layer by layer, all
-submitted at once, and the engine's stream waits for each layer on the device. Two streams meet in
-events and in one counter in memory; no Python runs between layers. On a GPU it is unproven.
+Until the commit it goes page by page, in steps, and can be cut between two steps. The commit fixes
+how many pages there will be; what is left of them then goes layer by layer, all submitted at once,
+and the engine's stream waits for each layer on the device (lane.py). No Python runs between layers,
+and nothing that the commit calls waits: whatever does is done when the load is made. On a GPU it is
+unproven.
 """
-
-import weakref
-from typing import Protocol
 
 import torch
 
+from bodocache import env
 from bodocache.errors import BodoCacheError, LayoutError
-from bodocache.kernels import check, nvrtc
+from bodocache.kernels import check, select
 from bodocache.kernels.copy import PageCopy
+from bodocache.kernels.lane import CudaLane, HostLane, Lane, Mark, Stream
 from bodocache.kernels.select import CopyPath
 from bodocache.layout import PagedMemory
 
-CHUNK_NBYTES = 64 << 20  # 1.3 ms of a 50 GB/s link: how long a cut waits at most
-
-Stream = torch.cuda.Stream
-
-
-class Mark(Protocol):
-    """A point in the work of a lane."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether all work before it has ended."""
-        ...
-
-
-class Lane(Protocol):
-    """Where copies run, in the order in which they are submitted."""
-
-    def submit(
-        self, copy: PageCopy, source_slots: torch.Tensor, destination_slots: torch.Tensor
-    ) -> None:
-        """Copy, after all that was submitted before."""
-        ...
-
-    def mark(self) -> Mark:
-        """The point after all that was submitted so far."""
-        ...
-
-    def hold_until(self, count: int) -> None:
-        """Begin nothing more until :meth:`tell` was called with ``count`` or more."""
-        ...
-
-    def tell(self, count: int, stream: Stream | None) -> None:
-        """Let the lane know when the work submitted to the engine's ``stream`` has ended."""
-        ...
-
-    def make_wait(self, stream: Stream | None, mark: Mark) -> None:
-        """Let the engine's ``stream`` wait for ``mark``; the caller does not."""
-        ...
-
-    def drain(self) -> None:
-        """Wait here until all that was submitted has ended."""
-        ...
+STEP_S = 2e-3  # of the link: how long a cut waits at most
+# Copies by the copy engine that may stand behind a hold. A stream takes about a thousand commands;
+# one more, and the host waits for the engine, which waits for the host.
+MAX_HELD_RUNS = 256
 
 
 class LayerwiseCopy:
     """Pages on their way from ``source`` to ``destination``, layer by layer from the commit on.
 
-    Keep it alive until :meth:`drain` or until the engine has waited for the last layer.
+    Keep it alive until :meth:`drain` or until the engine has waited for the last layer. After a
+    commit with ``ahead`` an engine that will not say :meth:`layer_done` of every layer calls
+    :meth:`abort`: until then the stream waits, and so does whatever waits for the whole device.
     """
 
     def __init__(  # noqa: PLR0913 -- an operand each
@@ -76,8 +40,8 @@ class LayerwiseCopy:
         destination_slots: torch.Tensor,
         *,
         ahead: int | None = None,
-        chunk_nbytes: int = CHUNK_NBYTES,
-        path: CopyPath | None = None,
+        chunk_nbytes: int | None = None,
+        path: CopyPath | str | None = None,
         blocks: int | None = None,
         lane: Lane | None = None,
     ) -> None:
@@ -92,15 +56,21 @@ class LayerwiseCopy:
             ahead: layers that may be copied before the engine has said :meth:`layer_done` of the
                 one so many before; None: as many as there are. What it leaves of the link serves
                 others.
-            chunk_nbytes: of whole pages before the commit.
-            path: how; not CopyPath.TORCH where layers are to be waited for on the device.
+            chunk_nbytes: of a step before the commit: whole pages, or layers of one page where
+                that has more. Default: what the link brings in 2 ms, as it was calibrated, or at
+                10 GB/s.
+            path: how; default: what ``select`` says. With ``ahead``, not CopyPath.TORCH, which
+                waits for the stream; nor the copy engine for more than MAX_HELD_RUNS runs.
             blocks: of the SM and bulk kernels.
             lane: where copies run; default: a stream of the GPU, or this thread for two CPU pools.
 
         Raises:
-            LayoutError: as ``copy_pages``, or ``ahead`` or ``chunk_nbytes`` is less than one.
+            LayoutError: as ``copy_pages``, or ``ahead`` or ``chunk_nbytes`` is less than one, or
+                the path cannot be held.
+            BodoCacheError: all streams share one hardware queue (CUDA_DEVICE_MAX_CONNECTIONS=1),
+                where a stream that waits would keep the engine's from running.
         """
-        if (ahead is not None and ahead < 1) or chunk_nbytes < 1:
+        if min(x for x in (ahead, chunk_nbytes, 1) if x is not None) < 1:
             raise LayoutError(
                 f"layerwise copy: ahead={ahead}, chunk_nbytes={chunk_nbytes}; expected at least 1"
             )
@@ -111,8 +81,13 @@ class LayerwiseCopy:
         ]
         self._slots = self._whole.checked(source_slots, destination_slots)
         self._ahead = ahead
-        self._chunk_pages = max(1, chunk_nbytes // self._whole.source.page_nbytes)
+        self._path = self._prepared_path()
+        nbytes = _step_nbytes(self._whole) if chunk_nbytes is None else chunk_nbytes
+        self._chunk_pages = max(1, nbytes // self._whole.source.page_nbytes)
+        self._chunk_layers = max(1, nbytes // self._layers[0].source.page_nbytes)
         self._lane = lane or _lane_for(self._whole)
+        self._part = 0  # layers submitted of the first page that is not submitted as a whole
+        self._told = 0  # layers of which the engine is done
         self._chunks: list[tuple[int, Mark]] = []  # pages until there, and when they are whole
         self._marks: list[Mark] = []  # of each layer, once committed
         self._pages = len(self._slots[0])  # that will come
@@ -137,7 +112,7 @@ class LayerwiseCopy:
         return passed[-1] if passed else 0
 
     def advance(self) -> bool:
-        """Submit the next chunk of whole pages; False when none was left.
+        """Submit the next whole pages, or layers of the next one; False when none was left.
 
         Raises:
             BodoCacheError: the copy was committed or cut.
@@ -146,13 +121,17 @@ class LayerwiseCopy:
         first = self.submitted
         if first == self._pages:
             return False
+        if self._chunk_layers < self.layers:
+            self._submit_part(first)
+            return True
         end = min(first + self._chunk_pages, self._pages)
-        self._lane.submit(self._whole, self._slots[0][first:end], self._slots[1][first:end])
+        self._submit(self._whole, first, end)
         self._chunks.append((end, self._lane.mark()))
         return True
 
     def cut(self) -> None:
-        """Submit nothing more: what has been :attr:`submitted` will be whole, nothing else.
+        """Submit nothing more: what has been :attr:`submitted` will be whole, nothing else. The
+        next slot may hold some layers of its page.
 
         Raises:
             BodoCacheError: it was committed: the engine counts on every page.
@@ -176,12 +155,12 @@ class LayerwiseCopy:
                 f" {self._pages}: those submitted are on their way"
             )
         self._pages = pages
-        rest = [slots[self.submitted : pages] for slots in self._slots]
+        first = self.submitted
         for layer, copy in enumerate(self._layers):
             if self._ahead is not None and layer >= self._ahead:
                 self._lane.hold_until(layer - self._ahead + 1)
-            if len(rest[0]):
-                self._lane.submit(copy, rest[0], rest[1])
+            if first < pages:
+                self._submit(copy, first, pages)
             self._marks.append(self._lane.mark())
 
     def wait_layer(self, layer: int, stream: Stream | None = None) -> None:
@@ -193,14 +172,29 @@ class LayerwiseCopy:
         self._lane.make_wait(stream, self._mark_of(layer))
 
     def layer_done(self, layer: int, stream: Stream | None = None) -> None:
-        """The engine needs ``layer`` no more once what ``stream`` has been given has ended.
+        """The engine needs ``layer``, and those before it, no more once what ``stream`` has been
+        given has ended. All calls name one stream, or streams that wait for each other.
 
         Raises:
             BodoCacheError: nothing was committed, or there is no such layer.
         """
         self._mark_of(layer)
-        if self._ahead is not None:
+        if self._ahead is not None and self._told <= layer < self.layers - self._ahead:
+            self._told = layer + 1
             self._lane.tell(layer + 1, stream)
+
+    def abort(self) -> None:
+        """The engine will compute no further: wait here until nothing can write any more.
+
+        Before the commit that is a cut. After it all layers come, without waiting for the engine's
+        :meth:`layer_done`; any thread may call this.
+        """
+        if self._marks:
+            self._lane.release()
+            return
+        if not self._is_cut:
+            self.cut()
+        self._lane.drain()
 
     def drain(self) -> None:
         """Wait here until nothing can write to the destination any more.
@@ -209,6 +203,52 @@ class LayerwiseCopy:
         that the last ones wait for.
         """
         self._lane.drain()
+
+    def _prepared_path(self) -> CopyPath | None:
+        """The path, with all that a copy by it waits for done; None between CPU pools."""
+        if not check.on_gpu(self._whole.device):
+            return None
+        path = self._whole.path_for(self._slots[0])
+        if self._ahead is not None:
+            self._check_holdable(path)
+        self._slots = self._whole.placed(path, *self._slots)
+        for copy in (self._whole, *self._layers):
+            copy.prepare(path, self._slots[0].dtype)
+        return path
+
+    def _check_holdable(self, path: CopyPath) -> None:
+        if path is CopyPath.TORCH:
+            raise LayoutError(
+                f"layerwise copy: ahead={self._ahead} by path torch, which waits for the stream and"
+                " so for itself; calibrate (`bodocache calibrate`), or name another path"
+            )
+        if path is CopyPath.COPY_ENGINE:
+            held = sum(copy.num_runs(*self._slots) for copy in self._layers[self._ahead :])
+            if held > MAX_HELD_RUNS:
+                raise LayoutError(
+                    f"layerwise copy: ahead={self._ahead} by path copy_engine: {held} runs wait for"
+                    f" the engine; at most {MAX_HELD_RUNS}: name path sm or bulk, or no ahead"
+                )
+        if env.cuda_shares_one_queue():
+            raise BodoCacheError(
+                "layerwise copy: ahead with CUDA_DEVICE_MAX_CONNECTIONS=1: a stream that waits"
+                " would keep the engine's from running; set it to 2 or more, or give no ahead"
+            )
+
+    def _submit(self, copy: PageCopy, first: int, end: int) -> None:
+        ours, theirs = (slots[first:end] for slots in self._slots)
+        self._lane.submit(copy, self._path, ours, theirs)
+
+    def _submit_part(self, page: int) -> None:
+        """The next layers of a page that is longer than a step."""
+        end = min(self._part + self._chunk_layers, self.layers)
+        for copy in self._layers[self._part : end]:
+            self._submit(copy, page, page + 1)
+        self._part = end % self.layers
+        if not self._part:
+            self._chunks.append((page + 1, self._lane.mark()))
+        else:
+            self._lane.mark()
 
     def _mark_of(self, layer: int) -> Mark:
         if not self._marks or not 0 <= layer < self.layers:
@@ -224,119 +264,13 @@ class LayerwiseCopy:
             raise BodoCacheError(f"layerwise copy: {what} after it was {done}")
 
 
-class HostLane:
-    """Copies between CPU pools, in this thread: each has ended when ``submit`` returns."""
-
-    passed = True
-
-    def submit(
-        self, copy: PageCopy, source_slots: torch.Tensor, destination_slots: torch.Tensor
-    ) -> None:
-        """Copy now."""
-        copy.run(source_slots, destination_slots)
-
-    def mark(self) -> Mark:
-        """Passed already."""
-        return self
-
-    def hold_until(self, count: int) -> None:
-        """Nothing to hold: copies have ended by the time anyone could wait."""
-
-    def tell(self, count: int, stream: Stream | None) -> None:
-        """Nothing waits."""
-
-    def make_wait(self, stream: Stream | None, mark: Mark) -> None:
-        """Nothing to wait for."""
-
-    def drain(self) -> None:
-        """Nothing to wait for."""
-
-
-class _Event:
-    """A CUDA event as a mark."""
-
-    __slots__ = ("event",)
-
-    def __init__(self, event: torch.cuda.Event) -> None:
-        self.event = event
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.event.query())  # type: ignore[no-untyped-call]
-
-
-class CudaLane:
-    """A stream of one GPU. A CUDA graph cannot capture it: it waits for a counter in memory.
-
-    Unproven on a GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        """Begin after what the current stream was given so far."""
-        if torch.cuda.is_current_stream_capturing():
-            raise BodoCacheError("layerwise copy: a CUDA graph cannot capture it; copy outside")
-        self._device = device
-        self._stream = _fresh_stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._counter = torch.zeros(1, dtype=torch.int32, device=device)
-        self._counter.record_stream(self._stream)
-        self._stream.wait_stream(torch.cuda.current_stream(device))  # the zero is written
-
-    def submit(
-        self, copy: PageCopy, source_slots: torch.Tensor, destination_slots: torch.Tensor
-    ) -> None:
-        """Copy on the stream."""
-        copy.run(source_slots, destination_slots, stream=self._stream)
-
-    def mark(self) -> Mark:
-        """An event."""
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(self._stream)
-        return _Event(event)
-
-    def hold_until(self, count: int) -> None:
-        """The stream waits for the counter, on the device."""
-        driver = nvrtc.bindings("driver")
-        flag = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ.value
-        address = self._counter.data_ptr()
-        nvrtc.checked(
-            "cuStreamWaitValue32",
-            driver.cuStreamWaitValue32(self._stream.cuda_stream, address, count, flag),
-        )
-
-    def tell(self, count: int, stream: Stream | None) -> None:
-        """The engine's stream writes the counter when it gets there."""
-        driver = nvrtc.bindings("driver")
-        engine = stream or torch.cuda.current_stream(self._device)
-        flag = driver.CUstreamWriteValue_flags.CU_STREAM_WRITE_VALUE_DEFAULT.value
-        address = self._counter.data_ptr()
-        nvrtc.checked(
-            "cuStreamWriteValue32",
-            driver.cuStreamWriteValue32(engine.cuda_stream, address, count, flag),
-        )
-
-    def make_wait(self, stream: Stream | None, mark: Mark) -> None:
-        """The engine's stream waits for the event."""
-        assert isinstance(mark, _Event), "a mark of this lane"
-        (stream or torch.cuda.current_stream(self._device)).wait_event(mark.event)
-
-    def drain(self) -> None:
-        """Wait for the stream."""
-        self._stream.synchronize()
-
-
-def _fresh_stream(device: torch.device) -> Stream:
-    """A stream that is nobody else's: torch hands out 32 in turns, and one that waits for the
-    engine must not be the engine's own. The driver destroys it once its work has ended.
-    """
-    driver = nvrtc.bindings("driver")
-    flag = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
-    with torch.cuda.device(device):
-        torch.cuda.current_stream(device)  # the context exists and is current
-        handle = nvrtc.checked("cuStreamCreate", driver.cuStreamCreate(flag))
-    stream = torch.cuda.ExternalStream(int(handle), device)  # type: ignore[no-untyped-call]
-    weakref.finalize(stream, driver.cuStreamDestroy, handle)
-    return stream
+def _step_nbytes(copy: PageCopy) -> int:
+    """What the link, or the device, brings in STEP_S."""
+    if not check.on_gpu(copy.device):
+        return int(select.UNCALIBRATED_BYTES_PER_S * STEP_S)
+    direction = select.direction_of(copy.source.device, copy.destination.device)
+    rate = select.bytes_per_s(direction, piece_nbytes=copy.piece_nbytes, device=copy.device)
+    return max(1, int(rate * STEP_S))
 
 
 def _lane_for(copy: PageCopy) -> Lane:

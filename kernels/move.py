@@ -7,7 +7,7 @@ layer. Small rows share a tile, large ones are cut into several, so that every t
 Only launchers call this; operands are checked there. Unproven on a GPU.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -20,7 +20,9 @@ from bodocache.kernels.tile import add_sums, paged_pointers, row_pointers
 
 
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["from_slots_ptr", "to_slots_ptr", "num_rows", "from_units", "to_units"]
+    do_not_specialize=[  # parts of index lists and counts of any alignment: compiled once
+        *("from_slots_ptr", "to_slots_ptr", "sums_ptr", "num_rows", "from_units", "to_units")
+    ]
 )
 def move_kernel(  # noqa: PLR0913, PLR0917 -- what one launch needs
     from_ptr: tl.tensor,
@@ -153,6 +155,44 @@ def launch(
         },
         num_warps=grid.num_warps,
     )
+
+
+def again(launch: Launch, slots: tuple[torch.Tensor, torch.Tensor], grid: Grid) -> Launch:
+    """``launch`` for other pages, without sums or parts."""
+    fixed = launch.constexprs
+    row_tiles = -(-fixed["BASES"] * fixed["PIECE_UNITS"] // fixed["UNITS"])
+    num_rows = len(slots[0])
+    return Launch(
+        launch.kernel,
+        min(-(-num_rows // fixed["ROWS"]) * row_tiles, grid.programs),
+        {
+            **launch.arguments,
+            "from_slots_ptr": slots[0],
+            "to_slots_ptr": slots[1],
+            "sums_ptr": slots[0],
+            "num_rows": num_rows,
+        },
+        fixed,
+        num_warps=launch.num_warps,
+    )
+
+
+def warm(launch: Launch) -> None:
+    """Compile and load what ``launch`` runs, once a process, by a launch that has no rows.
+
+    Loading code may wait for all streams of the device: not between a commit and its layers.
+    """
+    tensors = [a for a in launch.arguments.values() if isinstance(a, torch.Tensor)]
+    key = (
+        *(launch.num_warps, tensors[0].device, *(tensor.dtype for tensor in tensors)),
+        *launch.constexprs.items(),
+    )
+    if key not in _warm:
+        replace(launch, num_programs=1, arguments={**launch.arguments, "num_rows": 0}).run()
+        _warm.add(key)
+
+
+_warm: set[tuple[object, ...]] = set()
 
 
 def _operand(side: Runs | torch.Tensor, device: torch.device) -> torch.Tensor:

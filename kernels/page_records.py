@@ -8,7 +8,7 @@ here once a window. This module owns its tensors. Rows that were never written a
 
 import functools
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -42,6 +42,9 @@ class Formula:
     load_latency_s: tuple[float, ...]  # [tier]: per op, to the device
     load_s_per_byte: tuple[float, ...]  # [tier]
     saved_floor_s: float = 1e-9  # where holding a page saves nothing, heat still orders it
+    _terms: dict[torch.device, torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.half_life_s > 0:
@@ -53,15 +56,17 @@ class Formula:
                 )
 
     def terms(self, device: torch.device) -> torch.Tensor:
-        """float64[LOADS + 2 * TIERS]: see the indices above; latencies, then seconds per byte."""
-        return _terms(self, device)
+        """float64[LOADS + 2 * TIERS]: see the indices above; latencies, then seconds per byte.
 
-
-@functools.lru_cache(maxsize=64)  # one small blocking copy per policy and device
-def _terms(formula: Formula, device: torch.device) -> torch.Tensor:
-    loads = (*formula.load_latency_s, *formula.load_s_per_byte)
-    numbers = (1.0 / formula.half_life_s, formula.min_residence_s, formula.saved_floor_s, *loads)
-    return torch.tensor(numbers, dtype=torch.float64).to(device)
+        Made once a device, by a small copy that waits; it lives as long as the formula.
+        """
+        terms = self._terms.get(device)
+        if terms is None:
+            loads = (*self.load_latency_s, *self.load_s_per_byte)
+            numbers = (1.0 / self.half_life_s, self.min_residence_s, self.saved_floor_s, *loads)
+            made = torch.tensor(numbers, dtype=torch.float64).to(device)
+            terms = self._terms.setdefault(device, made)
+        return terms
 
 
 class DevicePages:
@@ -70,6 +75,8 @@ class DevicePages:
     __slots__ = ("levels", "times", "words")
 
     def __init__(self, capacity: int, device: torch.device | str) -> None:
+        if capacity < 0:
+            raise LayoutError(f"DevicePages: {capacity} rows; expected 0 or more")
         self.times = torch.zeros((NUM_TIMES, capacity), dtype=torch.float64, device=device)
         self.words = torch.zeros((NUM_WORDS, capacity), dtype=torch.int32, device=device)
         self.words[PARENT] = -1
@@ -101,6 +108,7 @@ class DevicePages:
         self._check(rows, records, since_s)
         if not len(rows):
             return
+        rows = np.array(rows)  # torch takes none that is read-only or runs backwards
         times = np.vstack((records["stamp_s"][None], since_s.T))
         at = torch.from_numpy(rows).to(self.device)
         self.times.index_copy_(1, at, torch.from_numpy(times).to(self.device))
@@ -116,6 +124,13 @@ class DevicePages:
         larger.words[:, : self.capacity] = self.words
         larger.levels = self.levels
         return larger
+
+    def on(self, device: torch.device) -> "DevicePages":
+        """The same pages on ``device``."""
+        there = DevicePages(0, device)
+        there.times, there.words = (t.to(device, copy=True) for t in (self.times, self.words))
+        there.levels = self.levels
+        return there
 
     def _check(
         self, rows: NDArray[np.int64], records: NDArray[np.void], since_s: NDArray[np.float64]

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from bodocache.errors import LayoutError
-from bodocache.kernels import check
+from bodocache.kernels import check, overlap
 from bodocache.kernels.check import UNIT_NBYTES, Indices
 from bodocache.kernels.codes import decode_words, encode_words, inverse_of, peak_of, scale_of
 from bodocache.kernels.gather import Gathered
@@ -30,22 +30,22 @@ from bodocache.kernels.heads import (
     word_sums,
 )
 from bodocache.kernels.launch import (
+    LATENT_GROUP,
     SAMPLE_GROUP,
-    SAMPLE_PAGE_TOKENS,
     Launch,
     device_table,
     empty_sums,
     programs,
+    sample_pool,
 )
-from bodocache.kernels.quantiser import VALUE_NBYTES, QuantisedForm, Quantiser
+from bodocache.kernels.quantiser import QuantisedForm, Quantiser
 from bodocache.kernels.reference import quantise as twin
 from bodocache.kernels.runs import unmerged
-from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.layout import LayoutKind, PagedMemory
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_TILE_UNITS = 128  # 4 KiB of values a program: two 16-byte loads in flight per thread of 4 warps
 
-_LATENT_GROUP = Group("latent", layers=2, heads=1, head_dim=576, itemsize=VALUE_NBYTES, kv=1)
 _PLAIN = ["slots_ptr", "rows_ptr", "num_items", "row_units"]
 
 
@@ -174,6 +174,8 @@ def gather_quantised(
     op = "gather_quantised"
     call = _call(op, source.only(layers, heads), dtype, quantiser)
     checked = check.gather(op, source, slots, rows, out, call.form.page_nbytes)
+    if out is not None:
+        overlap.check_rows(op, unmerged(call.memory), checked.slots, out, checked.rows)
     if not check.on_gpu(source.device):
         digests = twin.gather_quantised(call.memory, *checked, dtype=dtype, quantiser=quantiser)
         return Gathered(checked.out, digests)
@@ -216,7 +218,9 @@ def scatter_quantised(
     """
     op = "scatter_quantised"
     call = _call(op, destination.only(layers, heads), dtype, quantiser)
+    overlap.refuse_shared(op, unmerged(call.memory))
     checked = check.scatter(op, pages, destination, slots, rows, call.form.page_nbytes)
+    overlap.check_rows(op, unmerged(call.memory), checked.slots, pages, checked.rows)
     if not check.on_gpu(destination.device):
         return twin.scatter_quantised(
             pages, call.memory, *checked, dtype=dtype, quantiser=quantiser
@@ -291,13 +295,12 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
     for group, index in (
         (SAMPLE_GROUP, torch.int32),
         (SAMPLE_GROUP, torch.int64),
-        (_LATENT_GROUP, torch.int64),
+        (LATENT_GROUP, torch.int64),
     ):
-        layout = Layout(LayoutKind.LAYER_FIRST, group, SAMPLE_PAGE_TOKENS, num_pages=2)
-        memory = torch.empty(layout.pool_nbytes, dtype=torch.uint8)
+        memory = sample_pool(LayoutKind.LAYER_FIRST, group)
         indices = torch.zeros(1, dtype=index)
         for dtype, quantiser in itertools.product(DTYPES, Quantiser):
-            call = _call("specialisations", PagedMemory.of_layout(memory, layout), dtype, quantiser)
+            call = _call("specialisations", memory, dtype, quantiser)
             pages = torch.empty((1, call.form.page_nbytes), dtype=torch.uint8)
             sums = empty_sums(1, call.form.page_nbytes, pages.device)
             suffix = "_".join((quantiser, group.name, *(str(d)[6:] for d in (dtype, index))))

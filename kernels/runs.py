@@ -5,10 +5,11 @@ A layout whose heads and tokens lie side by side has one run per layer per K/V; 
 layout has one per page. Fewer, longer runs are what makes a copy run at memcpy speed.
 """
 
-import functools
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bodocache.errors import LayoutError
@@ -29,6 +30,12 @@ class Runs:
     run_nbytes: int
     num_pages: int
     numbers: NDArray[np.int64]  # page_stride to run_nbytes, for compiled code
+    offsets: NDArray[np.int64]  # [tokens * heads], of the runs of one base
+    first: int  # address of all pages' first byte
+    end: int  # behind their last one
+    shares_bytes: bool  # pages, or runs of one, share some: such a memory is not written
+    # What ``launch.device_table`` made of them: kernels in flight and captured graphs read it.
+    tables: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def piece_nbytes(self) -> int:
@@ -51,15 +58,21 @@ class Runs:
         return not any(s % nbytes for s in strides) and not (self.bases % nbytes).any()
 
 
+_Key = tuple[bytes, tuple[int, ...], tuple[int, ...], int]
+# By id of the tensor that owns a memory: what was found out about it, until that tensor is gone.
+_known: dict[int, dict[_Key, Runs]] = {}
+_MERGED, _BY_LAYER, _UNMERGED = range(3)
+
+
 def runs_of(memory: PagedMemory, *, by_layer: bool = False) -> Runs:
     """The runs of ``memory``'s pages; ``by_layer``: none longer than one layer's K or V.
+
+    They, and their tables on devices, live as long as the memory's first tensor.
 
     Raises:
         LayoutError: an address, a stride or a run is not a multiple of 16 bytes.
     """
-    strides = (memory.page_stride, memory.token_stride, memory.head_stride)
-    shape = (memory.page_tokens, memory.heads, memory.row_nbytes, memory.num_pages)
-    return _runs(memory.bases.tobytes(), strides, shape, by_layer=by_layer)
+    return _found(memory, _BY_LAYER if by_layer else _MERGED)
 
 
 def unmerged(memory: PagedMemory) -> Runs:
@@ -68,11 +81,7 @@ def unmerged(memory: PagedMemory) -> Runs:
     Raises:
         LayoutError: as :func:`runs_of`.
     """
-    numbers = (
-        *(memory.page_stride, memory.token_stride, memory.head_stride),
-        *(memory.page_tokens, memory.heads, memory.row_nbytes),
-    )
-    return _checked(memory.bases.ravel(), numbers, memory.num_pages)
+    return _found(memory, _UNMERGED)
 
 
 def pair_of(
@@ -105,21 +114,42 @@ def _rows_of(memory: PagedMemory) -> dict[str, int]:
     }
 
 
-@functools.lru_cache(maxsize=512)  # a pool has one entry per layer range in use; 4 us otherwise
-def _runs(
-    raw: bytes, strides: tuple[int, int, int], shape: tuple[int, int, int, int], *, by_layer: bool
-) -> Runs:
-    page_stride, token_stride, head_stride = strides
-    tokens, heads, run, num_pages = shape
-    bases = np.frombuffer(raw, np.int64)
-    if heads == 1 or head_stride == run:
-        run, heads, head_stride = run * heads, 1, 0
-    if heads == 1 and (tokens == 1 or token_stride == run):
-        run, tokens, token_stride = run * tokens, 1, 0
-    if not by_layer and heads == tokens == 1 and bool((np.diff(bases) == run).all()):
-        run, bases = run * len(bases), bases[:1]
+def _found(memory: PagedMemory, form: int) -> Runs:
+    strides = (memory.page_stride, memory.token_stride, memory.head_stride)
+    shape = (memory.page_tokens, memory.heads, memory.row_nbytes, memory.num_pages)
+    key = (memory.bases.tobytes(), strides, shape, form)
+    known = _known_of(memory)
+    found = known.get(key)  # one entry per range of layers or heads in use; 4 us otherwise
+    if found is None:
+        found = known.setdefault(key, _made(memory, form))
+    return found
+
+
+def _known_of(memory: PagedMemory) -> dict[_Key, Runs]:
+    owner = next(memory.each_tensor(), None)
+    if owner is None:  # memory that no tensor owns: nothing says when it is gone
+        return {}
+    known = _known.get(id(owner))
+    if known is None:
+        known = _known.setdefault(id(owner), {})
+        weakref.finalize(owner, _known.pop, id(owner), None).atexit = False
+    return known
+
+
+def _made(memory: PagedMemory, form: int) -> Runs:
+    bases = memory.bases.ravel()
+    page_stride, token_stride = memory.page_stride, memory.token_stride
+    head_stride, tokens = memory.head_stride, memory.page_tokens
+    heads, run = memory.heads, memory.row_nbytes
+    if form != _UNMERGED:
+        if heads == 1 or head_stride == run:
+            run, heads, head_stride = run * heads, 1, 0
+        if heads == 1 and (tokens == 1 or token_stride == run):
+            run, tokens, token_stride = run * tokens, 1, 0
+        if form == _MERGED and heads == tokens == 1 and bool((np.diff(bases) == run).all()):
+            run, bases = run * len(bases), bases[:1]
     numbers = (page_stride, token_stride, head_stride, tokens, heads, run)
-    return _checked(bases, numbers, num_pages)
+    return _checked(bases.copy(), numbers, memory.num_pages)
 
 
 def _checked(
@@ -131,4 +161,46 @@ def _checked(
             f"pages of {tokens} x {heads} runs of {run} bytes, strides {page}, {token}, {head}, "
             f"first at {int(bases[0]):#x}: runs must lie and end on multiples of {UNIT_NBYTES}"
         )
-    return Runs(bases, *numbers, num_pages, numbers=np.array(numbers, np.int64))
+    offsets = (np.arange(tokens)[:, None] * token + np.arange(heads) * head).ravel()
+    span = int(offsets[-1]) + run
+    runs = Runs(
+        *(bases, *numbers, num_pages),
+        numbers=np.array(numbers, np.int64),
+        offsets=offsets,
+        first=int(bases.min()),
+        end=int(bases.max()) + span + max(0, num_pages - 1) * page,
+        shares_bytes=False,
+    )
+    return replace(runs, shares_bytes=_shares_bytes(runs))
+
+
+def shifts(ours: Runs, theirs: Runs, pages: range) -> list[int]:
+    """How far pieces of ``ours`` may lie behind pieces of ``theirs`` so that their spans meet.
+
+    ``pages``: how many pages the latter may come later, in memories of one page stride.
+    """
+    spans = [int(runs.offsets[-1]) + runs.run_nbytes for runs in (ours, theirs)]
+    apart = (ours.bases[:, None] - theirs.bases).ravel()
+    stride = ours.page_stride
+    if not stride:
+        near = apart[(apart < spans[1]) & (apart > -spans[0])] if pages else apart[:0]
+        return [int(shift) for shift in np.unique(near)]
+    # Spans meet where -spans[0] < apart - page * stride < spans[1].
+    least = np.maximum(-((spans[1] - 1 - apart) // stride), pages.start)
+    most = np.minimum((apart + spans[0] - 1) // stride, pages.stop - 1)
+    found = [
+        (apart - (least + more) * stride)[least + more <= most]
+        for more in range(int((most - least).max()) + 1)
+    ]
+    return [int(shift) for shift in np.unique(np.concatenate([apart[:0], *found]))]
+
+
+def _shares_bytes(runs: Runs) -> bool:
+    within = np.sort((runs.bases[:, None] + runs.offsets).ravel())
+    if (np.diff(within) < runs.run_nbytes).any():
+        return True
+    for shift in shifts(runs, runs, range(1, runs.num_pages)):
+        both = np.sort(np.concatenate((runs.offsets, runs.offsets + shift)))
+        if (np.diff(both) < runs.run_nbytes).any():
+            return True
+    return False

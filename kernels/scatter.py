@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scatter contiguous rows into pages of a pool, and digest the bytes moved.
+"""Scatter contiguous rows into pages of a pool, with or without digesting the bytes moved.
 
 The caller compares the digests with those stored before it offers a page to anyone.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bodocache.kernels import check, host, move
+from bodocache.kernels import check, host, move, overlap
 from bodocache.kernels.check import Indices
 from bodocache.kernels.launch import Launch, empty_sums, sample_operands
 from bodocache.kernels.reference.scatter import scatter_pages as twin
@@ -44,8 +44,7 @@ def scatter_pages(
         LayoutError: shapes, strides, dtypes, devices, alignments or indices do not fit.
     """
     part = destination if layers is None and heads is None else destination.only(layers, heads)
-    runs = runs_of(part)
-    call = check.scatter(_OP, pages, destination, slots, rows, runs.page_nbytes)
+    runs, call = _checked(_OP, pages, part, slots, rows)
     if check.on_gpu(destination.device):
         digests = empty_sums(len(call.slots), runs.page_nbytes, destination.device)
         if len(call.slots):
@@ -56,8 +55,47 @@ def scatter_pages(
     return twin(pages, part, *call)
 
 
+def scatter_plain(
+    pages: torch.Tensor,
+    destination: PagedMemory,
+    slots: Indices,
+    *,
+    layers: range | None = None,
+    heads: range | None = None,
+    rows: Indices | None = None,
+) -> None:
+    """As :func:`scatter_pages`, without digests."""
+    part = destination if layers is None and heads is None else destination.only(layers, heads)
+    runs, call = _checked("scatter_plain", pages, part, slots, rows)
+    if check.on_gpu(destination.device):
+        if len(call.slots):
+            launch(runs, *call, pages, None).run()
+    elif (cpu := host.compiled()) is not None:
+        cpu.scatter_plain(runs, *call, pages)
+    else:
+        twin(pages, part, *call)
+
+
+def _checked(
+    op: str,
+    pages: torch.Tensor,
+    destination: PagedMemory,
+    slots: Indices,
+    rows: Indices | None,
+) -> tuple[Runs, check.Scatter]:
+    runs = runs_of(destination)
+    overlap.refuse_shared(op, runs)
+    call = check.scatter(op, pages, destination, slots, rows, runs.page_nbytes)
+    overlap.check_rows(op, runs, call.slots, pages, call.rows)
+    return runs, call
+
+
 def launch(
-    runs: Runs, slots: torch.Tensor, rows: torch.Tensor, pages: torch.Tensor, digests: torch.Tensor
+    runs: Runs,
+    slots: torch.Tensor,
+    rows: torch.Tensor,
+    pages: torch.Tensor,
+    digests: torch.Tensor | None,
 ) -> Launch:
     """The launch that scatters checked operands (n >= 1); ``digests`` holds each page's words."""
     return move.launch(pages, runs, (rows, slots), digests)
@@ -66,4 +104,7 @@ def launch(
 def specialisations() -> Iterator[tuple[str, Launch]]:
     """Every launch that the kernel is compiled for, by name; ``aot`` compiles them all."""
     for suffix, runs, indices, pages, sums in sample_operands():
-        yield f"scatter_{suffix}", launch(runs, indices, indices, pages, sums)
+        operands = (runs, indices, indices, pages)
+        yield f"scatter_{suffix}", launch(*operands, sums)
+        if indices.dtype == torch.int64:
+            yield f"scatter_plain_{suffix}", launch(*operands, None)

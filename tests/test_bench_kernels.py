@@ -5,6 +5,7 @@ Our kernels run in Triton's interpreter, peers against a driver that copies at o
 CUDA kernel as C++, and the timer on a device that computes in no time.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +31,10 @@ honest = move.launch
 def wrong(source, target, slots, *rest, **options):
     return honest(source, target, (slots[0], slots[1].flip(0).contiguous()), *rest, **options)
 move.launch = wrong
+again = move.again
+def wrong_again(made, slots, grid):
+    return again(made, (slots[0], slots[1].flip(0).contiguous()), grid)
+move.again = wrong_again
 import kernels
 sys.exit(kernels.main())
 """
@@ -59,7 +65,10 @@ def test_every_section_reports_and_what_cannot_run_says_why(tmp_path):
     said = json.loads(file.read_text())
     assert said["environment"]["notes"] == ["no GPU: every time is a stand-in"]
     timed = {row["section"] for row in said["rows"] if "failed" not in row}
-    assert timed == {"within_device", "link", "submission", "layerwise", "beside", "scoring"}
+    assert timed == {
+        *("within_device", "link", "submission", "layerwise", "beside", "scoring", "checks")
+    }
+    assert {row["pages"] for row in said["rows"] if row["section"] == "scoring"} == {600, 200}
     failed = {row["what"]: row["failed"] for row in said["rows"] if "failed" in row}
     assert {"bulk", "copy_engine", "memcpy_batch", "uva_8byte"} <= failed.keys()
     assert not [why for why in failed.values() if "wrong" in why or "bound" in why]
@@ -189,8 +198,63 @@ def test_the_peers_kernel_copies_what_the_twin_copies(kinds, word, piece, tmp_pa
     subprocess.run(["g++", *options], cwd=tmp_path, check=True)
     tables = [torch.from_numpy(m.bases.ravel().copy()) for m in (source, destination)]
     arguments = _gpu_peers.uva_arguments(source, destination, sets[0], tables)
-    ctypes.CDLL(str(tmp_path / "uva.so")).all(ctypes.c_void_p(arguments.ctypes.data), 2, 1024)
+    ctypes.CDLL(str(tmp_path / "uva.so")).all(ctypes.c_char_p(arguments), 2, 1024)
     assert torch.equal(memory, wanted)
+
+
+@pytest.mark.parametrize("missing", [None, "uva_8byte"])
+@pytest.mark.usefixtures("modules")
+def test_no_best_of_the_published_is_claimed_where_one_was_not_measured(missing):
+    import _gpu_bench
+    import _gpu_link
+    import _gpu_peers
+    from _gpu_timing import StandInTimer
+
+    rows = [
+        {
+            "section": "link",
+            "direction": str(direction),
+            "piece_nbytes": piece,
+            "what": name,
+            "gb_per_s": 9.0 if name == "sm" else 5.0,
+            "share_of_large_copy": 1.0,
+        }
+        for direction in _gpu_link.DIRECTIONS
+        for piece in _gpu_bench.FULL.link_pieces
+        for name in ("sm", *_gpu_peers.PEERS)
+        if (name, piece) != (missing, 4096)
+    ]
+    report = _gpu_bench.Report(rows)
+    device = torch.device("cpu")
+    _gpu_link._claim(_gpu_bench.Bench(device, StandInTimer(), _gpu_bench.FULL, report, {}))
+    claims = [claim for claim in report.claims if "best published" in claim.name]
+    assert [claim.met for claim in claims] == [missing is None] * 2
+    assert all(("not measured: uva_8byte" in c.name) == bool(missing) for c in claims)
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_peers_kernel_is_launched_with_bytes(monkeypatch):
+    import _gpu_peers
+
+    given = []
+
+    class Driver:
+        def cuLaunchKernel(self, *operands):  # noqa: N802 -- the driver's name
+            at = ctypes.cast(operands[-2], ctypes.POINTER(ctypes.c_void_p))[0]
+            given.append(ctypes.string_at(at, _gpu_peers.UVA_ARGUMENTS.itemsize))
+            return (Driver,)
+
+        value = 0
+
+    monkeypatch.setattr(nvrtc, "_driver", Driver)
+    monkeypatch.setattr(nvrtc, "_current_context", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream)
+    function = nvrtc.Function("uva_copy", 1, torch.device("cpu"))
+    monkeypatch.setattr(_gpu_peers, "_uva_function", lambda *_: function)
+    source, destination, _, sets = case((LayoutKind.PAGE, LayoutKind.LAYER_FIRST))
+    _gpu_peers.uva(source, destination, sets)(1)
+    said = np.frombuffer(given[0], _gpu_peers.UVA_ARGUMENTS)[0]
+    assert (said["num_pages"], said["num_bases"]) == (3, source.bases.size)
 
 
 @pytest.mark.parametrize("word", [8, 16])

@@ -32,13 +32,17 @@ def report():
 
 def test_each_specialisation_has_a_name_of_its_own(aot, report):
     names = [name for _, name, _ in aot.launches()]
+    assert {
+        *("gather_latent_layer_first_int64", "scatter_plain_page_head_int64"),
+        *("copy_latent_page_to_layer_first_link", "copy_attention_layer_first_to_page_link_sums"),
+    } <= set(names)
     assert len(names) == len(set(names))
     assert {"coldest", "copy", "digest", "gather", "quantise", "scatter"} <= set(
         report.known_kernels()
     )
 
 
-@pytest.mark.timeout(60)  # 47 compilations: 0.2 to 0.5 s each, where none is cached
+@pytest.mark.timeout(90)  # 76 compilations: 0.2 to 0.5 s each, where none is cached
 def test_no_specialisation_has_a_fault(aot, report):
     for _, name, launch in aot.launches():
         if "int32" not in name:  # the same code but for the loads of the indices

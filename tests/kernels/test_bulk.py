@@ -64,7 +64,11 @@ def cuobjdump(cubin, option, folder):
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     (folder / "bulk.cubin").write_bytes(cubin)
     command = [tool, option, folder / "bulk.cubin"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    if "Cannot decode architecture" in ran.stderr:  # Triton 3.2's are of CUDA 12.4
+        pytest.skip(ran.stderr.strip())
+    ran.check_returncode()
+    return ran.stdout
 
 
 @pytest.mark.usefixtures("require_nvrtc")
@@ -112,8 +116,9 @@ def assertions(shift=0):
     facts = {"sizeof(Arguments)": bulk.ARGUMENTS.itemsize, "2 * LANES": bulk.THREADS}
     facts |= {name: getattr(bulk, name) for name in CONSTANTS}
     for name, offset, nbytes in offsets(bulk.ARGUMENTS):
-        facts[f"__builtin_offsetof(Arguments, {name})"] = offset + shift
-        facts[f"sizeof(((Arguments*)0)->{name})"] = nbytes
+        member = f"((Arguments*)0)->{name}"
+        facts[f"__INTADDR__(&{member})"] = offset + shift  # NVRTC 13.0 lacks __builtin_offsetof
+        facts[f"sizeof({member})"] = nbytes
     return "\n".join(
         f'static_assert({what} == {value}, "{what}");' for what, value in facts.items()
     )
@@ -126,9 +131,7 @@ def test_the_struct_equals_its_dtype_byte_by_byte(source):
 
 @pytest.mark.usefixtures("require_nvrtc")
 def test_a_struct_that_differs_would_be_seen(source):
-    with pytest.raises(
-        BackendError, match=r"static assertion failed.*offsetof\(Arguments, source\.slots"
-    ):
+    with pytest.raises(BackendError, match=r"static assertion failed.*__INTADDR__.*source\.slots"):
         nvrtc.compile_code((source + assertions(shift=8)).encode(), "sm_90", "bulk_copy.cu")
 
 

@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from bodocache.errors import LayoutError
-from bodocache.kernels import check, digest_pages, gather_pages, scatter_pages
+from bodocache.kernels import (
+    DevicePages,
+    PageCopy,
+    check,
+    coldest_pages,
+    digest_pages,
+    gather_pages,
+    scatter_pages,
+)
 from bodocache.layout import LayoutKind, PagedMemory
+from bodocache.pages import PAGE
 
 
 @pytest.fixture
@@ -69,10 +78,50 @@ def test_rows_and_slots_share_their_dtype(memory):
         gather_pages(memory, torch.tensor([0]), out=pages(memory), rows=rows)
 
 
-@pytest.mark.parametrize("slots", [torch.tensor([0.0]), np.array([0], np.uint8)])
-def test_slots_are_integers(memory, slots):
-    with pytest.raises(LayoutError, match=r"slots is .*int32 or int64"):
+@pytest.mark.parametrize(
+    "slots",
+    [
+        *(torch.tensor([0.0]), torch.tensor([True]), torch.tensor(1), torch.tensor([[1]])),
+        *(np.array([0], np.uint8), np.array([0], ">i8"), np.array(1), [0, 1], 3),
+    ],
+    ids=repr,
+)
+def test_slots_are_integers_in_a_row(memory, slots):
+    with pytest.raises(LayoutError, match=r"gather_pages: slots is .*int32 or int64 \[n\]"):
         gather_pages(memory, slots)
+
+
+@pytest.mark.parametrize("blocks", [0, 1.5])
+def test_blocks_are_counted(memory, blocks):
+    with pytest.raises(LayoutError, match=f"{blocks} blocks; expected a whole number, at least 1"):
+        PageCopy(memory, memory, blocks=blocks)
+
+
+@pytest.mark.parametrize("count", [1.5, -1])
+def test_pages_to_choose_are_counted(count):
+    with pytest.raises(LayoutError, match=f"count is {count} and cap None"):
+        coldest_pages(DevicePages(4, "cpu"), torch.zeros(4), count)
+    with pytest.raises(LayoutError, match="-1 rows"):
+        DevicePages(-1, "cpu")
+
+
+def test_rows_to_update_may_run_backwards_and_be_read_only():
+    pages, records = DevicePages(4, "cpu"), np.zeros(3, PAGE)
+    records["nbytes"] = [1, 2, 3]
+    rows = np.arange(3)[::-1]
+    rows.flags.writeable = False
+    pages.update(rows, records, np.zeros((3, 4)))
+    assert pages.words[2].tolist() == [3, 2, 1, 0]
+
+
+def test_memories_have_layers_and_pages_tokens_and_ranges_are_ranges(memory):
+    layer = torch.zeros(4, 2, 16)
+    with pytest.raises(LayoutError, match="0 layers"):
+        PagedMemory.of_layers([], None, 2)
+    with pytest.raises(LayoutError, match="pages of 0 tokens"):
+        PagedMemory.of_layers([layer], None, 0)
+    with pytest.raises(LayoutError, match="expected a non-empty range"):
+        memory.only(layers=(0, 1))
 
 
 def test_pages_of_another_width_name_both_widths(memory):

@@ -4,6 +4,8 @@
 Plain pytest runs the CPU path; test_interpreter.py runs this file again on the Triton kernel.
 """
 
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from bodocache import env
 from bodocache.digest import raw_sums
 from bodocache.errors import LayoutError
-from bodocache.kernels import check, copy_and_sum_pages, copy_pages, gather_pages
+from bodocache.kernels import check, copy_and_sum_pages, copy_pages, copy_sums, gather_pages
 from bodocache.kernels import copy as copying
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.reference import copy as twin
@@ -125,7 +127,7 @@ def test_sums_over_a_link_take_as_few_blocks_as_copies_do(monkeypatch, blocks):
         asked.append(blocks)
         return Launched()
 
-    monkeypatch.setattr(copying, "_launch", noted)
+    monkeypatch.setattr(copy_sums, "launch_pair", noted)
     monkeypatch.setattr(check, "is_pinned", lambda _: True)
     monkeypatch.setattr(check, "on_gpu", lambda device: device.type == "cuda")
     monkeypatch.setattr(torch, "zeros", lambda shape, **_: torch.empty(shape, dtype=torch.int64))
@@ -142,6 +144,23 @@ def test_a_prepared_copy_is_used_again():
     copy.run(torch.tensor([3]), torch.tensor([2]))
     expected = gather_pages(source, torch.tensor([0, 3])).pages
     assert torch.equal(gather_pages(destination, torch.tensor([1, 2])).pages, expected)
+
+
+@pytest.mark.parametrize("blocks", [None, 4])
+def test_a_launch_of_a_prepared_copy_is_the_one_made_for_its_pages(blocks):
+    shape = {"layers": 2, "heads": 2, "head_dim": 64, "itemsize": 2}
+    source, _ = pool(LayoutKind.PAGE, 900, **shape)
+    destination, _ = pool(LayoutKind.LAYER_FIRST, 900, **shape)
+    copy = PageCopy(source, destination, blocks=blocks)
+    for count in (1, 7, 900, 2):
+        slots = torch.arange(count, dtype=torch.int32), torch.arange(count, dtype=torch.int32)
+        found, made = copy.launch(*slots), copying.launch_pair(copy._pair, slots, blocks)
+        assert (found.num_programs, found.constexprs) == (made.num_programs, made.constexprs)
+        assert found.num_warps == made.num_warps
+        assert found.arguments.keys() == made.arguments.keys()
+        for name, value in made.arguments.items():
+            same = operator.is_ if isinstance(value, torch.Tensor) else operator.eq
+            assert same(found.arguments[name], value)
 
 
 def test_empty_indices_copy_nothing():

@@ -70,6 +70,43 @@ def test_no_copy_lies_in_two_registrations(monkeypatch):
     assert (starts // 4096 == (starts + pieces.nbytes - 1) // 4096).all()
 
 
+def test_registrations_count_from_the_start_of_what_was_allocated(monkeypatch):
+    monkeypatch.setattr(copy_engine, "REGISTER_CHUNK_NBYTES", 4096)
+    layout = Layout(LayoutKind.PAGE, Group("g", 1, 1, 384, 2), 2, 8)
+    whole = torch.zeros(1 << 16, dtype=torch.uint8)
+    memory = PagedMemory.of_layout(whole[1024 : 1024 + layout.pool_nbytes], layout)
+    runs = copy_engine.merge(pair_of("op", memory, memory), np.arange(4), np.arange(4, 8))
+    pieces = copy_engine.cut(runs, True, copy_engine._registrations(memory))
+    starts = pieces.sources - whole.data_ptr()
+    assert len(starts) > 1
+    assert (starts // 4096 == (starts + pieces.nbytes - 1) // 4096).all()
+
+
+@pytest.mark.parametrize(("chunk", "cuts"), [(4096, True), (1 << 20, False)])
+def test_a_prepared_copy_cuts_where_a_registration_ends_among_its_pages(monkeypatch, chunk, cuts):
+    monkeypatch.setattr(copy_engine, "REGISTER_CHUNK_NBYTES", chunk)
+    monkeypatch.setattr(nvrtc, "bindings", lambda _: None)
+    layout = Layout(LayoutKind.PAGE, Group("g", 1, 1, 384, 2), 2, 8)
+    source, destination = (torch.randint(0, 256, (1 << 16,), dtype=torch.uint8) for _ in range(2))
+    ours, theirs = (
+        PagedMemory.of_layout(m[start : start + layout.pool_nbytes], layout)
+        for m, start in ((source, 1024), (destination, 2048))
+    )
+    copy = copy_engine.EngineCopy(pair_of("op", ours, theirs), ours, theirs)
+    slots = torch.tensor([2, 1, 3]), torch.tensor([5, 4, 6])
+    runs = copy.runs(*slots)
+    assert (len(runs.nbytes) > 1) is cuts
+    for starts, memory in ((runs.sources, source), (runs.targets, destination)):
+        at = starts - memory.data_ptr()
+        assert (at // chunk == (at + runs.nbytes - 1) // chunk).all()
+    expected = destination.clone()
+    twin.copy_pages(
+        ours, PagedMemory.of_layout(expected[2048 : 2048 + layout.pool_nbytes], layout), *slots
+    )
+    perform(runs)
+    assert torch.equal(destination, expected)
+
+
 class Driver:
     """What cuda.bindings.driver offers here, strictly: wrong types and counts are errors."""
 
@@ -85,19 +122,23 @@ class Driver:
     class CUdeviceptr(int):
         pass
 
-    def __init__(self, result, *, batches=True):
-        self.result, self.calls = result, []
-        if batches:
-            self.cuMemcpyBatchAsync = self._batch
+    def __init__(self, result, *, batches=True, values=()):
+        self.result, self.calls, self.batches, self.values = result, [], batches, values
+        self.asked = 0
 
-    def _batch(self, targets, sources, sizes, count, attributes, firsts, kinds, stream):
+    def cuMemcpyBatchAsync(  # noqa: N802 -- the driver's name
+        self, targets, sources, sizes, count, attributes, firsts, kinds, stream
+    ):
+        self.asked += 1
         assert count == len(targets) == len(sources) == len(sizes)
         assert all(isinstance(p, self.CUdeviceptr) for p in targets + sources)
         assert attributes[0].srcAccessOrder == "stream"
         assert (firsts, kinds) == ([0], 1)
         assert stream != 0, "the legacy stream takes no batch"
+        if not self.batches:
+            raise RuntimeError('Function "cuMemcpyBatchAsync_v2" not found')
         self.calls.append(("batch", count))
-        return (self.result,)
+        return (self.result, *self.values)
 
     def cuGetErrorString(self, _):  # noqa: N802 -- the driver's name
         return SimpleNamespace(value=0), b"what it says"
@@ -131,10 +172,15 @@ def test_one_batch_where_the_driver_takes_it(monkeypatch, runs, results, stream,
     monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
     copy_engine.submit(runs, stream)
     assert driver.calls == calls
+    asked, driver.calls = driver.asked, []
+    copy_engine.submit(runs, stream)
+    assert driver.calls == calls
+    assert driver.asked == asked + (asked if batches else 0)  # one that has none is asked once
 
 
-def test_a_refusal_names_the_call(monkeypatch, runs, results):
-    driver = Driver(results.CUDA_ERROR_INVALID_VALUE)
+@pytest.mark.parametrize("values", [(), (1,)])  # cuda-python 12 says which copy failed
+def test_a_refusal_names_the_call(monkeypatch, runs, results, values):
+    driver = Driver(results.CUDA_ERROR_INVALID_VALUE, values=values)
     monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
     with pytest.raises(BackendError, match=r"cuMemcpyBatchAsync.*what it says"):
         copy_engine.submit(runs, 7)

@@ -11,6 +11,7 @@ import bodocache.kernels
 BLOCK = """
 import importlib.metadata as metadata, re, sys, threading
 wanted, kept = ["torch", "triton", "numpy", "cuda-python"], set()
+wanted += ["setuptools", "packaging"]  # Triton 3.2 imports the one, and that the other
 while wanted:  # what these need themselves
     name = re.split(r"[^A-Za-z0-9._-]", wanted.pop())[0].lower().replace("_", "-")
     if name in kept:
@@ -29,7 +30,12 @@ class Blocker:
         if name.partition(".")[0] in blocked:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 sys.meta_path.insert(0, Blocker())
-assert {"numba", "pydantic", "rich", "typer"} <= blocked
+for name in ("numba", "pydantic", "rich", "typer"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:  # blocked, or not installed
+        continue
+    raise AssertionError(name)
 """
 
 IMPORT = """

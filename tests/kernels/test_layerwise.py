@@ -27,7 +27,7 @@ class SlowLane:
     def __init__(self):
         self.queue, self.done, self.told = [], 0, 0
 
-    def submit(self, copy, source_slots, destination_slots):
+    def submit(self, copy, _path, source_slots, destination_slots):
         self.queue.append(lambda: copy.run(source_slots, destination_slots))
 
     def mark(self):
@@ -42,6 +42,10 @@ class SlowLane:
     def make_wait(self, _stream, mark):
         self.run_to(mark.place)
         assert mark.passed, "the engine would wait for ever"
+
+    def release(self):
+        self.told = LAYERS
+        self.drain()
 
     def drain(self):
         self.run_to(len(self.queue))
@@ -144,6 +148,64 @@ def test_it_runs_so_many_layers_ahead_and_no_more(pools):
     copy.layer_done(1)
     copy.wait_layer(3)
     assert copy.whole == 6
+
+
+def test_an_engine_that_stops_aborts_and_nothing_is_left_waiting(pools):
+    lane = SlowLane()
+    copy = begin(pools, lane=lane, ahead=1)
+    copy.commit()
+    copy.drain()
+    assert copy.whole == 0
+    copy.abort()
+    assert lane.done == len(lane.queue)
+    assert landed(pools) == [True] * 6
+
+
+def test_an_abort_before_the_commit_is_a_cut(pools):
+    lane = SlowLane()
+    copy = begin(pools, lane=lane)
+    copy.advance()
+    copy.abort()
+    assert (copy.submitted, copy.whole) == (2, 2)
+    with pytest.raises(BodoCacheError, match="commit after it was cut"):
+        copy.commit()
+
+
+def test_only_what_something_waits_for_is_told_and_in_order(pools):
+    lane = SlowLane()
+    told = []
+    lane.tell = lambda count, _: told.append(count)
+    copy = begin(pools, lane=lane, ahead=2)
+    copy.commit()
+    for layer in (1, 0, 1, 2, 3):
+        copy.layer_done(layer)
+    assert told == [2]  # layers 2 and 3 wait for 1 and 2; the last two layers, nobody for
+
+
+def test_a_page_longer_than_a_step_is_cut_between_layers(pools):
+    (source, _), (destination, _) = pools
+    lane = SlowLane()
+    nbytes = source.page_nbytes // LAYERS * 3
+    copy = LayerwiseCopy(source, destination, *SLOTS, chunk_nbytes=nbytes, lane=lane)
+    assert copy.advance()
+    assert (len(lane.queue), copy.submitted) == (3, 0)
+    assert copy.advance()
+    assert (len(lane.queue), copy.submitted) == (4, 1)
+    assert copy.advance()
+    copy.drain()
+    assert copy.whole == 1
+    assert landed(pools, range(3)) == [True] * 2 + [False] * 4
+    assert landed(pools) == [True] + [False] * 5
+    copy.commit(pages=3)
+    copy.drain()
+    assert copy.whole == 3
+    assert landed(pools) == [True] * 3 + [False] * 3
+
+
+def test_a_step_is_what_a_link_of_10_gb_s_brings_in_2_ms(pools):
+    (source, _), (destination, _) = pools
+    copy = LayerwiseCopy(source, destination, *SLOTS)
+    assert copy._chunk_pages == 20_000_000 // source.page_nbytes
 
 
 def test_a_commit_of_fewer_pages_leaves_the_others_alone(pools):

@@ -75,6 +75,18 @@ def test_code_is_compiled_once_and_then_read_from_disk(compiler, source, tmp_pat
     assert nvrtc.compiled("nothing.cu", "sm_90") == cubin
 
 
+@pytest.mark.parametrize("spoil", [lambda b: b[:100], lambda b: b[:0], lambda b: b[:-1] + b"x"])
+def test_what_was_not_kept_whole_is_compiled_again(source, tmp_path, monkeypatch, spoil):
+    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: None)
+    monkeypatch.setattr(nvrtc, "_version", lambda _: "1.0")
+    monkeypatch.setattr(nvrtc, "compile_code", lambda *_: b"\x7fELF" + bytes(1000))
+    cubin = nvrtc.compiled("nothing.cu", "sm_90")
+    (file,) = (tmp_path / "jit" / "nvrtc").iterdir()
+    file.write_bytes(spoil(file.read_bytes()))
+    nvrtc.compiled.cache_clear()
+    assert nvrtc.compiled("nothing.cu", "sm_90") == cubin
+
+
 def test_source_arch_options_and_version_each_have_an_entry(
     compiler, source, tmp_path, monkeypatch
 ):

@@ -10,7 +10,15 @@ import torch
 
 from bodocache import digest as cpu_digest
 from bodocache import env
-from bodocache.kernels import digest_pages, gather_pages, launch, scatter_pages
+from bodocache.kernels import (
+    digest_pages,
+    gather_pages,
+    gather_plain,
+    host,
+    launch,
+    scatter_pages,
+    scatter_plain,
+)
 from bodocache.kernels.reference import digest as digest_twin
 from bodocache.kernels.reference import gather as gather_twin
 from bodocache.kernels.reference import scatter as scatter_twin
@@ -71,6 +79,21 @@ def test_head_range_moves_only_its_heads(make_pool, kind):
     assert_gathers(pool.memory, torch.tensor([1, 3]), heads=range(1, 3))
     twin = copy_of(pool, make_pool, kind, heads=3)
     assert_scatters(pool, twin, torch.tensor([1, 3]), range(1, 2), range(2, 3))
+
+
+@pytest.mark.parametrize("head_dim", [16, 24])  # 24: no multiple of 64 bytes
+@pytest.mark.parametrize("compiled", [True, False])
+def test_without_digests_the_same_bytes_move(make_pool, kind, head_dim, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(host, "compiled", lambda: None)
+    pool = make_pool(kind, head_dim=head_dim)
+    twin = copy_of(pool, make_pool, kind, head_dim=head_dim)
+    slots, part = torch.tensor([1, 3]), {"layers": range(1, 3), "heads": range(1, 2)}
+    rows = gather_plain(pool.memory, slots, **part)
+    assert torch.equal(rows, gather_pages(pool.memory, slots, **part).pages)
+    scatter_plain(rows.flip(0).contiguous(), pool.memory, slots, **part)
+    scatter_pages(rows.flip(0).contiguous(), twin.memory, slots, **part)
+    assert torch.equal(pool.bytes(), twin.bytes())
 
 
 def test_latent_pages_have_one_tensor(make_pool, kind):
@@ -167,5 +190,7 @@ def test_arrays_and_read_only_arrays_are_indices(make_pool, kind):
 def test_interpreted_processes_run_the_kernels(make_pool, monkeypatch):
     launches = []
     monkeypatch.setattr(launch.Launch, "run", lambda _: launches.append(1))
-    gather_pages(make_pool(LayoutKind.PAGE).memory, torch.tensor([1]))
-    assert len(launches) == int(env.triton_interpreted())
+    memory = make_pool(LayoutKind.PAGE).memory
+    gather_pages(memory, torch.tensor([1]))
+    scatter_plain(gather_plain(memory, torch.tensor([1])), memory, torch.tensor([2]))
+    assert len(launches) == 3 * int(env.triton_interpreted())

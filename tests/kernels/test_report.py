@@ -36,7 +36,10 @@ def compiled(monkeypatch, report):
     def compile_one(launch, target):
         module = SimpleNamespace(__name__="digest", specialisations=lambda: [("digest_a", launch)])
         monkeypatch.setattr(report.aot, "MODULES", (module,))
-        return report.compile_all(["digest"], [target], lambda *_: None)
+        found = report.compile_all(["digest"], [target], lambda *_: None)
+        if found.skipped:  # an older Triton
+            pytest.skip(found.skipped[0])
+        return found
 
     return compile_one
 
