@@ -141,8 +141,8 @@ def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for 
     Job i reads from element ``firsts[i]`` of ``reading`` on. The buffer of slot s lies s pages
     behind ``address``.
     """
-    positions, frames, pages = np.empty((3, len(batch)), np.int64)
-    there = 0
+    positions, frames = np.empty(len(batch), np.int64), np.empty(len(batch), np.int64)
+    pages, there = np.empty(len(batch), np.int64), 0
     for i in range(len(batch)):
         reasons[i] = columns.reason_of(known, batch[i].frame, batch[i].key)
         if reasons[i] == _NONE:
