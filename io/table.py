@@ -8,12 +8,12 @@ mutex while it scans the slots, 0.1 us for 64 of them: whoever fills the table k
 
 import itertools
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numba.np.numpy_support import carray
+from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.io import jobs, libc
@@ -72,9 +72,8 @@ class Table:
         """Ids of the next ``count`` entries; with equal deadlines the lower is taken first."""
         return list(itertools.islice(self._ids, count))
 
-    def push(self, entries: Sequence[tuple[int, int, int, int, int, int, float, float]]) -> None:
+    def push(self, rows: NDArray[np.void]) -> None:
         """Let ENTRY rows wait. Each keeps a slot until it was collected or withdrawn."""
-        rows = np.array(entries, ENTRY)
         if _push(self.address, rows):
             return
         taken = int(np.count_nonzero(self._slots["state"] != FREE))
