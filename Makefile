@@ -2,12 +2,13 @@
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 TRACE ?=
 # `make gpu` uses what is there: torch >= 2.6, triton >= 3.2, cuda-python >= 12.8, and nothing else.
 GPU_PYTHON ?= python3
 RESULTS ?= bench/results
 
-.PHONY: help install replay test mutants check bench gpu clean
+.PHONY: help install replay test mutants check bench peers gpu clean
 
 help:
 	@echo "make replay   move the pages of a workload through device, host and disk, every byte checked"
@@ -15,6 +16,7 @@ help:
 	@echo "make mutants  break the storage in seven ways: a named test must see each (minutes)"
 	@echo "make check    ruff, mypy --strict, import-linter (writes nothing)"
 	@echo "make bench    the measurements behind every figure, as JSON under bench/results/"
+	@echo "make peers    install what bench/listio.py compares with (LMCache, vLLM, NIXL: 1.6 GB)"
 	@echo "make gpu      on a machine with a GPU, under 9 minutes: every kernel checked, then measured"
 
 install: $(VENV)/.installed
@@ -51,6 +53,15 @@ bench: install
 	  echo "== $$script"; $(BIN)/python $$script --json bench/results/$$(basename $$script .py).json || exit 1;; \
 	esac; done
 
+# Beside our packages, not among them: peers pin theirs.
+peers: install
+	@echo "== installing peers into $(PEERS); then: $(PEERS)/bin/python bench/listio.py"
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@ours=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	 theirs=$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	 echo "import site; site.addsitedir('$$ours')" >"$$theirs/ours.pth"
+	$(PEERS)/bin/pip install -q --no-deps -r bench/peers.txt
+
 gpu: export PYTHONPATH := $(CURDIR)
 # Every stage runs, whatever the one before it did; their limits add up to less than 9 minutes.
 gpu:
@@ -68,4 +79,4 @@ gpu:
 	exit $$status
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

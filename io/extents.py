@@ -61,6 +61,15 @@ def slices(bounds: NDArray[np.int64]) -> list[slice]:
     return [slice(first, end) for first, end in pairwise(bounds.tolist())]
 
 
+def positions_in(chosen: list[slice]) -> NDArray[np.int64]:
+    """All positions that ``chosen`` take, in this order."""
+    firsts = np.array([one.start for one in chosen], np.int64)
+    counts = np.array([one.stop for one in chosen], np.int64) - firsts
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions: NDArray[np.int64] = np.repeat(firsts, counts) + within
+    return positions
+
+
 def runs(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Runs of ``chosen`` frames: int64[n, 2], the first of each and the first behind it."""
     edges = np.diff(np.concatenate(([False], chosen, [False])).astype(np.int8))

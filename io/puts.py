@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bodocache.io.backend import Status
 from bodocache.io.budget import WriteBudget
 from bodocache.io.commit import GroupCommit
-from bodocache.io.transfer import BatchTransfer, Outcome, Request, WriteRequest
+from bodocache.io.transfer import BatchTransfer, Outcome, Request, Written
 from bodocache.pages import Reason
 
 
@@ -53,21 +53,21 @@ class PutBatch:
         self._on_written = on_written
         self._commit = commit
         self._ticket = commit.ticket() if commit is not None else None
-        self._remaining = 0
-        self._written: list[WriteRequest] = []
+        self._remaining = 0  # pages
+        self._written: list[Written] = []
 
     def begin(self, extents: Sequence[Request]) -> None:
         """Queue all extents of the put."""
-        self._remaining = len(extents)
+        self._remaining = sum([len(extent.positions) for extent in extents])
         self._transfer.submit(extents)
 
-    def settle(self, extent: WriteRequest, outcome: Outcome) -> None:
+    def settle(self, extent: Written, outcome: Outcome) -> None:
         """Take note of one extent's outcome; it is LANDED whole or not at all.
 
         Its frames are in use until its pages can be found, or never will be: one that is released
         meanwhile must not hold them afterwards.
         """
-        self._remaining -= 1
+        self._remaining -= len(extent.positions)
         if self._commit is not None and (outcome.statuses == Status.LANDED).all():
             self._written.append(extent)
         else:
@@ -90,7 +90,7 @@ class PutBatch:
             self._acknowledge(extent, Outcome.all(len(extent.positions), status, reason))
         self._transfer.let_go()
 
-    def _acknowledge(self, extent: WriteRequest, outcome: Outcome) -> None:
+    def _acknowledge(self, extent: Written, outcome: Outcome) -> None:
         """Make the pages final, and findable where they landed."""
         fresh = self._transfer.finish(extent.positions, outcome)
         extent.publish(fresh & (outcome.statuses == Status.LANDED))

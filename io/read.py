@@ -61,6 +61,14 @@ class _Get(NamedTuple):
     buffers: Buffers
     reading: Reading
 
+    def settle_whole(self, requests: Sequence["ReadExtent"]) -> None:
+        """Make the pages of ``requests`` final: all have landed."""
+        if self.medium.observer is not None:
+            for one in requests:
+                self.medium.observe(self.medium.payload, one.record, batch=self.transfer.number)
+        positions = np.concatenate([one.positions for one in requests])
+        self.transfer.finish(positions, Outcome.all(len(positions), Status.LANDED))
+
 
 def read_extents(
     medium: Medium,
@@ -86,14 +94,16 @@ def read_extents(
         statuses = np.full(len(misses), Status.MISS, np.uint8)
         transfer.finish(misses, Outcome(statuses, reasons[misses]))
     get = _Get(medium, transfer, buffers, reading)
-    return _extents(get, jobs, firsts[:count].tolist())
+    if medium.mac is None and (transfer.on_landed is None or transfer.on_landed.native is not None):
+        transfer.on_whole = get.settle_whole
+    return _extents(get, jobs[:count], firsts[:count].tolist())
 
 
 def _extents(get: _Get, jobs: NDArray[np.void], firsts: list[int]) -> list["ReadExtent"]:
-    address = jobs.ctypes.data
+    address, counts = jobs.ctypes.data, jobs["count"].tolist()
     return [
-        ReadExtent(get, jobs, i, first, address + i * JOB.itemsize)
-        for i, first in enumerate(firsts)
+        ReadExtent(get, jobs, i, slice(first, first + count), address + i * JOB.itemsize)
+        for i, (first, count) in enumerate(zip(firsts, counts, strict=True))
     ]
 
 
@@ -210,12 +220,12 @@ class ReadExtent:
     writes = False
 
     def __init__(
-        self, get: _Get, jobs: NDArray[np.void], index: int, first: int, address: int
+        self, get: _Get, jobs: NDArray[np.void], index: int, chosen: slice, address: int
     ) -> None:
-        """Job ``index`` of ``jobs`` lies at ``address``; its pages begin with ``first``."""
+        """Job ``index`` of ``jobs`` lies at ``address``; it reads ``chosen`` of the get's pages."""
         self.transfer = get.transfer
         self.job = address
-        self._chosen = slice(first, first + int(jobs[index]["count"]))
+        self._chosen = chosen
         self.positions = get.reading.positions[self._chosen]
         self._get = get
         self._jobs = jobs
@@ -283,6 +293,12 @@ class ReadExtent:
                 column[self._chosen][missed] for column in (reading.frames, reading.generations)
             )
             self._get.medium.columns.fail(frames, generations, outcome.reasons[missed])
+
+    @property
+    def record(self) -> np.void:
+        """Its JOB."""
+        record: np.void = self._jobs[self._index]
+        return record
 
 
 class _Explained:

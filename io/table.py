@@ -8,12 +8,12 @@ mutex while it scans the slots, 0.1 us for 64 of them: whoever fills the table k
 
 import itertools
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numba.np.numpy_support import carray
+from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.io import jobs, libc
@@ -22,6 +22,9 @@ FREE, WAITING, RUNNING, DONE = range(4)
 NATIVE, PYTHON = 0, 1  # lanes: threads that never leave compiled code, threads that run Python
 CAPACITY = 64  # slots to begin with
 WRITE_PATIENCE_S = 0.05  # then a write takes turns with reads: they, or one that hangs, starve none
+# Of a long queue the loop is told in bundles: woken for every page of 16 KiB, it did nothing else.
+WAKE_AT = 32  # entries that have ended
+WAKE_AFTER_US = 500  # since the first of them did
 
 ENTRY = np.dtype(
     [
@@ -37,7 +40,8 @@ ENTRY = np.dtype(
 )
 _MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 bytes each
 _SLOTS, _CAPACITY, _READING, _WRITING, _MAX_WRITING = range(24, 29)
-_STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WROTE_LAST, _WORDS = range(29, 36)
+_STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WROTE_LAST, _FIRST_ENDED_US = range(29, 36)
+_WORDS = 36
 
 _int64_at = jit.pointer_to(jit.i8)
 _entry_at = jit.pointer_to(jit.record(ENTRY))
@@ -72,9 +76,8 @@ class Table:
         """Ids of the next ``count`` entries; with equal deadlines the lower is taken first."""
         return list(itertools.islice(self._ids, count))
 
-    def push(self, entries: Sequence[tuple[int, int, int, int, int, int, float, float]]) -> None:
+    def push(self, rows: NDArray[np.void]) -> None:
         """Let ENTRY rows wait. Each keeps a slot until it was collected or withdrawn."""
-        rows = np.array(entries, ENTRY)
         if _push(self.address, rows):
             return
         taken = int(np.count_nonzero(self._slots["state"] != FREE))
@@ -233,15 +236,38 @@ def _finish(at: Any, slot: Any) -> None:
     words = _words(at)
     libc.mutex_lock(at)
     slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
-    wrote, announced = slots[slot].writes, words[_ANNOUNCED]
+    wrote = slots[slot].writes
     slots[slot].state = DONE
     words[_WRITING] -= wrote
     words[_READING] -= 1 - wrote
-    words[_ANNOUNCED] = 1
+    wakes = words[_ANNOUNCED] == 0 and _is_time(words, slots, slots[slot].batch)
+    if wakes:
+        words[_ANNOUNCED] = 1
     _wake_writes(at, words)
     libc.mutex_unlock(at)
-    if not announced:
+    if wakes:
         libc.write(words[_EVENT_FD], at + 8 * _ONE, 8)
+
+
+@jit.compiled(jit.array("i8"), jit.array(ENTRY), jit.i8)
+def _is_time(words: Any, slots: Any, batch: Any) -> Any:
+    """Whether the loop should look, now that one of ``batch`` has ended. Under the mutex.
+
+    At once where a batch has ended, whatever hangs beside it; where nothing waits or nothing runs:
+    then nobody may come who would say it later.
+    """
+    ended, waits, runs, goes_on = 0, False, False, False
+    for i in range(len(slots)):
+        is_waiting, is_running = slots[i].state == WAITING, slots[i].state == RUNNING
+        ended += slots[i].state == DONE
+        waits |= is_waiting
+        runs |= is_running
+        goes_on |= slots[i].batch == batch and (is_waiting or is_running)
+    now_us = np.int64(1e6 * jit.now_s(np.empty(2, np.int64)))
+    if ended == 1:
+        words[_FIRST_ENDED_US] = now_us
+    old = now_us - words[_FIRST_ENDED_US] >= WAKE_AFTER_US
+    return ended >= WAKE_AT or old or not (waits and runs and goes_on)
 
 
 @jit.compiled(jit.i8, jit.array(ENTRY))

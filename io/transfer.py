@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,13 @@ class Request(Protocol):
         ...
 
 
-class WriteRequest(Request, Protocol):
-    """A request that writes frames, as the put that it is part of sees it."""
+class Written(Protocol):
+    """What was written at once, as the put that it is part of sees it."""
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Its pages' positions in the batch."""
+        ...
 
     @property
     def frames(self) -> NDArray[np.int64]:
@@ -112,7 +117,7 @@ class BatchTransfer:
             "_timer",
             "_waiters",
         ),
-        *("deadline_s", "number", "on_drained", "on_landed", "reasons", "statuses"),
+        *("deadline_s", "number", "on_drained", "on_landed", "on_whole", "reasons", "statuses"),
     )
 
     def __init__(
@@ -130,6 +135,7 @@ class BatchTransfer:
         self.number = next(_NUMBERS)
         self.on_landed = on_landed
         self.on_drained: Callable[[BatchTransfer], None] | None = None
+        self.on_whole: Callable[[Sequence[Any]], None] | None = None  # instead of their settle
         self._clock = clock
         self._queue = queue
         self._loop = asyncio.get_running_loop()
@@ -181,13 +187,23 @@ class BatchTransfer:
         request.settle(outcome)
         self.let_go()
 
+    def settle_whole(self, requests: Sequence[Request]) -> None:
+        """Settle, at once, requests whose jobs are whole; there is an ``on_whole``.
+
+        NumPy takes as long for one page as for a hundred: one by one, pages that lie alone cost the
+        loop several times as much.
+        """
+        assert self.on_whole is not None
+        self.on_whole(requests)
+        self.let_go(len(requests))
+
     def hold(self) -> None:
         """It has not drained before a :meth:`let_go` more: something of it goes on."""
         self._in_use += 1
 
-    def let_go(self) -> None:
-        """End one :meth:`hold`."""
-        self._in_use -= 1
+    def let_go(self, count: int = 1) -> None:
+        """End so many :meth:`hold`."""
+        self._in_use -= count
         if not self._in_use and self.on_drained is not None:
             self.on_drained(self)
         self._wake()

@@ -7,16 +7,20 @@ by :meth:`WorkerPool.stop`; one that hangs in the kernel does not keep the inter
 """
 
 import asyncio
-import heapq
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from bodocache.clock import Clock
 from bodocache.io import table
 from bodocache.io.backend import Status
+from bodocache.io.backlog import Backlog
 from bodocache.io.complaints import Complaints
+from bodocache.io.jobs import are_whole
 from bodocache.io.table import Table
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason
@@ -41,8 +45,7 @@ class WorkerPool:
         self._table = Table(self._max_writing)
         self._requests: dict[int, Request] = {}  # by id in the table, until settled
         self._outcomes: dict[int, Outcome | Sequence[Request]] = {}  # of the Python threads
-        # Of reads and of writes: a heap of those not in the table yet, by deadline, id and arrival.
-        self._backlogs: tuple[list[tuple[float, int, float]], ...] = ([], [])
+        self._backlogs = (Backlog(), Backlog())  # of reads and of writes: not in the table yet
         self._in_table = [0, 0]
         self._holds = 0  # of writes
         self._users = 0  # backends
@@ -60,28 +63,28 @@ class WorkerPool:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue ``requests``; those of one deadline are begun in this order."""
-        ids, since_s = self._table.ids(len(requests)), time.monotonic()
-        self._requests.update(zip(ids, requests, strict=True))
-        for id_, request in zip(ids, requests, strict=True):
-            entry = (request.transfer.deadline_s, id_, since_s)
-            heapq.heappush(self._backlogs[request.writes], entry)
+        for (transfer, writes), group in itertools.groupby(requests, _kind):
+            same = list(group)
+            ids = self._table.ids(len(same))
+            self._requests.update(zip(ids, same, strict=True))
+            rows = np.zeros(len(same), table.ENTRY)
+            rows["state"], rows["id"], rows["batch"] = table.WAITING, ids, transfer.number
+            rows["job"] = [request.job for request in same]
+            rows["lane"] = np.where(rows["job"], table.NATIVE, table.PYTHON)
+            rows["writes"], rows["deadline_s"] = writes, transfer.deadline_s
+            rows["since_s"] = time.monotonic()
+            self._backlogs[writes].push(rows)
         self._fill()
 
     def _fill(self) -> None:
         """Let the first of each backlog wait in the table, as many as it takes of its kind."""
-        entries: list[tuple[int, int, int, int, int, int, float, float]] = []
+        rows = []
         for writes, backlog in enumerate(self._backlogs):
-            while backlog and self._in_table[writes] < TABLE_ENTRIES[writes]:
-                deadline_s, id_, since_s = heapq.heappop(backlog)
-                request = self._requests[id_]
-                lane = table.NATIVE if request.job else table.PYTHON
-                number = request.transfer.number
-                entries.append(
-                    (table.WAITING, id_, number, request.job, lane, writes, deadline_s, since_s)
-                )
-                self._in_table[writes] += 1
-        if entries:
-            self._table.push(entries)
+            taken = backlog.pop(TABLE_ENTRIES[writes] - self._in_table[writes])
+            self._in_table[writes] += sum(map(len, taken))
+            rows += taken
+        if rows:
+            self._table.push(np.concatenate(rows))
         self._watch_writes()
 
     def _watch_writes(self) -> None:
@@ -93,8 +96,9 @@ class WorkerPool:
     def _leave(self, ids: list[int]) -> list[Request]:
         """The requests of ``ids``, which have left the table; others may come in."""
         requests = [self._requests.pop(id_) for id_ in ids]
-        for request in requests:
-            self._in_table[request.writes] -= 1
+        writing = sum([request.writes for request in requests])
+        self._in_table[WRITES] -= writing
+        self._in_table[not WRITES] -= len(requests) - writing
         self._fill()
         return requests
 
@@ -119,19 +123,13 @@ class WorkerPool:
 
     def withdraw(self, transfer: BatchTransfer) -> list[Request]:
         """Give back the requests of ``transfer`` that no worker has begun."""
-        behind = self._behind(lambda request: request.transfer is transfer)
+        behind = self._behind(transfer.number)
         return behind + self._leave(self._table.withdraw(transfer.number))
 
-    def _behind(self, chosen: Callable[[Request], bool]) -> list[Request]:
-        """Take the chosen ones out of the backlogs."""
-        found = []
-        for backlog in self._backlogs:
-            mine = [id_ for _, id_, _ in backlog if chosen(self._requests[id_])]
-            if mine:
-                found += [self._requests.pop(id_) for id_ in mine]
-                backlog[:] = [entry for entry in backlog if entry[1] in self._requests]
-                heapq.heapify(backlog)
-        return found
+    def _behind(self, batch: int) -> list[Request]:
+        """Take the requests of ``batch`` out of the backlogs, -1 for all."""
+        ids = [id_ for backlog in self._backlogs for id_ in backlog.withdraw(batch)]
+        return [self._requests.pop(id_) for id_ in ids]
 
     def enter(self) -> None:
         """One more backend uses the pool."""
@@ -147,7 +145,7 @@ class WorkerPool:
 
     def stop(self) -> list[Request]:
         """Begin nothing more; return the requests that were still waiting."""
-        behind = self._behind(lambda _: True)
+        behind = self._behind(-1)
         return behind + self._leave(self._table.stop(self._count))
 
     def join(self) -> None:
@@ -163,13 +161,24 @@ class WorkerPool:
     def settle(self) -> None:
         """Settle what is done."""
         ids = self._table.collect()
-        for id_, request in zip(ids, self._leave(ids), strict=True):
-            # What a Python thread ran has an outcome already; of a job only its record is there.
-            result = self._outcomes.pop(id_, None) or self._result(request)
-            if isinstance(result, Outcome):
-                request.transfer.settle(request, result)
+        requests = self._leave(ids)
+        whole = are_whole([request.job for request in requests])
+        joined: dict[BatchTransfer, list[Request]] = {}
+        for id_, request, is_whole in zip(ids, requests, whole, strict=True):
+            if is_whole and request.transfer.on_whole is not None:
+                joined.setdefault(request.transfer, []).append(request)
             else:
-                request.transfer.replace(request, result)
+                self._settle(id_, request)
+        for transfer, together in joined.items():
+            transfer.settle_whole(together)
+
+    def _settle(self, id_: int, request: Request) -> None:
+        # What a Python thread ran has an outcome already; of a job only its record is there.
+        result = self._outcomes.pop(id_, None) or self._result(request)
+        if isinstance(result, Outcome):
+            request.transfer.settle(request, result)
+        else:
+            request.transfer.replace(request, result)
 
     def _start(self, target: Callable[..., None], name: str, *arguments: object) -> None:
         for i in range(self._count):
@@ -199,6 +208,10 @@ class WorkerPool:
         except Exception as error:  # noqa: BLE001 -- nothing may vanish in a thread: it is a status
             self._complaints.note(error)
             return Outcome.all(len(request.positions), Status.FAILED, Reason.IO_ERROR)
+
+
+def _kind(request: Request) -> tuple[BatchTransfer, bool]:
+    return request.transfer, request.writes
 
 
 def _work_natively(shared: Table, _requests: dict[int, Request]) -> None:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from bodocache.io import header
 from bodocache.io.backend import Status
-from bodocache.io.extents import slices
+from bodocache.io.extents import positions_in, slices
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.io.jobs import LATE, rows_of
 from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium, PageRun
 from bodocache.io.posix import DataFile
-from bodocache.io.transfer import BatchTransfer, Outcome, Request
+from bodocache.io.transfer import BatchTransfer, Outcome, Request, Written
 from bodocache.pages import Reason
 
 
@@ -41,7 +41,7 @@ def write_extents(
     run: PageRun,
     bounds: NDArray[np.int64],
     buffers: Buffers,
-    on_settled: Callable[["WriteExtent", Outcome], None],
+    on_settled: Callable[[Written, Outcome], None],
 ) -> Sequence[Request]:
     """The requests of a put of ``run``, cut at ``bounds``."""
     headers = header.encode(run.records, run.generations, medium.superblock)
@@ -58,7 +58,12 @@ def write_extents(
         WriteExtent(medium, transfer, batch, chosen, i, addresses[i], on_settled)
         for i, chosen in enumerate(slices(bounds))
     ]
+    transfer.on_whole = _settle_whole
     return found if medium.mac is None else [_Sealing(extent, medium.mac) for extent in found]
+
+
+def _settle_whole(extents: Sequence["WriteExtent"]) -> None:
+    extents[0].settle_whole(extents)
 
 
 def _place(medium: Medium, batch: _Batch, bounds: NDArray[np.int64]) -> None:
@@ -92,7 +97,7 @@ class WriteExtent:
         chosen: slice,
         index: int,
         address: int,
-        on_settled: Callable[["WriteExtent", Outcome], None],
+        on_settled: Callable[[Written, Outcome], None],
     ) -> None:
         """``chosen`` of the batch, written by its jobs ``index``."""
         self.transfer = transfer
@@ -125,9 +130,16 @@ class WriteExtent:
 
     def publish(self, fresh: NDArray[np.bool_]) -> None:
         """Let gets find the pages chosen by ``fresh``."""
-        headers = self._batch.headers[self._chosen][fresh]
-        frames = headers["frame"].astype(np.int64)
-        self._medium.columns.fill(frames, headers, headers["generation"])
+        _publish(self._medium, self._batch.headers[self._chosen][fresh])
+
+    def settle_whole(self, extents: Sequence["WriteExtent"]) -> None:
+        """Settle ``extents`` of the same put, which are whole, as one."""
+        if self._medium.observer is not None:
+            for one in extents:
+                one.run()
+        rows = positions_in([one._chosen for one in extents])  # noqa: SLF001 -- of its own kind
+        written = _Written(self._medium, self._batch.run.positions[rows], self._batch.headers[rows])
+        self._on_settled(written, Outcome.all(len(rows), Status.LANDED))
 
     def seal(self, mac: FrameMac) -> None:
         """Key the headers, in any thread; before the job is begun."""
@@ -144,6 +156,31 @@ class WriteExtent:
         if moved != wanted:
             raise OSError(f"{file.path}: {moved} of {wanted} bytes written at {job['offset']}")
         self._medium.observe(file, job, batch=self.transfer.number)
+
+
+class _Written:
+    """Extents of one put that are whole, as one."""
+
+    __slots__ = ("_headers", "_medium", "positions")
+
+    def __init__(
+        self, medium: Medium, positions: NDArray[np.int64], headers: NDArray[np.void]
+    ) -> None:
+        self.positions = positions
+        self._medium = medium
+        self._headers = headers
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        return self._headers["frame"].astype(np.int64)
+
+    def publish(self, fresh: NDArray[np.bool_]) -> None:
+        _publish(self._medium, self._headers[fresh])
+
+
+def _publish(medium: Medium, headers: NDArray[np.void]) -> None:
+    frames = headers["frame"].astype(np.int64)
+    medium.columns.fill(frames, headers, headers["generation"])
 
 
 class _Sealing:

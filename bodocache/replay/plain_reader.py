@@ -123,7 +123,7 @@ class PlainReader:
             for id_, address in zip(ids, addresses, strict=True)
         ]
         begun_s, ended = time.monotonic(), 0
-        self._table.push(entries)
+        self._table.push(np.array(entries, table.ENTRY))
         while ended < len(addresses):
             select.select([self._table.event_fd], [], [])
             ended += len(self._table.collect())

@@ -14,6 +14,7 @@ import pytest
 from bodocache.errors import LayoutError, LeaseError
 from bodocache.io.backend import Durability, NativeCall, Status, ToldInPython
 from bodocache.io.config import Access
+from bodocache.io.transfer import BatchTransfer
 from bodocache.pages import Reason
 from bodocache.testing import NumberedPages
 
@@ -565,3 +566,42 @@ def test_closing_lets_what_is_in_flight_end(bench, fake):
         assert transfer.is_drained
 
     bench.run(scenario, queue_depth=1, chunk_nbytes=8192)
+
+
+def lying_alone(batch):
+    alone = batch[::2].copy()
+    alone["slot"] = np.arange(len(alone))
+    return alone
+
+
+def test_pages_that_lie_alone_are_settled_together(bench, monkeypatch):
+    finish, calls = BatchTransfer.finish, []
+
+    def counted(transfer, positions, outcome):
+        calls.append(len(positions))
+        return finish(transfer, positions, outcome)
+
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, list(range(16)))
+        monkeypatch.setattr(BatchTransfer, "finish", counted)
+        transfer = backend.get(lying_alone(batch), bench.pages.buffers(8), deadline_s=math.inf)
+        while backend._pool._table.done < 8:
+            pass  # the loop is busy until all have ended
+        await transfer.drained()
+        assert (transfer.statuses == Status.LANDED).all()
+        assert calls == [8]
+
+    bench.run(scenario, read_through_nbytes=0)
+
+
+def test_a_damaged_page_among_others_that_lie_alone_costs_one_page(bench):
+    async def scenario(backend):
+        batch, _ = await bench.put(backend, list(range(16)))
+        with bench.payload.open("r+b") as file:
+            file.seek(int(batch["frame"][4]) * 8192 + 100)
+            file.write(b"damage")
+        statuses, reasons = await bench.get(backend, lying_alone(batch))
+        assert statuses == [Status.LANDED] * 2 + [Status.MISS] + [Status.LANDED] * 5
+        assert reasons[2] == Reason.CORRUPT
+
+    bench.run(scenario, read_through_nbytes=0)
