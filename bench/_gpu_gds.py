@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
 from bodocache.clock import RealClock
 from bodocache.io.backend import Backend, Durability, Status, Transfer
 from bodocache.io.config import SlabConfig
-from bodocache.io.gds import GdsBackend, GdsConfig, probe
+from bodocache.io.gds.backend import GdsBackend, GdsConfig, probe
 from bodocache.io.slab import SlabBackend
 from bodocache.move.device_digest import digest_device_rows
 from bodocache.pages import Reason

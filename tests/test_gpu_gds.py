@@ -13,7 +13,7 @@ import torch
 
 from bodocache import jit
 from bodocache.io.config import SlabConfig
-from bodocache.io.gds import GdsBackend, GdsConfig
+from bodocache.io.gds.backend import GdsBackend, GdsConfig
 from bodocache.testing import FakeCuFile
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time

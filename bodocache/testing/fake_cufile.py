@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.io.cufile import (
+from bodocache.io.gds.cufile import (
     BATCH_LIMIT,
     BATCH_MODE,
     DESCRIPTOR,
@@ -93,7 +93,7 @@ class FakeCuFile:
 
     @property
     def library(self) -> Library:
-        """As :meth:`bodocache.io.gds.GdsBackend.open` takes it."""
+        """As :meth:`bodocache.io.gds.backend.GdsBackend.open` takes it."""
         return Library(self, lambda: None)
 
     @property

@@ -20,7 +20,7 @@ from bodocache.clock import RealClock
 from bodocache.digest import digest_rows
 from bodocache.io.backend import Backend, Durability, Status
 from bodocache.io.config import Access, SlabConfig
-from bodocache.io.gds import GdsBackend, GdsConfig
+from bodocache.io.gds.backend import GdsBackend, GdsConfig
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, checksums
 from bodocache.io.slab import SlabBackend
 from bodocache.io.spread import SpreadBackend

@@ -15,7 +15,7 @@ from bodocache.clock import RealClock
 from bodocache.digest import digest_rows, seeded
 from bodocache.io.backend import Durability, Status
 from bodocache.io.config import SlabConfig
-from bodocache.io.gds import GdsBackend, GdsConfig
+from bodocache.io.gds.backend import GdsBackend, GdsConfig
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES, checksums
 from bodocache.io.slab import SlabBackend
 from bodocache.testing import FakeCuFile, NumberedPages

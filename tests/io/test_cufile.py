@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from bodocache.io import cufile as ours
-from bodocache.io.gds_probe import ask, probe
+from bodocache.io.gds import cufile as ours
+from bodocache.io.gds.probe import ask, probe
 from bodocache.testing import Code, FakeCuFile
 
 try:

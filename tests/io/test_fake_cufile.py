@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from bodocache.io.cufile import DESCRIPTOR, EVENTS, PARAMS, TIMESPEC, OpStatus
+from bodocache.io.gds.cufile import DESCRIPTOR, EVENTS, PARAMS, TIMESPEC, OpStatus
 from bodocache.testing import (
     CallFault,
     Code,

@@ -24,12 +24,12 @@ from bodocache.errors import (
     ConfigError,
     LayoutError,
 )
-from bodocache.io import gds_queue
 from bodocache.io.backend import Status
 from bodocache.io.config import Access, OpenMode
-from bodocache.io.cufile import BATCH_LIMIT, MAX_REQUEST_NBYTES
-from bodocache.io.gds import GdsBackend
-from bodocache.io.gds_operations import merge_adjacent
+from bodocache.io.gds import queue as gds_queue
+from bodocache.io.gds.backend import GdsBackend
+from bodocache.io.gds.cufile import BATCH_LIMIT, MAX_REQUEST_NBYTES
+from bodocache.io.gds.operations import merge_adjacent
 from bodocache.io.slab import SlabBackend
 from bodocache.pages import Reason
 from bodocache.testing import OpFault, Trouble

@@ -26,16 +26,17 @@ from bodocache.errors import (
     ConfigError,
     LayoutError,
 )
-from bodocache.io import cufile, directory
+from bodocache.io import directory
 from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
 from bodocache.io.commit import GroupCommit
 from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
-from bodocache.io.cufile import MAX_REQUEST_NBYTES, Library
-from bodocache.io.device_memory import Memory, PageBuffers, Regions, memory_of
-from bodocache.io.gds_operations import DigestPages, Shared, reads_of, writes_of
-from bodocache.io.gds_pilot import Pilot
-from bodocache.io.gds_probe import Probe, probe
-from bodocache.io.gds_queue import GdsQueue
+from bodocache.io.gds import cufile
+from bodocache.io.gds.cufile import MAX_REQUEST_NBYTES, Library
+from bodocache.io.gds.device_memory import Memory, PageBuffers, Regions, memory_of
+from bodocache.io.gds.operations import DigestPages, Shared, reads_of, writes_of
+from bodocache.io.gds.pilot import Pilot
+from bodocache.io.gds.probe import Probe, probe
+from bodocache.io.gds.queue import GdsQueue
 from bodocache.io.medium import Medium, PageRun, fits
 from bodocache.io.puts import PutBatch, budget_frames, within_budget
 from bodocache.io.reservations import Reservations

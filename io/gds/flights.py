@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.io import cufile
-from bodocache.io.cufile import BATCH_LIMIT, DESCRIPTOR, EVENTS, FINAL, PARAMS, TIMESPEC, CuFile
-from bodocache.io.device_memory import Region
-from bodocache.io.gds_operations import Operation
+from bodocache.io.gds import cufile
+from bodocache.io.gds.cufile import BATCH_LIMIT, DESCRIPTOR, EVENTS, FINAL, PARAMS, TIMESPEC, CuFile
+from bodocache.io.gds.device_memory import Region
+from bodocache.io.gds.operations import Operation
 from bodocache.io.transfer import BatchTransfer
 
 _COOKIES = itertools.count(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for cuFile and what is in flight; shared by the loop and the threads of gds_pilot.py.
+"""What waits for cuFile and what is in flight; shared by the loop and the threads of pilot.py.
 
 Reads go first, each kind by deadline, and at most a quarter of the batches write. A write that has
 waited for WRITE_PATIENCE_S takes turns with reads.
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from bodocache.io.backend import Status
-from bodocache.io.cufile import BATCH_LIMIT
-from bodocache.io.gds_flights import Flight
-from bodocache.io.gds_operations import Operation
+from bodocache.io.gds.cufile import BATCH_LIMIT
+from bodocache.io.gds.flights import Flight
+from bodocache.io.gds.operations import Operation
 from bodocache.io.table import WRITE_PATIENCE_S
 from bodocache.io.transfer import BatchTransfer, Outcome, Request
 from bodocache.pages import Reason

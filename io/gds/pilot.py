@@ -16,10 +16,10 @@ from bodocache.clock import Clock
 from bodocache.io.backend import Status
 from bodocache.io.complaints import Complaints
 from bodocache.io.config import BLOCK_NBYTES
-from bodocache.io.cufile import Library, OpStatus
-from bodocache.io.gds_flights import Event, Flight, Session
-from bodocache.io.gds_operations import GdsRead, Operation, check
-from bodocache.io.gds_queue import GdsQueue
+from bodocache.io.gds.cufile import Library, OpStatus
+from bodocache.io.gds.flights import Event, Flight, Session
+from bodocache.io.gds.operations import GdsRead, Operation, check
+from bodocache.io.gds.queue import GdsQueue
 from bodocache.io.transfer import Outcome
 from bodocache.pages import Reason
 

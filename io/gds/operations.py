@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One operation of cuFile: pages that are adjacent in the file and in memory.
 
-Built and settled on the loop; between the two an operation belongs to the threads of gds_queue.py.
+Built and settled on the loop; between the two an operation belongs to the threads of queue.py.
 """
 
 import os
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from bodocache.io import header
 from bodocache.io.backend import Extent, Status
-from bodocache.io.device_memory import Memory, Region
 from bodocache.io.extents import Merged, slices
+from bodocache.io.gds.device_memory import Memory, Region
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.io.medium import Medium, PageRun
 from bodocache.io.posix import DataFile
