@@ -36,7 +36,7 @@ replay: install
 
 test: install
 	@echo "== running the test suite"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 mutants: install
 	@echo "== breaking a copy of the storage in seven ways"
