@@ -43,12 +43,12 @@ class AioFiles:
 
     name = "aiofiles, per page"
 
-    def __init__(self, point: Point, paths: tuple[Path, Path]) -> None:
+    def __init__(self, point: Point, path: Path) -> None:
         self._aiofiles = imported("aiofiles", "aiofiles")
         self.count = min(point.count, FILES_MAX)
         self._point = point
         self._runner = asyncio.Runner()
-        self._handles = tuple(self._runner.run(self._open(path)) for path in paths)
+        self._handles = self._runner.run(self._open(path))
 
     async def _open(self, path: Path) -> list[Any]:
         options = {"buffering": 0, "opener": _open_direct}
@@ -71,9 +71,8 @@ class AioFiles:
 
     def close(self) -> None:
         """Close all handles."""
-        for handles in self._handles:
-            for handle in handles:
-                self._runner.run(handle.close())
+        for handle in self._handles:
+            self._runner.run(handle.close())
         self._runner.close()
 
     async def _move(self, *, writes: bool) -> None:
@@ -87,7 +86,7 @@ class AioFiles:
                 await (handle.write(page) if writes else handle.readinto(page))
 
         async with asyncio.TaskGroup() as group:
-            for handle in self._handles[writes]:
+            for handle in self._handles:
                 group.create_task(one_after_another(handle))
 
 
@@ -97,7 +96,7 @@ class Nixl:
     def __init__(
         self,
         point: Point,
-        files: tuple[int, int],
+        fd: int,
         queue: str,
         *,
         extent_nbytes: int = 0,
@@ -114,7 +113,7 @@ class Nixl:
         memories = (point.source, point.target)
         nbytes = point.frame_count * point.page_nbytes
         spans = [("DRAM", pages.ctypes.data, pages.size, 0) for pages in memories]
-        spans += [("FILE", 0, nbytes, fd) for fd in files]
+        spans.append(("FILE", 0, nbytes, fd))
         self._registered = [
             self._agent.register_memory([(start, length, device, "")], kind)
             for kind, start, length, device in spans
@@ -125,7 +124,7 @@ class Nixl:
                 places = contiguous(point, extent_nbytes, writes=writes)
             else:
                 places = _scattered(point, writes=writes)
-            self._lists.append(self._descriptors(places, files[writes]))
+            self._lists.append(self._descriptors(places, fd))
         rows = np.argsort(np.argsort(point.frames)) if extent_nbytes else point.slots
         self._landed = (point.target, rows)
 
@@ -153,7 +152,7 @@ class Nixl:
         return self._landed
 
     def close(self) -> None:
-        """Let go of what was registered; the files are the caller's."""
+        """Let go of what was registered; the file is the caller's."""
         for descriptors in self._registered:
             self._agent.deregister_memory(descriptors)
 

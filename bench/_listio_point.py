@@ -23,10 +23,12 @@ from bodocache.digest import digest_rows
 Pages = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
+GAP_NBYTES = 64 << 10  # between runs at least: more than a slab reads through
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """``count`` pages in runs of ``run_pages`` adjacent frames, no two runs adjacent.
+    """``count`` pages in runs of ``run_pages`` adjacent frames, as far apart as they are long.
 
     Page i has the bytes ``source[slots[i]]``, lies in ``frames[i]`` and is read to
     ``target[slots[i]]``. Slots are in random order, and so are the runs.
@@ -45,7 +47,7 @@ class Point:
         """A point of about ``nbytes``: whole runs, at least two."""
         chance = np.random.default_rng(page_nbytes + run_pages)
         runs = max(2, nbytes // (page_nbytes * run_pages))
-        firsts = chance.permutation(runs) * 2 * run_pages
+        firsts = chance.permutation(runs) * (run_pages + _gap(page_nbytes, run_pages))
         count = runs * run_pages
         slots = chance.permutation(count)
         source, target = memory(count, page_nbytes), memory(count, page_nbytes)
@@ -63,8 +65,9 @@ class Point:
 
     @property
     def frame_count(self) -> int:
-        """How many frames the file needs: half of them stay empty."""
-        return 2 * self.count
+        """How many frames the file needs, those between the runs included."""
+        runs = self.count // self.run_pages
+        return runs * (self.run_pages + _gap(self.page_nbytes, self.run_pages))
 
     @property
     def run_nbytes(self) -> int:
@@ -75,6 +78,10 @@ class Point:
     def layout(self) -> str:
         """Its name in tables."""
         return "scattered" if self.run_pages == 1 else f"runs of {self.run_pages}"
+
+
+def _gap(page_nbytes: int, run_pages: int) -> int:
+    return max(run_pages, GAP_NBYTES // page_nbytes)
 
 
 class Engine(Protocol):

@@ -2,9 +2,7 @@
 """The disk itself: preadv and pwritev with O_DIRECT, of single pages or of large extents.
 
 The compiled threads never touch Python: nothing but the system calls and a counter. They move
-extents to and from contiguous memory, which a cache whose pages are scattered cannot ask for; it is
-the memory that the others use, too: two buffers of one process differed by 1.9 in the rate at which
-a virtual disk filled them.
+extents to and from contiguous memory, which a cache whose pages are scattered cannot ask for.
 """
 
 import os
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _listio_point import Numbers, Pages, Point, in_threads, memory
+from _listio_point import Numbers, Pages, Point, in_threads
 from numba.np.numpy_support import carray
 
 from bodocache import jit
@@ -49,31 +47,21 @@ def open_direct(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_DIRECT)
 
 
-def preallocate(path: Path, nbytes: int) -> None:
-    """Make a file of ``nbytes`` whose blocks are there and written, as an old slab's are."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
-    block = memory(1, 4 << 20)
-    os.posix_fallocate(fd, 0, nbytes)
-    for offset in range(0, nbytes, block.size):
-        os.pwritev(fd, [memoryview(block[0])[: nbytes - offset]], offset)
-    os.close(fd)
-
-
 class Extents:
     """Large extents by compiled threads: the best that the disk gives, if they are well chosen."""
 
     def __init__(
         self,
         point: Point,
-        files: tuple[int, int],
+        fd: int,
         *,
         threads: int,
         extent_nbytes: int,
     ) -> None:
-        """``files``: what is read and what is written."""
+        """``fd`` is open for direct reads and writes."""
         self.name = f"raw, {threads} threads x {extent_nbytes >> 10} KiB"
         self.count = point.count
-        self._files = files
+        self._fd = fd
         self._threads = threads
         self._point = point
         self._rows = np.argsort(np.argsort(point.frames))
@@ -86,30 +74,30 @@ class Extents:
 
     def write(self) -> None:
         """Write the source as it lies."""
-        _run(self._threads, self._files[1], libc.calls.pwritev, self._writes)
+        _run(self._threads, self._fd, libc.calls.pwritev, self._writes)
 
     def read(self) -> None:
         """Read the extents in file order."""
-        _run(self._threads, self._files[0], libc.calls.preadv, self._reads)
+        _run(self._threads, self._fd, libc.calls.preadv, self._reads)
 
     def landed(self) -> tuple[Pages, Numbers]:
         """In file order."""
         return self._point.target, self._rows
 
     def close(self) -> None:
-        """Nothing: the files are the caller's."""
+        """Nothing: the file is the caller's."""
 
 
 class PerPage:
     """One preadv or pwritev a page, in 8 threads that run Python or compiled code."""
 
-    def __init__(self, point: Point, files: tuple[int, int], *, compiled: bool) -> None:
+    def __init__(self, point: Point, fd: int, *, compiled: bool) -> None:
         kind = "compiled" if compiled else "Python"
         self.name = f"per page, {THREADS} {kind} threads"
         self.count = min(point.count, PER_PAGE_MAX)
         self._compiled = compiled
         self._point = point
-        self._files = files
+        self._fd = fd
         self._offsets = (point.frames[: self.count] * point.page_nbytes).tolist()
         self._moves = {
             writes: _scattered(point, point.source if writes else point.target, self.count)
@@ -136,16 +124,16 @@ class PerPage:
         return self._point.target, self._point.slots[: self.count]
 
     def close(self) -> None:
-        """Nothing: the files are the caller's."""
+        """Nothing: the file is the caller's."""
 
     def _move(self, *, writes: bool) -> None:
         if self._compiled:
             call = libc.calls.pwritev if writes else libc.calls.preadv
-            _run(THREADS, self._files[writes], call, self._moves[writes])
+            _run(THREADS, self._fd, call, self._moves[writes])
             return
         waiting = zip(self._views[writes], self._offsets, strict=True)
         call = os.pwritev if writes else os.preadv
-        in_threads(THREADS, self._one_after_another, waiting, call, self._files[writes])
+        in_threads(THREADS, self._one_after_another, waiting, call, self._fd)
 
     def _one_after_another(self, waiting: Any, call: Callable[..., int], fd: int) -> None:
         nbytes = self._point.page_nbytes
@@ -196,7 +184,7 @@ def _moves(offsets: Numbers, addresses: Numbers, lengths: Numbers) -> tuple[Numb
     return moves, iovs
 
 
-def candidates(point: Point, files: tuple[int, int], *, writes: bool) -> list[Extents]:
+def candidates(point: Point, fd: int, *, writes: bool) -> list[Extents]:
     """Every choice of threads and extent that differs at this point."""
     if writes:
         sizes = [nbytes for nbytes in CANDIDATE_NBYTES if nbytes >= 1 << 20]
@@ -204,7 +192,7 @@ def candidates(point: Point, files: tuple[int, int], *, writes: bool) -> list[Ex
         least, most = point.page_nbytes, point.run_nbytes
         sizes = [nbytes for nbytes in CANDIDATE_NBYTES if least <= nbytes <= most] or [most]
     return [
-        Extents(point, files, threads=threads, extent_nbytes=nbytes)
+        Extents(point, fd, threads=threads, extent_nbytes=nbytes)
         for threads in CANDIDATE_THREADS
         for nbytes in sizes
     ]

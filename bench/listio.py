@@ -4,14 +4,16 @@
 Every point of the grid moves the same pages between memory and one directory, engine after engine
 in turns, the first turn to warm up; medians, the least and the greatest of all repetitions. Pages
 lie in runs of 16 adjacent frames or each alone, their memory in random order. All engines bypass
-the page cache (O_DIRECT), so every read is cold and nothing is dropped; none syncs: a write is
-timed until its acknowledgement, and what is left over is written back before the next one's turn.
+the page cache (O_DIRECT): every read is cold, and nothing is dropped. All but the file-per-page
+peers use the same memory and the slab's own preallocated file, for two buffers or two files of one
+disk differed by up to 1.9 in their rate. None syncs: a write is timed until its acknowledgement,
+and what is left over is written back before the next one's turn.
 
 ours        `SlabBackend`: get and put in batches of 1,024 pages, all at once, every digest compared
 raw         large extents to and from the same memory, taken as contiguous: compiled threads (1 to
             16, 256 KiB to 4 MiB) and NIXL (uring, aio). All are tried at every point; the fastest
-            three and NIXL take part in the turns, and the best median is "best raw". Writes go to a
-            preallocated file, one behind the other. Pages that lie alone are extents of a page.
+            three and NIXL take part in the turns, and the best median is "best raw". Writes go one
+            behind the other. Pages that lie alone are extents of a page.
 per page    one preadv or pwritev a page in 8 threads, of Python or of compiled code; at most
             4,096 pages
 peers       aiofiles (seek and readinto a page), NIXL POSIX (one request), LMCache 0.5 LocalDisk and
@@ -45,7 +47,7 @@ from _listio_files import FsNative, LocalDisk, VllmFs
 from _listio_ours import Jobs, Slab, overhead_row
 from _listio_peers import AioFiles, MissingError, Nixl
 from _listio_point import Engine, Figures, Point, in_turns, interval, sample
-from _listio_raw import CANDIDATE_NBYTES, Extents, PerPage, candidates, open_direct, preallocate
+from _listio_raw import CANDIDATE_NBYTES, Extents, PerPage, candidates, open_direct
 from _listio_soak import soak
 
 from bodocache import jit
@@ -77,12 +79,8 @@ class Bench:
         self.notes: dict[str, str] = {}
         self._stack = stack
         self.slab = self._keep(Slab(point, folder / "slab"))
-        raw = folder / "raw"
-        preallocate(raw, point.frame_count * point.page_nbytes)
-        self._paths = (self.slab.path, raw)
-        self._files = (open_direct(self.slab.path), open_direct(raw))
-        for fd in self._files:
-            stack.callback(os.close, fd)
+        self._fd = open_direct(self.slab.path)
+        stack.callback(os.close, self._fd)
         self._peers = list(self._others(folder))
         gc.freeze()  # what peers imported is not looked at before every run
 
@@ -94,6 +92,8 @@ class Bench:
             engines = [self.slab, *raw, *jobs, *self._peers]
             figures = in_turns(self.point, engines, writes=writes, repetitions=scale.repetitions)
             yield from self._rows(figures, writes=writes)
+            if writes:
+                self.slab.write()  # the others wrote to its file, too
         if self.point.page_nbytes == min(scale.pages_nbytes):
             for writes in (True, False):
                 yield overhead_row(self.slab, self.point, writes=writes, rounds=scale.rounds)
@@ -103,29 +103,29 @@ class Bench:
         return engine
 
     def _jobs(self, *, checks: bool) -> Jobs:
-        return Jobs(self.point, self._files[0], checks=checks)
+        return Jobs(self.point, self._fd, checks=checks)
 
     def _raw(self, *, writes: bool) -> list[Engine]:
         """The fastest of all candidates in one trial, and NIXL over extents."""
-        tried: list[Extents] = candidates(self.point, self._files, writes=writes)
+        tried: list[Extents] = candidates(self.point, self._fd, writes=writes)
         calls = [one.write if writes else one.read for one in tried]
         calls[0]()
         seconds = [sample(call).wall_s for call in calls]
         ranked = [tried[i] for i in sorted(range(len(tried)), key=seconds.__getitem__)]
         extent_nbytes = CANDIDATE_NBYTES[2] if writes else min(2 << 20, self.point.run_nbytes)
         made = (
-            self._made(Nixl, self.point, self._files, queue, {"extent_nbytes": extent_nbytes})
+            self._made(Nixl, self.point, self._fd, queue, {"extent_nbytes": extent_nbytes})
             for queue in ("uring", "aio")
         )
         return [*ranked[:FINALISTS], *(one for one in made if one)]
 
     def _others(self, folder: Path) -> Iterator[Engine]:
-        point, files = self.point, self._files
-        yield PerPage(point, files, compiled=False)
-        yield PerPage(point, files, compiled=True)
+        point, fd = self.point, self._fd
+        yield PerPage(point, fd, compiled=False)
+        yield PerPage(point, fd, compiled=True)
         made = [
-            self._made(AioFiles, point, self._paths),
-            *(self._made(Nixl, point, files, queue) for queue in ("uring", "aio")),
+            self._made(AioFiles, point, self.slab.path),
+            *(self._made(Nixl, point, fd, queue) for queue in ("uring", "aio")),
         ]
         if point.run_pages > 1:
             made += [
