@@ -30,7 +30,7 @@ TABLE_ENTRIES = (384, 128)  # the others wait here: a scan of the table takes 1 
 
 
 class WorkerPool:
-    """``count`` threads. A quarter of them at most write: a read that comes finds the others."""
+    """``count`` threads. Half of them at most write: a read that comes finds the others."""
 
     __slots__ = (
         *("_backlogs", "_complaints", "_count", "_holds", "_in_table", "_loop", "_max_writing"),
@@ -41,7 +41,7 @@ class WorkerPool:
     def __init__(self, count: int, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
         self._count = count
         self._loop = loop
-        self._max_writing = max(1, count // 4)
+        self._max_writing = max(1, count // 2)
         self._table = Table(self._max_writing)
         self._requests: dict[int, Request] = {}  # by id in the table, until settled
         self._outcomes: dict[int, Outcome | Sequence[Request]] = {}  # of the Python threads

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What waits for cuFile and what is in flight; shared by the loop and the threads of pilot.py.
 
-Reads go first, each kind by deadline, and at most a quarter of the batches write. A write that has
+Reads go first, each kind by deadline, and at most half of the batches write. A write that has
 waited for WRITE_PATIENCE_S takes turns with reads.
 """
 
@@ -50,7 +50,7 @@ class GdsQueue:
         self.for_files: deque[Request] = deque()  # headers and syncs
         self.is_stopped = False
         self._depth = depth
-        self._max_writing = max(1, depth // 4)  # a read that comes finds the others
+        self._max_writing = max(1, depth // 2)  # a read that comes finds the others
         self._batch_nbytes = batch_nbytes
         self._loop = asyncio.get_running_loop()
         self._lines: tuple[dict[int, _Line], dict[int, _Line]] = ({}, {})  # reads, writes
