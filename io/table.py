@@ -41,7 +41,8 @@ ENTRY = np.dtype(
 _MUTEX, _SEMAPHORES = 0, 8  # words: pthread_mutex_t and sem_t have at most 64 bytes each
 _SLOTS, _CAPACITY, _READING, _WRITING, _MAX_WRITING = range(24, 29)
 _STOPPED, _EVENT_FD, _ANNOUNCED, _ONE, _CALLS, _WROTE_LAST, _FIRST_ENDED_US = range(29, 36)
-_WORDS = 36
+_IDLE = 36  # of each lane: threads that look for nothing until they are woken
+_WORDS = 38
 
 _int64_at = jit.pointer_to(jit.i8)
 _entry_at = jit.pointer_to(jit.record(ENTRY))
@@ -147,9 +148,8 @@ def _take(at: Any, lane: Any) -> Any:
     words = _words(at)
     semaphore = at + 8 * (_SEMAPHORES + 8 * lane)
     scratch = np.empty(2, np.int64)
+    libc.mutex_lock(at)
     while True:
-        libc.sem_wait(semaphore)  # EINTR is a look in vain
-        libc.mutex_lock(at)
         slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
         stopped = words[_STOPPED]
         old_s = jit.now_s(scratch) - WRITE_PATIENCE_S
@@ -162,9 +162,13 @@ def _take(at: Any, lane: Any) -> Any:
             words[_WRITING] += writes
             words[_READING] += 1 - writes
             words[_WROTE_LAST] = writes
+        else:
+            words[_IDLE + lane] += 1
         libc.mutex_unlock(at)
         if best >= 0 or stopped:
             return np.int64(best), id_, job
+        libc.sem_wait(semaphore)  # EINTR is a look in vain
+        libc.mutex_lock(at)
 
 
 @jit.compiled(jit.array("i8"), jit.f8)
@@ -186,15 +190,30 @@ def _waiting_writes(slots: Any, lane: Any, before_s: Any) -> Any:
     return count
 
 
-@jit.compiled(jit.i8, jit.array("i8"))
-def _wake_writes(at: Any, words: Any) -> None:
-    """Wake threads for writes that were passed over and may begin now. Under the mutex."""
+@jit.compiled(jit.i8, jit.array("i8"), jit.i8, jit.i8)
+def _wake(at: Any, words: Any, lane: Any, count: Any) -> None:
+    """Wake ``count`` of the lane's idle threads, or all. Under the mutex.
+
+    The others look for more by themselves: waking one costs as much as writing a small page.
+    """
+    woken = max(0, min(count, words[_IDLE + lane]))
+    words[_IDLE + lane] -= woken
+    for _ in range(woken):
+        libc.sem_post(at + 8 * (_SEMAPHORES + 8 * lane))
+
+
+@jit.compiled(jit.i8, jit.array("i8"), jit.i8)
+def _wake_writes(at: Any, words: Any, looking: Any) -> None:
+    """Wake threads for writes that were passed over and may begin now. Under the mutex.
+
+    ``looking``: the lane of a thread that is about to look for more, or -1.
+    """
     slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
     before_s = _write_before(words, jit.now_s(np.empty(2, np.int64)) - WRITE_PATIENCE_S)
     room = words[_MAX_WRITING] - words[_WRITING]
     for lane in (NATIVE, PYTHON):
-        for _ in range(min(room, _waiting_writes(slots, lane, before_s))):
-            libc.sem_post(at + 8 * (_SEMAPHORES + 8 * lane))
+        some = min(room, _waiting_writes(slots, lane, before_s))
+        _wake(at, words, lane, some - (1 if lane == looking else 0))
 
 
 @jit.compiled(jit.i8, jit.i8)
@@ -202,7 +221,7 @@ def _allow_writing(at: Any, threads: Any) -> None:
     words = _words(at)
     libc.mutex_lock(at)
     words[_MAX_WRITING] = threads
-    _wake_writes(at, words)
+    _wake_writes(at, words, -1)
     libc.mutex_unlock(at)
 
 
@@ -243,7 +262,7 @@ def _finish(at: Any, slot: Any) -> None:
     wakes = words[_ANNOUNCED] == 0 and _is_time(words, slots, slots[slot].batch)
     if wakes:
         words[_ANNOUNCED] = 1
-    _wake_writes(at, words)
+    _wake_writes(at, words, slots[slot].lane)
     libc.mutex_unlock(at)
     if wakes:
         libc.write(words[_EVENT_FD], at + 8 * _ONE, 8)
@@ -272,7 +291,7 @@ def _is_time(words: Any, slots: Any, batch: Any) -> Any:
 
 @jit.compiled(jit.i8, jit.array(ENTRY))
 def _push(at: Any, rows: Any) -> Any:
-    """Put ``rows`` into free slots and wake as many threads; nothing where too few are free."""
+    """Put ``rows`` into free slots and wake threads for them; nothing where too few are free."""
     words = _words(at)
     libc.mutex_lock(at)
     slots = carray(_entry_at(words[_SLOTS]), words[_CAPACITY])
@@ -285,9 +304,12 @@ def _push(at: Any, rows: Any) -> Any:
             slots[i] = rows[put]
             slots[i].state = WAITING
             put += 1
+    for lane in (NATIVE, PYTHON):
+        mine = 0
+        for i in range(put):
+            mine += rows[i].lane == lane
+        _wake(at, words, lane, mine)
     libc.mutex_unlock(at)
-    for i in range(put):
-        libc.sem_post(at + 8 * (_SEMAPHORES + 8 * rows[i].lane))
     return put == len(rows)
 
 

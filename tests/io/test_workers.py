@@ -91,7 +91,7 @@ def test_a_read_finds_a_thread_however_many_writes_there_are():
         reading = transfer_of(pool, 1)
         reading.submit([Piece(reading, 0, "read", log)])
         await reading.finished()
-        assert log.count("write") <= 1
+        assert log.count("write") <= 2  # half of the threads
         gate.set()
         await writing.finished()
 
