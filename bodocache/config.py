@@ -17,7 +17,6 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     ConfigDict,
-    DirectoryPath,
     Field,
     StrictBool,
     TypeAdapter,
@@ -88,16 +87,19 @@ class HostConfig:
     capacity_bytes: Annotated[Bytes, AfterValidator(_fits_memory)]
 
 
+def _held_nbytes(directory: Path) -> int:
+    return sum(f.stat().st_blocks * 512 for f in directory.glob("*") if f.is_file())
+
+
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class DiskConfig:
     """The slab backend on one directory, or on several: one for each device.
 
-    ``capacity_bytes`` is a hard cap for all of them, headers included; each has an equal share.
+    ``capacity_bytes`` is a hard cap for all of them, headers included; each has an equal share. Of
+    several directories some may be missing: a disk that failed must not keep the others out.
     """
 
-    directories: Annotated[
-        tuple[DirectoryPath, ...], BeforeValidator(_several), Field(min_length=1)
-    ]
+    directories: Annotated[tuple[Path, ...], BeforeValidator(_several), Field(min_length=1)]
     capacity_bytes: Bytes
     queue_depth: Annotated[int, Field(strict=True, ge=1, le=256)] = 8
     chunk_bytes: Annotated[int, BeforeValidator(sized), Field(ge=4096, le=64 << 20)] = (
@@ -113,14 +115,18 @@ class DiskConfig:
     def __post_init__(self) -> None:
         if len({directory.resolve() for directory in self.directories}) < len(self.directories):
             raise ValueError("directories: one stands twice")
+        there = [directory for directory in self.directories if directory.is_dir()]
+        if not there:
+            names = ", ".join(map(str, self.directories))
+            raise ValueError(f"directories: {names}: not there, or no directory")
         share = self.capacity_bytes // len(self.directories)
-        for directory in self.directories:
-            held = sum(f.stat().st_blocks * 512 for f in directory.glob("*") if f.is_file())
-            room = shutil.disk_usage(directory).free + held
-            if share > room:
+        for device in {directory.stat().st_dev for directory in there}:
+            same = [directory for directory in there if directory.stat().st_dev == device]
+            room = shutil.disk_usage(same[0]).free + sum(map(_held_nbytes, same))
+            if share * len(same) > room:
                 raise ValueError(
-                    f"capacity_bytes {self.capacity_bytes}: expected at most what {directory} has"
-                    f" room for, {room} bytes, times {len(self.directories)}"
+                    f"capacity_bytes {self.capacity_bytes}: of it {share * len(same)} for"
+                    f" {', '.join(map(str, same))}, which has room for {room} bytes"
                 )
 
 

@@ -205,6 +205,13 @@ class Backend(Protocol):
         """Give frames back; a get of them is a miss from now on."""
         ...
 
+    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
+        """Raise LeaseError unless each of ``frames`` is reserved, named once, and ``idle``.
+
+        Idle: nothing is being written there.
+        """
+        ...
+
     def get(
         self,
         batch: NDArray[np.void],

@@ -5,6 +5,7 @@ from functools import partial
 
 from bodocache.clock import Clock
 from bodocache.config import DiskConfig
+from bodocache.errors import BackendError
 from bodocache.io.backend import Backend
 from bodocache.io.config import SlabConfig
 from bodocache.io.slab import SlabBackend
@@ -35,6 +36,11 @@ async def open_disk(tier: DiskConfig, *, page_nbytes: int, form: bytes, clock: C
     ]
     if count == 1:
         return await SlabBackend.open(slabs[0], clock=clock)
-    return await SpreadBackend.open(
-        [partial(SlabBackend.open, slab, clock=clock) for slab in slabs], clock=clock
-    )
+    return await SpreadBackend.open([partial(_open, slab, clock) for slab in slabs], clock=clock)
+
+
+async def _open(slab: SlabConfig, clock: Clock) -> Backend:
+    """Open one of several; where its directory is missing, a disk is: none is made in its place."""
+    if not slab.directory.is_dir():
+        raise BackendError(f"slab {slab.directory}: not there")
+    return await SlabBackend.open(slab, clock=clock)

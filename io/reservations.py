@@ -50,10 +50,10 @@ class Reservations:
         self._frames.release(frames[~busy])
         self._released[frames[busy]] = True
 
-    def check_writable(self, frames: NDArray[np.int64]) -> None:
-        """Raise LeaseError unless each of ``frames`` is reserved, idle, and named once."""
+    def check(self, frames: NDArray[np.int64], *, idle: bool) -> None:
+        """Raise LeaseError unless each of ``frames`` is reserved, named once, and ``idle``."""
         self._frames.check_reserved(frames)
-        if self._writing[frames].any():
+        if idle and self._writing[frames].any():
             raise LeaseError("slab: put to a frame that is still being written; await drained()")
 
     def begin_writing(self, frames: NDArray[np.int64]) -> None:

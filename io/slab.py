@@ -122,6 +122,11 @@ class SlabBackend:
         self._check_writer()
         return self._reservations.reserve(count, after=after)
 
+    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
+        """See :meth:`bodocache.io.backend.Backend.check_reserved`."""
+        self._check_writer()
+        self._reservations.check(frames, idle=idle)
+
     def release(self, frames: NDArray[np.int64]) -> None:
         """Give frames back; a get of them is a miss from now on.
 
@@ -168,7 +173,7 @@ class SlabBackend:
         self._check_writer()
         memory = self._check(batch, buffers)
         frames = np.ascontiguousarray(batch["frame"])
-        self._reservations.check_writable(frames)
+        self._reservations.check(frames, idle=True)
         transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
         if transfer.is_final:
             return transfer

@@ -2,8 +2,9 @@
 """Several backends as one: a directory, and so a link, each.
 
 A run of pages is placed whole on one member, behind the page it continues where that has room.
-A member that keeps failing is taken out of service: nothing is placed there and its pages are
-misses, until a trial after a while succeeds. One that could not be opened is tried again, too.
+A member whose writes keep failing, as on a full disk, gets no more pages; one whose reads keep
+failing, or that hangs, is out of service, and its pages are misses, until a trial after a while
+succeeds. One that could not be opened is tried again, too.
 """
 
 import asyncio
@@ -16,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
-from bodocache.errors import BackendError, BackendLocked, CacheClosed, ConfigError, TierFull
+from bodocache.errors import (
+    BackendError,
+    BackendLocked,
+    CacheClosed,
+    ConfigError,
+    LayoutError,
+    LeaseError,
+    TierFull,
+)
 from bodocache.io.backend import (
     Backend,
     Durability,
@@ -29,11 +38,13 @@ from bodocache.io.backend import (
 )
 from bodocache.io.columns import newest
 from bodocache.io.joined import JoinedTransfer, Part
+from bodocache.io.medium import fits
 from bodocache.pages import Reason
 
 MEMBER_SHIFT = 40  # a frame is its member's number and, below these bits, its frame there
 FAILURES = 3  # batches that fail one after another take a member out of service
 FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0  # out of service; each failed trial doubles it
+HANGS_S = 2.0  # a batch that has not drained so long after its deadline: the device hangs
 
 _LOCAL = (1 << MEMBER_SHIFT) - 1
 _log = logging.getLogger(__name__)
@@ -41,38 +52,58 @@ _log = logging.getLogger(__name__)
 Opener = Callable[[], Awaitable[Backend]]
 
 
-class _Member:
-    """One backend, and whether it is in service."""
+class _Circuit:
+    """Whether one kind of work is in service: out after FAILURES in a row, for a while."""
 
-    def __init__(self, number: int, opener: Opener, clock: Clock) -> None:
-        self.number = number
-        self.opener = opener
-        self.backend: Backend | None = None
+    def __init__(self, clock: Clock, name: str) -> None:
         self._clock = clock
+        self._name = name
         self._failures = 0
         self._rest_s = FIRST_REST_S
         self._back_s = -np.inf  # when it may be tried again
 
     @property
-    def serving(self) -> Backend | None:
-        """The backend, if it is in service."""
-        return self.backend if self._clock.now_s() >= self._back_s else None
+    def serves(self) -> bool:
+        """Whether it is in service, or may be tried again."""
+        return self._clock.now_s() >= self._back_s
 
     def rest_s(self) -> float:
         """Seconds to wait before the next trial; the one after waits twice as long."""
         rest_s, self._rest_s = self._rest_s, min(2 * self._rest_s, LONGEST_REST_S)
         return rest_s
 
-    def note(self, *, failed: bool) -> None:
-        """A batch of its has ended."""
-        if not failed:
-            self._failures, self._rest_s = 0, FIRST_REST_S
-            return
-        self._failures += 1
-        if self._failures >= FAILURES and self.serving is not None:
+    def succeed(self) -> None:
+        """A batch of its has ended well."""
+        self._failures, self._rest_s = 0, FIRST_REST_S
+
+    def fail(self, times: int = 1) -> None:
+        """A batch of its has failed."""
+        self._failures += times
+        if self._failures >= FAILURES and self.serves:
             rest_s = self.rest_s()
             self._back_s = self._clock.now_s() + rest_s
-            _log.warning("storage: member %d fails: out of service for %g s", self.number, rest_s)
+            _log.warning("storage: %s: out of service for %g s", self._name, rest_s)
+
+
+class _Member:
+    """One backend, and what of it is in service: a full disk can still be read."""
+
+    def __init__(self, number: int, opener: Opener, clock: Clock) -> None:
+        self.number = number
+        self.opener = opener
+        self.backend: Backend | None = None
+        self.reads = _Circuit(clock, f"reads of directory {number}")
+        self.writes = _Circuit(clock, f"writes to directory {number}")
+
+    @property
+    def readable(self) -> Backend | None:
+        """The backend, if it may be read."""
+        return self.backend if self.reads.serves else None
+
+    @property
+    def writable(self) -> Backend | None:
+        """The backend, if pages may be placed there."""
+        return self.readable if self.writes.serves else None
 
 
 class SpreadBackend:
@@ -83,6 +114,7 @@ class SpreadBackend:
         self._members = members
         self._observer: Callable[[Extent], None] | None = None
         self._revivals: list[asyncio.Task[None]] = []
+        self._watching: set[asyncio.Task[None]] = set()
         self._is_closed = False
         first = next(m.backend for m in members if m.backend is not None)
         self._name, self._page_nbytes = first.name, first.page_nbytes
@@ -135,14 +167,14 @@ class SpreadBackend:
 
     @property
     def usage(self) -> Usage:
-        """The sum; the free frames of a member that is out of service count as used."""
+        """The sum; the free frames of a member that nothing is placed on count as used."""
         used = total = nbytes = 0
         budgets: list[int | None] = []
         for member in self._members:
             if member.backend is None:
                 continue
             one = member.backend.usage
-            serves = member.serving is not None
+            serves = member.writable is not None
             used += one.used_frames if serves else one.total_frames
             total += one.total_frames
             nbytes += one.nbytes_on_disk
@@ -166,10 +198,10 @@ class SpreadBackend:
         self._check_open()
         room = [(self._room(member), member) for member in self._members]
         if count > (free := sum(frames for frames, _ in room)):
-            serving = sum(member.serving is not None for member in self._members)
+            serving = sum(member.writable is not None for member in self._members)
             raise TierFull(
                 f"storage: {count} frames requested, {free} of {self.usage.total_frames} free in"
-                f" the {serving} of {len(self._members)} directories that are in service"
+                f" the {serving} of {len(self._members)} directories that take pages"
             )
         home = after >> MEMBER_SHIFT
         fitting = [one for one in room if one[0] >= count]
@@ -186,8 +218,19 @@ class SpreadBackend:
                 count -= share
         return np.concatenate(taken) if taken else np.empty(0, np.int64)
 
+    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
+        """Raise LeaseError unless every member says that its frames are."""
+        parts = self._split(frames)
+        if sum(len(positions) for _, positions in parts) < len(frames):
+            raise LeaseError(f"storage: frames {frames.tolist()}: one is of no directory")
+        for member, positions in parts:
+            if member.backend is None:
+                raise LeaseError(f"storage: frames of directory {member.number}: it is not open")
+            member.backend.check_reserved(frames[positions] & _LOCAL, idle=idle)
+
     def release(self, frames: NDArray[np.int64]) -> None:
         """Give frames back, in service or not."""
+        self.check_reserved(frames)
         for member, positions in self._split(frames):
             if member.backend is not None:
                 member.backend.release(frames[positions] & _LOCAL)
@@ -204,7 +247,7 @@ class SpreadBackend:
         self._check_open()
         joined = JoinedTransfer(len(batch), Status.MISS, Reason.NEVER_STORED)
         for member, positions in self._split(batch["frame"]):
-            if (backend := member.serving) is None:
+            if (backend := member.readable) is None:
                 joined.set(positions, Status.MISS, Reason.UNAVAILABLE)
                 continue
             # The whole batch, so that positions stay what on_landed knows; others' are no frames.
@@ -212,7 +255,7 @@ class SpreadBackend:
             local["frame"] = -1
             local["frame"][positions] = batch["frame"][positions] & _LOCAL
             transfer = backend.get(local, buffers, deadline_s=deadline_s, on_landed=on_landed)
-            joined.add(Part(transfer, positions, positions, _note_to(member)))
+            joined.add(Part(transfer, positions, positions, self._noting(member.reads)))
         return joined
 
     def put(
@@ -225,15 +268,21 @@ class SpreadBackend:
     ) -> JoinedTransfer:
         """Begin to write to every member that has reserved frames of ``batch``."""
         self._check_open()
+        self.check_reserved(batch["frame"], idle=True)  # of all, before any member begins
+        if not fits(np.ascontiguousarray(batch), len(buffers), self._page_nbytes):
+            raise LayoutError(
+                f"storage: slots {batch['slot'].tolist()}, bytes {batch['nbytes'].tolist()}:"
+                f" expected slots below {len(buffers)} and pages of {self._page_nbytes} bytes"
+            )
         joined = JoinedTransfer(len(batch), Status.FAILED, Reason.UNAVAILABLE)
         for member, positions in self._split(batch["frame"]):
-            if (backend := member.serving) is None:
+            if (backend := member.writable) is None:
                 continue
             local = batch[positions]
             local["frame"] &= _LOCAL
             transfer = backend.put(local, buffers, deadline_s=deadline_s, durability=durability)
             theirs = np.arange(len(positions))
-            joined.add(Part(transfer, positions, theirs, _note_to(member)))
+            joined.add(Part(transfer, positions, theirs, self._noting(member.writes)))
         return joined
 
     @contextlib.contextmanager
@@ -248,10 +297,27 @@ class SpreadBackend:
     async def close(self) -> None:
         """Close every member; twice is harmless."""
         self._is_closed = True
-        for revival in self._revivals:
-            revival.cancel()
-        await asyncio.gather(*self._revivals, return_exceptions=True)
+        tasks = [*self._revivals, *self._watching]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await _close_all(self._members)
+
+    def _noting(self, circuit: _Circuit) -> Callable[[Transfer], None]:
+        """Tells ``circuit`` of a batch's end: failed is one without a page landed."""
+
+        def note(transfer: Transfer) -> None:
+            failed = (transfer.statuses == Status.FAILED) & (transfer.reasons == Reason.IO_ERROR)
+            if (transfer.statuses == Status.LANDED).any():
+                circuit.succeed()
+            elif failed.any():
+                circuit.fail()
+            elif (transfer.reasons == Reason.LATE).any():
+                watching = asyncio.ensure_future(_watch(transfer, circuit))
+                self._watching.add(watching)
+                watching.add_done_callback(self._watching.discard)
+
+        return note
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -259,7 +325,7 @@ class SpreadBackend:
 
     def _room(self, member: _Member) -> int:
         """How many frames it could take and write now."""
-        if (backend := member.serving) is None:
+        if (backend := member.writable) is None:
             return 0
         usage = backend.usage
         budget = usage.free_frames if usage.budget_frames is None else usage.budget_frames
@@ -296,13 +362,14 @@ class SpreadBackend:
     async def _revive(self, member: _Member) -> None:
         """Try to open ``member`` until it succeeds, then let it serve, empty."""
         while member.backend is None:
-            await asyncio.sleep(member.rest_s())
-            if (error := await _try_open(member)) is not None:
-                _log.info("storage: member %d: %s", member.number, error)
+            await asyncio.sleep(member.reads.rest_s())
+            with contextlib.suppress(BackendLocked):  # perhaps not the next time
+                await _try_open(member)
         member.backend.observer = self._observer
         with contextlib.suppress(BackendError):
             member.backend.release(member.backend.entries().frames)
-        _log.warning("storage: member %d is in service", member.number)
+        member.reads.succeed()
+        _log.warning("storage: directory %d is in service", member.number)
 
 
 def _firsts(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -324,7 +391,7 @@ async def _try_open(member: _Member) -> BackendError | OSError | None:
     except BackendLocked:
         raise
     except (BackendError, OSError) as error:
-        _log.warning("storage: member %d cannot be opened: %s", member.number, error)
+        _log.warning("storage: directory %d cannot be opened: %s", member.number, error)
         return error
     return None
 
@@ -334,13 +401,9 @@ async def _close_all(members: Sequence[_Member]) -> None:
     await asyncio.gather(*(backend.close() for backend in open_ones))
 
 
-def _note_to(member: _Member) -> Callable[[Transfer], None]:
-    """Tells ``member`` whether a batch failed: an error of the storage, and not one page landed."""
-
-    def note(transfer: Transfer) -> None:
-        failed = (transfer.statuses == Status.FAILED) & (transfer.reasons == Reason.IO_ERROR)
-        landed = (transfer.statuses == Status.LANDED).any()
-        if failed.any() or landed:
-            member.note(failed=bool(failed.any() and not landed))
-
-    return note
+async def _watch(transfer: Transfer, circuit: _Circuit) -> None:
+    """Nothing landed by the deadline: a busy device ends what it has begun, one that hangs not."""
+    try:
+        await asyncio.wait_for(transfer.drained(), HANGS_S)
+    except TimeoutError:
+        circuit.fail(FAILURES)

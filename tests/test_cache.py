@@ -23,6 +23,7 @@ from bodocache.config import (
     TiersConfig,
 )
 from bodocache.errors import BackendLocked, ConfigError, LayoutError, LeaseError
+from bodocache.io.spread import FAILURES
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.pages import Reason, Tier
@@ -160,6 +161,45 @@ def test_a_prefix_on_several_directories_is_found_after_a_restart(engine, tmp_pa
 
     asyncio.run(scenario())
     assert all((directory / "payload.slab").exists() for directory in directories)
+
+
+def test_a_directory_that_is_out_of_service_for_a_while_loses_no_page(engine, tmp_path, caplog):
+    directories = tuple(tmp_path / name for name in "ab")
+    for directory in directories:
+        directory.mkdir()
+
+    async def scenario():
+        async with engine(directories=directories, disk=80) as it:
+            for number in range(4):
+                await it.serve(prompt(8, of=number))
+        async with engine(directories=directories, disk=80) as it:
+            disk, number = it.cache._orchestrator.residency.backend, 0
+            frames = it.cache._orchestrator.residency.table.records["frame"]
+            out = disk._members[int(frames.max()) >> 40]
+            out.reads.fail(FAILURES)
+            lost = [await it.cache.match(prompt(8, of=number)) for number in range(4)]
+            for match in lost:
+                with it.cache.load(match) as load:
+                    number += (await load).pages == 0
+            assert number  # some could not be loaded
+            out.reads._back_s = 0.0
+            for number in range(4):
+                with it.cache.load(await it.cache.match(prompt(8, of=number))) as load:
+                    assert (await load).pages == 8
+
+    asyncio.run(scenario())
+
+
+def test_a_missing_directory_keeps_the_others_in_use_and_is_not_made(engine, tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    directories = (tmp_path / "a", tmp_path / "gone")
+
+    async def scenario():
+        async with engine(directories=directories, disk=45) as it:
+            await it.serve(prompt(8))
+
+    asyncio.run(scenario())
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_prompt_is_found_again_and_only_whole_pages_of_it(engine):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import os
+import shutil
 
 import pytest
 
@@ -99,6 +100,19 @@ def test_every_problem_is_told_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         parse(CacheConfig, values)
     assert str(caught.value).count("\n") == 1
+
+
+def test_directories_of_one_file_system_share_its_room(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    values = good(tmp_path)
+    values["tiers"]["disk"] = {
+        "directories": [str(tmp_path / name) for name in "ab"],
+        "capacity_bytes": int(1.5 * free),
+    }
+    with pytest.raises(ConfigError, match="has room for"):
+        parse(CacheConfig, values)
 
 
 def test_a_missing_section_is_named(tmp_path):

@@ -88,7 +88,7 @@ def settings(kind=CacheConfig, prefix=""):
 
 
 def unit(name, said):
-    if said.get("format") == "directory-path":
+    if said.get("format") == "path":
         return "path"
     if said["type"] == "array":
         return f"{unit(name, said['items'])}s"
@@ -110,8 +110,8 @@ def allowed(said):
         assert said["pattern"] == "^([0-9a-fA-F]{2}){16,64}$|^$"
         return "32 to 128 hex digits, or empty"
     if said["type"] == "array":
-        assert said["items"]["format"] == "directory-path"
-        return "folders that exist"
+        assert said["items"]["format"] == "path"
+        return "folders, one at least there"
     if said["type"] == "boolean":
         return "true or false"
     if "maximum" in said:

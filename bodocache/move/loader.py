@@ -304,6 +304,9 @@ class Loader:
         landed, late = statuses == Status.LANDED, statuses == Status.LATE
         lost = ~landed & ~late
         part.load.fail(part.positions[chosen[late]], reasons[late])
+        absent = lost & (reasons == Reason.UNAVAILABLE)  # they are there again with their directory
+        part.load.fail(part.positions[chosen[absent]], reasons[absent])
+        lost &= ~absent
         if lost.any():
             self._lose(part, chosen[lost], Tier.DISK, reasons[lost])
         self._land(part, chosen[landed])

@@ -68,6 +68,12 @@ class MemoryBackend:
         """Take ``count`` free frames."""
         return self._frames.reserve(count, after=after)
 
+    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
+        """Raise LeaseError unless they are."""
+        self._frames.check_reserved(frames)
+        if idle and not self._writing.isdisjoint(frames.tolist()):
+            raise LeaseError("memory: put to a frame that is still being written")
+
     def release(self, frames: NDArray[np.int64]) -> None:
         """Give frames back; those that are still being written become free afterwards."""
         self._frames.check_reserved(frames)

@@ -48,6 +48,10 @@ class WrappedBackend:
         """Reserve frames of the inner backend."""
         return self._inner.reserve(count, after=after)
 
+    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
+        """Hand on."""
+        self._inner.check_reserved(frames, idle=idle)
+
     def release(self, frames: NDArray[np.int64]) -> None:
         """Release frames of the inner backend."""
         self._inner.release(frames)

@@ -200,6 +200,11 @@ class GdsBackend:
         self._check_writer()
         return self._reservations.reserve(count, after=after)
 
+    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
+        """See :meth:`bodocache.io.backend.Backend.check_reserved`."""
+        self._check_writer()
+        self._reservations.check(frames, idle=idle)
+
     def release(self, frames: NDArray[np.int64]) -> None:
         """Give frames back; see :meth:`bodocache.io.slab.SlabBackend.release`."""
         self._check_writer()
@@ -255,7 +260,7 @@ class GdsBackend:
         self._check_writer()
         memory = self._check(batch, buffers)
         frames = np.ascontiguousarray(batch["frame"])
-        self._reservations.check_writable(frames)
+        self._reservations.check(frames, idle=True)
         transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._queue)
         if transfer.is_final:
             return transfer

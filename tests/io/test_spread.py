@@ -3,13 +3,22 @@
 
 import asyncio
 import math
+import os
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bodocache.clock import RealClock, VirtualClock
-from bodocache.errors import BackendError, BackendLocked, ConfigError, TierFull
+from bodocache.errors import (
+    BackendError,
+    BackendLocked,
+    ConfigError,
+    LayoutError,
+    LeaseError,
+    TierFull,
+)
 from bodocache.io import spread
 from bodocache.io.backend import Status, ToldInPython
 from bodocache.io.slab import SlabBackend
@@ -160,6 +169,107 @@ def test_each_trial_that_fails_doubles_the_rest(two, caplog):
             assert await attempt() == [Reason.UNAVAILABLE]
             two.clock.advance(0.01)
             assert await attempt() == [Reason.IO_ERROR]
+
+    two.run(scenario)
+
+
+def test_a_full_directory_gets_no_more_pages_and_is_read_all_the_same(two, caplog):
+    async def scenario(backend):
+        held, _ = await two.put(backend, [0, 1])
+        await two.put(backend, [2, 3, 4, 5])  # on the other: the full one seems the emptier
+        full = members(held["frame"])[0]
+        inner = backend._members[full].backend
+        backend._members[full].backend = FaultyBackend(inner, [Fault(Operation.PUT, 0, None)])
+        failed = 0
+        for number in range(10, 40, 2):
+            batch, statuses = await two.put(backend, [number, number + 1])
+            failed += Status.FAILED in statuses
+            backend.release(batch["frame"])
+            assert (await two.bench.get(backend, held))[0] == [Status.LANDED] * 2
+        assert failed == FAILURES
+
+    two.run(scenario)
+    assert "writes to directory" in caplog.text
+
+
+def test_a_directory_that_hangs_is_taken_out(two, fake, monkeypatch, caplog):
+    monkeypatch.setattr(spread, "HANGS_S", 0.05)
+
+    async def scenario(backend):
+        batch, _ = await two.put(backend, [0, 1])
+        real, entered, opened = os.preadv, threading.Event(), threading.Event()
+
+        def hang(*arguments):
+            entered.set()
+            assert opened.wait(10)
+            return real(*arguments)
+
+        fake("preadv", hang)
+        buffers = two.bench.pages.buffers(2)
+        hanging = backend.get(batch, buffers, deadline_s=RealClock().now_s() + 0.05)
+        assert await asyncio.to_thread(entered.wait, 10)
+        await hanging.finished()
+        assert hanging.statuses.tolist() == [Status.LATE] * 2
+        await asyncio.sleep(0.2)
+        again = backend.get(batch, two.bench.pages.buffers(2), deadline_s=math.inf)
+        assert again.reasons.tolist() == [Reason.UNAVAILABLE] * 2
+        opened.set()
+        await hanging.drained()
+        two.clock.advance(spread.FIRST_REST_S)
+        assert (await two.bench.get(backend, batch))[0] == [Status.LANDED] * 2
+
+    two.run(scenario)
+
+
+def test_late_pages_of_a_directory_that_goes_on_take_nothing_out(two, monkeypatch):
+    monkeypatch.setattr(spread, "HANGS_S", 0.05)
+
+    async def scenario(backend):
+        batch, _ = await two.put(backend, [0, 1])
+        for _ in range(2 * FAILURES):
+            late = backend.get(batch, two.bench.pages.buffers(2), deadline_s=0.0)
+            await late.drained()
+        await asyncio.sleep(0.1)
+        assert (await two.bench.get(backend, batch))[0] == [Status.LANDED] * 2
+
+    two.run(scenario)
+
+
+def test_a_put_or_a_release_that_is_refused_has_begun_nothing(two):
+    async def scenario(backend):
+        ours, theirs = backend.reserve(2, after=-1), backend.reserve(2, after=-1)
+        assert members(ours) != members(theirs)
+        backend.release(theirs[1:])
+        frames = np.concatenate((ours, theirs))
+        used = backend.usage.used_frames
+        with pytest.raises(LeaseError):
+            backend.release(frames)
+        assert backend.usage.used_frames == used
+        batch, buffers = two.bench.pages.batch([1, 2, 3, 4], frames), two.bench.pages.buffers(4)
+        two.bench.pages.fill(buffers, [1, 2, 3, 4])
+        with pytest.raises(LeaseError):
+            backend.put(batch, buffers, deadline_s=math.inf)
+        batch["frame"][3] = theirs[0]
+        batch = batch[[0, 1, 3]]
+        batch["slot"][2] = 99
+        with pytest.raises(LayoutError):
+            backend.put(batch, buffers, deadline_s=math.inf)
+        assert not len(backend.entries().keys)
+
+    two.run(scenario)
+
+
+def test_a_directory_that_was_locked_for_a_while_comes_in_the_end(two, monkeypatch, caplog):
+    monkeypatch.setattr(spread, "FIRST_REST_S", 0.01)
+    two.errors[1] = [BackendError("no such disk"), BackendLocked("somebody else's, for now")]
+
+    async def scenario(backend):
+        alone = backend.usage.total_frames
+        for _ in range(500):
+            if backend.usage.total_frames > alone:
+                break
+            await asyncio.sleep(0.01)
+        assert backend.usage.total_frames == 2 * alone
 
     two.run(scenario)
 
