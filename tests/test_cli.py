@@ -88,7 +88,7 @@ def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
         ((*REPLAY, "5", "--dir", "x"), "--dir: not with --policy-only"),
         ((*REPLAY, "5", "--report", "x"), "--report: not with --policy-only"),
         ((*REPLAY, "0"), "--capacity-pages"),
-        ((*REPLAY, "5", "--policy", "fifo"), "fifo"),
+        ((*REPLAY, "5", "--policy", "belady"), "belady"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(arguments, says):
