@@ -34,10 +34,10 @@ app.add_typer(slab_app, name="slab")
 
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.
-_POLICY_OPTIONS = ("policy", "capacity_pages")
+_POLICY_OPTIONS = ("policy", "capacity_pages", "curve", "policies")
 _LIVE_OPTIONS = (
     *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
-    *("deadline_ms", "write_through", "report"),
+    *("deadline_ms", "write_through"),
 )
 
 
@@ -50,7 +50,9 @@ def _about() -> None:
     epilog="Examples: [bold]bodocache replay[/bold];"
     " [bold]bodocache replay trace.jsonl --max-requests 2000 --json out.json[/bold];"
     " [bold]bodocache replay trace.jsonl --dir cache --report report.html[/bold];"
-    " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold]",
+    " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold];"
+    " [bold]bodocache replay trace.jsonl --policy-only --curve --policies lru,arc,heat"
+    " --report curve.html[/bold]",
 )
 def replay(  # noqa: PLR0913 -- each is an option of the command line
     context: typer.Context,
@@ -74,6 +76,19 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     capacity_pages: Annotated[
         int | None,
         typer.Option(min=1, max=1 << 40, help="With --policy-only: pages the cache holds."),
+    ] = None,
+    curve: Annotated[
+        bool,
+        typer.Option(
+            "--curve",
+            help="With --policy-only: every capacity, from 10 pages to all, instead of one.",
+        ),
+    ] = False,
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="With --curve: the policies to compare; default: all. min always."
+        ),
     ] = None,
     directory: Annotated[
         Path | None,
@@ -122,6 +137,12 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         raise typer.BadParameter("choose one of --live and --policy-only")
     if policy_only:
         _refuse(context, _LIVE_OPTIONS, "not with --policy-only")
+        if curve:
+            _refuse(context, ("policy", "capacity_pages"), "not with --curve; see --policies")
+            _replay_curve(trace, max_requests, policies, json_file, report)
+            return
+        _refuse(context, ("report",), "not with --policy-only, unless with --curve")
+        _refuse(context, ("policies",), "only with --curve")
         _replay_policy(trace, max_requests, policy, capacity_pages, json_file)
         return
     _refuse(context, _POLICY_OPTIONS, "only with --policy-only")
@@ -303,12 +324,43 @@ def _replay_policy(
     from bodocache.replay.trace import load_trace
 
     if capacity_pages is None:
-        raise typer.BadParameter("--policy-only needs --capacity-pages")
+        raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, jit.warm)
     outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
     console.print(policy_report.render(outcome))
     terminal.write_json(json_file, policy_report.as_json(outcome))
+
+
+def _replay_curve(
+    path: Path | None,
+    max_requests: int | None,
+    policies: str | None,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    from bodocache.replay import curve, curve_report
+    from bodocache.replay.report import require_matplotlib
+    from bodocache.replay.trace import load_trace
+
+    names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
+    if report is not None:
+        require_matplotlib()
+    console = terminal.console_beside(json_file)
+    terminal.compile_first(console, jit.warm)
+    trace = load_trace(path, max_requests)
+    with terminal.progress_bar(console) as progress:
+        task = progress.add_task("simulating", total=None)
+        curves = curve.measure(
+            trace,
+            [Policy(name) for name in names],
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(curve_report.render(curves))
+    terminal.write_json(json_file, curve_report.as_json(curves))
+    if report is not None:
+        curve_report.save_report(curves, report)
+        console.print(f"report: {report}", soft_wrap=True)
 
 
 @contextmanager

@@ -9,8 +9,17 @@ lower page id. A new policy is its file, and a name and a line here.
 from collections.abc import Callable
 from enum import StrEnum
 
-from bodocache.plan import optimum
-from bodocache.replay.policies import arc, heat, lhd, lru, ranked, s3fifo, sieve, tinylfu
+from bodocache.replay.policies import (
+    arc,
+    heat,
+    lhd,
+    lru,
+    minimum,
+    ranked,
+    s3fifo,
+    sieve,
+    tinylfu,
+)
 from bodocache.replay.policies.model import (
     HALF_LIFE_S,
     Ids,
@@ -30,7 +39,11 @@ class Policy(StrEnum):
     LRU = "lru"
     FIFO = "fifo"
     LFU = "lfu"
+    PERFECT_LFU = "perfect-lfu"
+    LFUDA = "lfuda"
+    PERFECT_LFUDA = "perfect-lfuda"
     GDSF = "gdsf"
+    PERFECT_GDSF = "perfect-gdsf"
     ARC = "arc"
     S3_FIFO = "s3-fifo"
     SIEVE = "sieve"
@@ -42,16 +55,15 @@ class Policy(StrEnum):
     MIN = "min"
 
 
-def _min(touches: Touches, capacity_pages: int, _: Setting) -> Simulation:
-    pages = len(touches.parents)
-    return Simulation(*optimum.min_hits(touches.ids, touches.offsets, pages, capacity_pages))
-
-
 _SERVE: dict[Policy, Callable[[Touches, int, Setting], Simulation]] = {
     Policy.LRU: lru.lru,
     Policy.FIFO: ranked.fifo,
     Policy.LFU: ranked.lfu,
+    Policy.PERFECT_LFU: ranked.perfect_lfu,
+    Policy.LFUDA: ranked.lfuda,
+    Policy.PERFECT_LFUDA: ranked.perfect_lfuda,
     Policy.GDSF: ranked.gdsf,
+    Policy.PERFECT_GDSF: ranked.perfect_gdsf,
     Policy.ARC: arc.arc,
     Policy.S3_FIFO: s3fifo.s3_fifo,
     Policy.SIEVE: sieve.sieve,
@@ -60,13 +72,14 @@ _SERVE: dict[Policy, Callable[[Touches, int, Setting], Simulation]] = {
     Policy.SECOND_SIGHT_LRU: lru.second_sight,
     Policy.SECOND_SIGHT_GDSF: ranked.second_sight_gdsf,
     Policy.HEAT: heat.heat,
-    Policy.MIN: _min,
+    Policy.MIN: minimum.minimum,
 }
 
 # Hits at every capacity in one pass, where a larger tier always holds what a smaller one does.
 CURVES: dict[Policy, Callable[[Touches], Ids]] = {
     Policy.LRU: lru.lru_curve,
     Policy.SECOND_SIGHT_LRU: lru.second_sight_curve,
+    Policy.MIN: minimum.minimum_curve,
 }
 
 

@@ -112,6 +112,8 @@ class Plain:
 
 
 class Ranked(Plain):
+    remembers = False
+
     def __init__(self, touches, capacity):
         super().__init__(touches, capacity)
         self.cost_s = Recompute().seconds(touches.depths)
@@ -123,11 +125,12 @@ class Ranked(Plain):
         self.remove(page)
 
     def insert(self, page):
-        self.uses[page] = 0
+        if not self.remembers:
+            self.uses[page] = 0
 
     def end(self, pages):
         for page in pages:
-            self.uses[page] += 1
+            self.uses[page] = self.uses.get(page, 0) + 1
             self.rank[page] = self.rank_of(page)
 
 
@@ -156,6 +159,25 @@ class Gdsf(Ranked):
         self.floor = max(self.floor, before)
 
 
+class Perfect:
+    remembers = True
+
+
+class PerfectLfu(Perfect, Lfu): ...
+
+
+class PerfectGdsf(Perfect, Gdsf): ...
+
+
+class Lfuda(Gdsf):
+    def __init__(self, touches, capacity):
+        super().__init__(touches, capacity)
+        self.cost_s[:] = 1.0
+
+
+class PerfectLfuda(Perfect, Lfuda): ...
+
+
 class SecondSight:
     seen = frozenset()
 
@@ -166,7 +188,7 @@ class SecondSight:
 class SecondSightLru(SecondSight, Lru): ...
 
 
-class SecondSightGdsf(SecondSight, Gdsf): ...
+class SecondSightGdsf(SecondSight, PerfectGdsf): ...
 
 
 class Arc(Plain):
@@ -318,8 +340,8 @@ class WTinyLfu(Plain):
         self.window, self.probation, self.protected = set(), set(), set()
         self.count, self.touch = collections.Counter(), 0
         self.most_window = max(1, int(tinylfu.WINDOW_SHARE * capacity))
-        self.most_main = max(0, capacity - self.most_window)
-        self.most_protected = int(tinylfu.PROTECTED_SHARE * self.most_main)
+        main = max(0, capacity - self.most_window)
+        self.most_protected = int(tinylfu.PROTECTED_SHARE * main)
 
     def begin(self, pages):
         for page in pages:
@@ -342,21 +364,18 @@ class WTinyLfu(Plain):
             self.last[page] = self.number
 
     def evict_for(self, _):
-        while True:
-            main = self.leaves(self.probation) or self.leaves(self.protected)
-            victim = self.first(main, self.last) if main else None
-            window = self.leaves(self.window)
-            if not window or len(self.window) < self.most_window:
-                return self.leave(self.first(window, self.last) if victim is None else victim)
-            candidate = self.first(window, self.last)
-            if len(self.probation) + len(self.protected) < self.most_main:
-                self.promote(candidate)
-            elif victim is not None and self.count[candidate] > self.count[victim]:
-                self.promote(candidate)
-                main = self.leaves(self.probation - {candidate}) or self.leaves(self.protected)
-                return self.leave(victim)
-            else:
-                return self.leave(candidate)
+        main = self.leaves(self.probation) or self.leaves(self.protected)
+        window = self.leaves(self.window)
+        if not main or (
+            window
+            and len(self.window) >= self.most_window
+            and self.count[self.first(window, self.last)] <= self.count[self.first(main, self.last)]
+        ):
+            self.leave(self.first(window, self.last))
+            return
+        if window and len(self.window) >= self.most_window:
+            self.promote(self.first(window, self.last))
+        self.leave(self.first(main, self.last))
 
     def promote(self, page):
         self.window.remove(page)
@@ -370,6 +389,10 @@ class WTinyLfu(Plain):
     def insert(self, page):
         self.window.add(page)
         self.last[page] = self.number
+
+    def end(self, _):
+        while not self.evicted and len(self.window) > self.most_window:
+            self.promote(self.first(self.window, self.last))
 
 
 class Lhd(Plain):
@@ -450,7 +473,11 @@ PLAIN = {
     Policy.LRU: Lru,
     Policy.FIFO: Fifo,
     Policy.LFU: Lfu,
+    Policy.PERFECT_LFU: PerfectLfu,
+    Policy.LFUDA: Lfuda,
+    Policy.PERFECT_LFUDA: PerfectLfuda,
     Policy.GDSF: Gdsf,
+    Policy.PERFECT_GDSF: PerfectGdsf,
     Policy.ARC: Arc,
     Policy.S3_FIFO: S3Fifo,
     Policy.SIEVE: Sieve,

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FIFO, LFU, GDSF and GDSF on second sight: the leaf of the least rank leaves.
+"""FIFO, LFU, LFUDA and GDSF, with what they remember: the leaf of the least rank leaves.
 
-FIFO's rank is when the page was inserted. LFU's is the number of its uses since then, then its last
-use. GDSF's (Cherkasova, HPL-98-69R1) is, at its last use, ``H = L + uses * recompute_s``, pages
-being of equal size; L is the greatest rank evicted so far. Second sight: lru.py.
+FIFO's rank is when the page was inserted. LFU's is the number of its uses, then its last use.
+GDSF's (Cherkasova, HPL-98-69R1) is ``H = L + uses * recompute_s`` as of its last use, pages being
+of equal size; L is the greatest rank evicted so far. LFUDA (Arlitt et al., PER 27(4), 2000) is the
+same at equal costs. Uses are counted while the page is present, from 0 when it is inserted; perfect
+policies (Breslau et al., INFOCOM'99) go on counting where its last stay ended. GDSF on second sight
+is perfect, too, as it remembers pages anyway; what it admits: lru.py.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +22,7 @@ from bodocache.replay.policies.lru import seen_before
 from bodocache.replay.policies.model import TOUCHES, Floats, Ids, Setting, Simulation, Touches
 
 _FIFO, _LFU, _GDSF = range(3)
-_STATE = np.dtype([("rank", "<f8"), ("uses", "<i8")])  # uses: since it was inserted
+_STATE = np.dtype([("rank", "<f8"), ("uses", "<i8")])
 
 
 class _Ranked(NamedTuple):
@@ -28,49 +32,41 @@ class _Ranked(NamedTuple):
     floor: Floats  # [1] GDSF's L
 
 
-def fifo(touches: Touches, capacity_pages: int, setting: Setting) -> Simulation:
-    """Serve ``touches``."""
-    return _serve(_FIFO, touches, capacity_pages, setting)
+class _Rule(NamedTuple):
+    code: int
+    remembers: bool = False  # uses of earlier stays
+    second_sight: bool = False
+    unit_cost: bool = False
 
 
-def lfu(touches: Touches, capacity_pages: int, setting: Setting) -> Simulation:
-    """Serve ``touches``."""
-    return _serve(_LFU, touches, capacity_pages, setting)
-
-
-def gdsf(touches: Touches, capacity_pages: int, setting: Setting) -> Simulation:
-    """Serve ``touches``."""
-    return _serve(_GDSF, touches, capacity_pages, setting)
-
-
-def second_sight_gdsf(touches: Touches, capacity_pages: int, setting: Setting) -> Simulation:
-    """Serve ``touches``, admitting pages that were seen before."""
-    return _serve(_GDSF, touches, capacity_pages, setting, seen_before(touches))
-
-
-def _serve(
-    code: int, touches: Touches, capacity_pages: int, setting: Setting, admitted: Any = None
-) -> Simulation:
+def _serve(rule: _Rule, touches: Touches, capacity_pages: int, setting: Setting) -> Simulation:
     pages = len(touches.parents)
-    cache = _Ranked(
-        tree.open_leaves(pages, capacity_pages, 1),
-        np.zeros(pages, _STATE),
-        setting.recompute.seconds(touches.depths),
-        np.zeros(1),
-    )
+    cost_s = np.ones(pages) if rule.unit_cost else setting.recompute.seconds(touches.depths)
+    leaves = tree.open_leaves(pages, capacity_pages, 1)
+    cache = _Ranked(leaves, np.zeros(pages, _STATE), cost_s, np.zeros(1))
+    admitted = seen_before(touches) if rule.second_sight else np.diff(touches.offsets)
     hits, counts = np.zeros(len(touches.timestamps_s), np.int64), np.zeros(2, np.int64)
-    limits = np.diff(touches.offsets) if admitted is None else admitted
-    _replay(code, touches, limits, capacity_pages, cache, hits, counts)
+    _replay(rule.code, int(rule.remembers), touches, admitted, capacity_pages, cache, hits, counts)
     return Simulation(hits, int(counts[0]), int(counts[1]))
 
+
+fifo = partial(_serve, _Rule(_FIFO))
+lfu = partial(_serve, _Rule(_LFU))
+perfect_lfu = partial(_serve, _Rule(_LFU, remembers=True))
+gdsf = partial(_serve, _Rule(_GDSF))
+perfect_gdsf = partial(_serve, _Rule(_GDSF, remembers=True))
+lfuda = partial(_serve, _Rule(_GDSF, unit_cost=True))
+perfect_lfuda = partial(_serve, _Rule(_GDSF, remembers=True, unit_cost=True))
+second_sight_gdsf = partial(_serve, _Rule(_GDSF, remembers=True, second_sight=True))
 
 _IDS = jit.array("i8")
 _RANKED = jit.named(_Ranked, tree.LEAVES, jit.array(_STATE), jit.array("f8"), jit.array("f8"))
 
 
-@jit.kernel(jit.i8, TOUCHES, _IDS, jit.i8, _RANKED, _IDS, _IDS)
+@jit.kernel(jit.i8, jit.i8, TOUCHES, _IDS, jit.i8, _RANKED, _IDS, _IDS)
 def _replay(
     code: Int,
+    remembers: Int,
     touches: Touches,
     admitted: Ids,
     capacity_pages: Int,
@@ -94,7 +90,8 @@ def _replay(
             _evict_one(touches, cache, held)
         for touch in range(at, stop):
             tree.arrive(leaves, touches, touches.ids[touch])
-            cache.pages[touches.ids[touch]]["uses"] = 0
+            if not remembers:
+                cache.pages[touches.ids[touch]]["uses"] = 0
         for touch in range(begin, stop):
             _use(code, cache, touches.ids[touch], request, len(hits))
         if stop > begin:
