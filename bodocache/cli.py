@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bodocache import env, jit
+from bodocache import env
 from bodocache.errors import BodoCacheError
 from bodocache.kernels.targets import TARGETS
 from bodocache.replay import terminal
@@ -136,14 +136,19 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     if live and policy_only:
         raise typer.BadParameter("choose one of --live and --policy-only")
     if policy_only:
+        from bodocache.replay import policy_commands
+
         _refuse(context, _LIVE_OPTIONS, "not with --policy-only")
         if curve:
             _refuse(context, ("policy", "capacity_pages"), "not with --curve; see --policies")
-            _replay_curve(trace, max_requests, policies, json_file, report)
+            names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
+            policy_commands.replay_curve(trace, max_requests, names, json_file, report)
             return
         _refuse(context, ("report",), "not with --policy-only, unless with --curve")
         _refuse(context, ("policies",), "only with --curve")
-        _replay_policy(trace, max_requests, policy, capacity_pages, json_file)
+        if capacity_pages is None:
+            raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
+        policy_commands.replay_policy(trace, max_requests, policy, capacity_pages, json_file)
         return
     _refuse(context, _POLICY_OPTIONS, "only with --policy-only")
     from bodocache.replay.live import LiveOptions
@@ -311,56 +316,6 @@ def _replay_live(
         console.print(f"report: {report}")
     if run.wrong_bytes:
         raise typer.Exit(1)
-
-
-def _replay_policy(
-    path: Path | None,
-    max_requests: int | None,
-    policy: Policy,
-    capacity_pages: int | None,
-    json_file: Path | None,
-) -> None:
-    from bodocache.replay import policy_report
-    from bodocache.replay.trace import load_trace
-
-    if capacity_pages is None:
-        raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
-    console = terminal.console_beside(json_file)
-    terminal.compile_first(console, jit.warm)
-    outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
-    console.print(policy_report.render(outcome))
-    terminal.write_json(json_file, policy_report.as_json(outcome))
-
-
-def _replay_curve(
-    path: Path | None,
-    max_requests: int | None,
-    policies: str | None,
-    json_file: Path | None,
-    report: Path | None,
-) -> None:
-    from bodocache.replay import curve, curve_report
-    from bodocache.replay.report import require_matplotlib
-    from bodocache.replay.trace import load_trace
-
-    names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
-    if report is not None:
-        require_matplotlib()
-    console = terminal.console_beside(json_file)
-    terminal.compile_first(console, jit.warm)
-    trace = load_trace(path, max_requests)
-    with terminal.progress_bar(console) as progress:
-        task = progress.add_task("simulating", total=None)
-        curves = curve.measure(
-            trace,
-            [Policy(name) for name in names],
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    console.print(curve_report.render(curves))
-    terminal.write_json(json_file, curve_report.as_json(curves))
-    if report is not None:
-        curve_report.save_report(curves, report)
-        console.print(f"report: {report}", soft_wrap=True)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curves as JSON, as a table, and as a plot beside the optimum, alone or in one HTML page.
 
-The names of the JSON are stable; docs/policies.md lists them.
+The names of the JSON are stable; docs/replay.md lists them.
 """
 
 from collections.abc import Mapping, Sequence
