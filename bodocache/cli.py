@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from bodocache import env, jit
+from bodocache import env
 from bodocache.errors import BodoCacheError
 from bodocache.kernels.targets import TARGETS
 from bodocache.replay import terminal
@@ -34,10 +34,10 @@ app.add_typer(slab_app, name="slab")
 
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.
-_POLICY_OPTIONS = ("policy", "capacity_pages")
+_POLICY_OPTIONS = ("policy", "capacity_pages", "curve", "policies")
 _LIVE_OPTIONS = (
     *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
-    *("deadline_ms", "write_through", "report"),
+    *("deadline_ms", "write_through"),
 )
 
 
@@ -50,7 +50,9 @@ def _about() -> None:
     epilog="Examples: [bold]bodocache replay[/bold];"
     " [bold]bodocache replay trace.jsonl --max-requests 2000 --json out.json[/bold];"
     " [bold]bodocache replay trace.jsonl --dir cache --report report.html[/bold];"
-    " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold]",
+    " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold];"
+    " [bold]bodocache replay trace.jsonl --policy-only --curve --policies lru,arc,heat"
+    " --report curve.html[/bold]",
 )
 def replay(  # noqa: PLR0913 -- each is an option of the command line
     context: typer.Context,
@@ -74,6 +76,19 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     capacity_pages: Annotated[
         int | None,
         typer.Option(min=1, max=1 << 40, help="With --policy-only: pages the cache holds."),
+    ] = None,
+    curve: Annotated[
+        bool,
+        typer.Option(
+            "--curve",
+            help="With --policy-only: every capacity, from 10 pages to all, instead of one.",
+        ),
+    ] = False,
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="With --curve: the policies to compare; default: all. min always."
+        ),
     ] = None,
     directory: Annotated[
         Path | None,
@@ -121,8 +136,19 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     if live and policy_only:
         raise typer.BadParameter("choose one of --live and --policy-only")
     if policy_only:
+        from bodocache.replay import policy_commands
+
         _refuse(context, _LIVE_OPTIONS, "not with --policy-only")
-        _replay_policy(trace, max_requests, policy, capacity_pages, json_file)
+        if curve:
+            _refuse(context, ("policy", "capacity_pages"), "not with --curve; see --policies")
+            names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
+            policy_commands.replay_curve(trace, max_requests, names, json_file, report)
+            return
+        _refuse(context, ("report",), "not with --policy-only, unless with --curve")
+        _refuse(context, ("policies",), "only with --curve")
+        if capacity_pages is None:
+            raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
+        policy_commands.replay_policy(trace, max_requests, policy, capacity_pages, json_file)
         return
     _refuse(context, _POLICY_OPTIONS, "only with --policy-only")
     from bodocache.replay.live import LiveOptions
@@ -290,25 +316,6 @@ def _replay_live(
         console.print(f"report: {report}")
     if run.wrong_bytes:
         raise typer.Exit(1)
-
-
-def _replay_policy(
-    path: Path | None,
-    max_requests: int | None,
-    policy: Policy,
-    capacity_pages: int | None,
-    json_file: Path | None,
-) -> None:
-    from bodocache.replay import policy_report
-    from bodocache.replay.trace import load_trace
-
-    if capacity_pages is None:
-        raise typer.BadParameter("--policy-only needs --capacity-pages")
-    console = terminal.console_beside(json_file)
-    terminal.compile_first(console, jit.warm)
-    outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
-    console.print(policy_report.render(outcome))
-    terminal.write_json(json_file, policy_report.as_json(outcome))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 import bodocache.kernels.cpu
+import bodocache.replay.curve_report
 import bodocache.replay.live
 import bodocache.replay.policy_report  # noqa: F401 -- all three register what a replay compiles
 from bodocache import cli, jit
@@ -15,9 +16,13 @@ from bodocache.replay.workload import WorkloadConfig
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
 REPLAY = ("replay", "--policy-only", "--capacity-pages")
+CURVE = ("replay", "--policy-only", "--curve")
 POLICY_JSON = {
     *("trace", "requests", "pages_touched", "policy", "capacity_pages", "page_hits", "hit_ratio"),
     *("optimum_hits", "regret", "infinite_hits", "touches_per_s"),
+}
+CURVE_JSON = {
+    *("trace", "requests", "pages_touched", "distinct_pages", "infinite_hits", "curves"),
 }
 
 
@@ -72,6 +77,33 @@ def test_policy_only_prints_a_table():
         assert part in text
 
 
+def test_a_curve_has_the_hits_that_one_capacity_has():
+    found = figures(*CURVE, "--policies", "lru,arc")
+    assert set(found) == CURVE_JSON
+    assert list(found["curves"]) == ["lru", "arc", "min"]
+    assert [curve["one_pass"] for curve in found["curves"].values()] == [True, False, True]
+    for policy, curve in found["curves"].items():
+        hits = dict(zip(curve["capacity_pages"], curve["page_hits"], strict=True))
+        for capacity in (10, 300, found["distinct_pages"]):
+            one = figures(*REPLAY, capacity, "--policy", policy)
+            assert hits[capacity] == one["page_hits"]
+    assert hits[found["distinct_pages"]] == found["infinite_hits"]
+
+
+def test_a_curve_is_printed_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "curve.html"
+    text = run(*CURVE, "--policies", "fifo,second-sight-gdsf", "--report", page).stdout
+    assert all(part in text for part in ("second-sight-gdsf", "1,000", "simulating"))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text, "the table is wider than 80 columns"
+    html = page.read_text()
+    assert all(part in html for part in ("<svg", "min (optimum)", "fifo", "capacity, pages"))
+
+
+def test_without_a_choice_a_curve_has_every_policy():
+    assert set(figures(*CURVE, "--max-requests", 20)["curves"]) == set(Policy)
+
+
 def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
     text = run(*REPLAY, 300, "--json", tmp_path / "figures.json").stdout
     assert "hit ratio" in text
@@ -87,8 +119,13 @@ def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
         (("replay", "--capacity-pages", "5"), "only with --policy-only"),
         ((*REPLAY, "5", "--dir", "x"), "--dir: not with --policy-only"),
         ((*REPLAY, "5", "--report", "x"), "--report: not with --policy-only"),
+        ((*REPLAY, "5", "--curve"), "--capacity-pages: not with --curve"),
+        ((*REPLAY, "5", "--policies", "lru"), "--policies: only with --curve"),
+        ((*CURVE, "--policy", "lru"), "--policy: not with --curve"),
+        ((*CURVE, "--policies", "lru,belady"), "'belady' not known; known are lru, fifo"),
+        (("replay", "--curve"), "--curve: only with --policy-only"),
         ((*REPLAY, "0"), "--capacity-pages"),
-        ((*REPLAY, "5", "--policy", "fifo"), "fifo"),
+        ((*REPLAY, "5", "--policy", "belady"), "belady"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(arguments, says):
@@ -123,6 +160,7 @@ def test_help_teaches_by_example():
     text = " ".join(run("replay", "--help").stdout.split())
     assert "bodocache replay trace.jsonl --max-requests 2000" in text
     assert "--policy-only --policy lru --capacity-pages" in text
+    assert "--policy-only --curve --policies lru,arc,heat" in text
 
 
 def test_a_live_replay_hits_and_finds_no_wrong_byte(tmp_path):

@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 import bodocache.cache
-import bodocache.kernels.cpu  # noqa: F401 -- both register what an open cache compiles
+import bodocache.kernels.cpu
+import bodocache.replay.policy  # noqa: F401 -- all three register what is compiled
 from bodocache import jit
 from bodocache.cli import app
 from bodocache.config import CacheConfig
@@ -164,6 +165,14 @@ def test_every_figure_of_replay_is_documented(kind):
     figures = json.loads(result.stdout)
     assert kind or figures["disk_reads"], "so that its names are seen"
     names = set(names_of(figures))
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_every_figure_of_a_curve_is_documented():
+    curve = ("--policy-only", "--curve", "--policies", "lru", "--max-requests", "5", "--json", "-")
+    figures = json.loads(CliRunner().invoke(app, ["replay", *curve]).stdout)
+    names = {*figures, *(f"curves.P.{name}" for name in figures["curves"]["lru"])} - {"curves"}
+    text = (REPOSITORY / "docs" / "replay.md").read_text()
     assert {name for name in names if f"`{name}`" not in text} == set()
 
 

@@ -8,7 +8,7 @@ colour, so they can be read on a light and on a dark screen; each has its figure
 import importlib.util
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 SERIES_POINTS = 800  # more than a screen shows; keeps a page of a long replay below 1 MB
 LEAST_MS = 1e-3  # latencies below a microsecond share the first bar of the logarithmic axis
 HISTOGRAM_BARS = 40
-_INK = "#010203"  # stands for the page's text colour until the SVG is finished
+INK = "#010203"  # stands for the page's text colour until the SVG is finished
 _LOOK: Any = {  # Any: releases of matplotlib type its keys differently
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), _INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "font.size": 11.0,
     "text.parse_math": False,  # a $ in a name is a $
     "svg.fonttype": "none",  # text stays text: it can be read, searched and scaled
 }
-_COLOURS = ("#2f7ed8", "#e8871e", "#2a9d6f", "#b455c8", "#d1495b", "#7a8b99")
+COLOURS = ("#2f7ed8", "#e8871e", "#2a9d6f", "#b455c8", "#d1495b", "#7a8b99")
 
 
 class LinkBar(NamedTuple):
@@ -73,7 +73,9 @@ class ReportData:
             raise ValueError(f"report: hit_ratio has columns of {lengths} values, expected equal")
 
 
-class _Plot(NamedTuple):
+class Plot(NamedTuple):
+    """A figure of a page."""
+
     heading: str
     words: str  # the plot's figures, for a reader who does not see it
     svg: str
@@ -88,40 +90,58 @@ def require_matplotlib() -> None:
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the page; BackendUnavailable where matplotlib is not installed."""
+    """Write the page of a live replay; BackendUnavailable where matplotlib is not installed."""
+
+    def draw() -> list[Plot]:
+        drawn = (_hit_ratio(data), _links(data), _latencies(data), _misses(data))
+        return [plot for plot in drawn if plot]
+
+    write_page(path, data.title, data.summary, draw)
+
+
+def write_page(
+    path: Path,
+    title: str,
+    summary: Sequence[tuple[str, str]],
+    draw: Callable[[], Sequence[Plot]],
+) -> None:
+    """Write a page of the plots that ``draw`` makes, in the look of all reports.
+
+    BackendUnavailable where matplotlib is not installed.
+    """
     require_matplotlib()
     import matplotlib as mpl
 
     with mpl.rc_context(_LOOK):
-        drawn = (_hit_ratio(data), _links(data), _latencies(data), _misses(data))
-    path.write_text(_page(data, [plot for plot in drawn if plot]), encoding="utf-8")
+        plots = draw()
+    path.write_text(_page(title, summary, plots), encoding="utf-8")
 
 
-def _hit_ratio(data: ReportData) -> _Plot | None:
+def _hit_ratio(data: ReportData) -> Plot | None:
     time_s, ratio, optimum = (np.asarray(c, dtype=np.float64) for c in data.hit_ratio)
     if not len(time_s):
         return None
     kept = np.unique(np.linspace(0, len(time_s) - 1, SERIES_POINTS).astype(np.int64))
-    figure, axes = _figure()
-    axes.plot(time_s[kept], 100 * optimum[kept], "--", color=_INK, lw=1.2, label=data.optimum_name)
-    axes.plot(time_s[kept], 100 * ratio[kept], color=_COLOURS[0], lw=1.8, label="this replay")
+    figure, axes = new_figure()
+    axes.plot(time_s[kept], 100 * optimum[kept], "--", color=INK, lw=1.2, label=data.optimum_name)
+    axes.plot(time_s[kept], 100 * ratio[kept], color=COLOURS[0], lw=1.8, label="this replay")
     axes.set(xlabel="seconds", ylabel="hits so far, %", ylim=(0, None))
     axes.legend(loc="lower right")
     words = (
         f"At the end {ratio[-1]:.1%} of page touches hit; "
         f"the {data.optimum_name} for this capacity is {optimum[-1]:.1%}."
     )
-    return _Plot("Hit ratio over time", words, _svg(figure, "hits"))
+    return Plot("Hit ratio over time", words, as_svg(figure, "hits"))
 
 
-def _links(data: ReportData) -> _Plot | None:
+def _links(data: ReportData) -> Plot | None:
     if not data.links:
         return None
     notes = [_link_note(link) for link in data.links]
     names, amounts = [link.name for link in data.links], [link.gigabytes for link in data.links]
     figure = _bars(names, amounts, notes, "GB")
     words = "; ".join(f"{name}: {note}" for name, note in zip(names, notes, strict=True)) + "."
-    return _Plot("Bytes per link", words, _svg(figure, "links"))
+    return Plot("Bytes per link", words, as_svg(figure, "links"))
 
 
 def _link_note(link: LinkBar) -> str:
@@ -129,7 +149,7 @@ def _link_note(link: LinkBar) -> str:
     return f"{link.gigabytes:.3g} GB{rate}"
 
 
-def _latencies(data: ReportData) -> _Plot | None:
+def _latencies(data: ReportData) -> Plot | None:
     kinds = {kind: _finite(values) for kind, values in data.latencies_ms.items()}
     kinds = {kind: values for kind, values in kinds.items() if len(values)}
     if not kinds:
@@ -139,8 +159,8 @@ def _latencies(data: ReportData) -> _Plot | None:
     # Whole decades: at least two ticks have a label, however close the latencies are.
     decades = (10.0 ** np.floor(np.log10(least)), 10.0 ** np.floor(np.log10(most) + 1))
     edges = np.geomspace(*decades, HISTOGRAM_BARS + 1)
-    figure, axes = _figure()
-    for (kind, values), colour in zip(kinds.items(), cycle(_COLOURS), strict=False):
+    figure, axes = new_figure()
+    for (kind, values), colour in zip(kinds.items(), cycle(COLOURS), strict=False):
         counts, _ = np.histogram(values, edges)
         axes.stairs(counts, edges, fill=True, color=colour, alpha=0.2)
         axes.stairs(counts, edges, color=colour, lw=1.5, label=kind)
@@ -149,7 +169,7 @@ def _latencies(data: ReportData) -> _Plot | None:
     axes.xaxis.set_minor_formatter("")
     axes.legend(loc="upper right")
     words = "; ".join(_latency_words(*pair) for pair in kinds.items()) + "."
-    return _Plot("Latency", words, _svg(figure, "latency"))
+    return Plot("Latency", words, as_svg(figure, "latency"))
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
@@ -162,7 +182,7 @@ def _latency_words(kind: str, values: NDArray[np.float64]) -> str:
     return f"{kind}: {len(values):,} operations, median {p50:.3g} ms, p99 {p99:.3g} ms"
 
 
-def _misses(data: ReportData) -> _Plot | None:
+def _misses(data: ReportData) -> Plot | None:
     reasons = sorted(data.misses.items(), key=lambda pair: -pair[1])
     if not reasons:
         return None
@@ -171,14 +191,14 @@ def _misses(data: ReportData) -> _Plot | None:
     notes = [f"{count:,} ({count / total:.0%})" for count in counts]
     figure = _bars(names, [float(count) for count in counts], notes, "pages")
     words = "; ".join(f"{name}: {note}" for name, note in zip(names, notes, strict=True)) + "."
-    return _Plot("Misses by reason", words, _svg(figure, "misses"))
+    return Plot("Misses by reason", words, as_svg(figure, "misses"))
 
 
 def _bars(
     names: Sequence[str], amounts: Sequence[float], notes: Sequence[str], unit: str
 ) -> "Figure":
-    figure, axes = _figure(height=0.9 + 0.38 * len(names))
-    bars = axes.barh(range(len(names)), amounts, color=_COLOURS[0], height=0.62)
+    figure, axes = new_figure(height=0.9 + 0.38 * len(names))
+    bars = axes.barh(range(len(names)), amounts, color=COLOURS[0], height=0.62)
     axes.bar_label(bars, notes, padding=4)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -187,7 +207,7 @@ def _bars(
     return figure
 
 
-def _figure(height: float = 3.2) -> "tuple[Figure, Axes]":
+def new_figure(height: float = 3.2) -> "tuple[Figure, Axes]":
     """Return a figure of our own: pyplot would keep it, and ask for a screen."""
     from matplotlib.figure import Figure
 
@@ -196,7 +216,7 @@ def _figure(height: float = 3.2) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _svg(figure: "Figure", name: str) -> str:
+def as_svg(figure: "Figure", name: str) -> str:
     """Return a bare <svg>: text as text, no metadata, ids that no other plot of the page has."""
     import matplotlib as mpl
 
@@ -207,7 +227,7 @@ def _svg(figure: "Figure", name: str) -> str:
     bare = svg[svg.index("<svg") :]
     bare = re.sub(r"<metadata>.*?</metadata>", "", bare, flags=re.DOTALL)
     bare = re.sub(r'<g id="[^"]*"', "<g", bare)
-    return bare.replace("<svg ", '<svg aria-hidden="true" ', 1).replace(_INK, "currentColor")
+    return bare.replace("<svg ", '<svg aria-hidden="true" ', 1).replace(INK, "currentColor")
 
 
 _STYLE = """
@@ -227,10 +247,10 @@ figcaption { font-size: .92rem; opacity: .85; }
 """
 
 
-def _page(data: ReportData, plots: Sequence[_Plot]) -> str:
+def _page(title: str, summary: Sequence[tuple[str, str]], plots: Sequence[Plot]) -> str:
     rows = "\n".join(
         f'<tr><th scope="row">{escape(label)}</th><td>{escape(value)}</td></tr>'
-        for label, value in data.summary
+        for label, value in summary
     )
     figures = "\n".join(
         f"<section><h2>{escape(plot.heading)}</h2>\n<figure>{plot.svg}"
@@ -243,12 +263,12 @@ def _page(data: ReportData, plots: Sequence[_Plot]) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(data.title)}</title>
+<title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{escape(data.title)}</h1>
+<h1>{escape(title)}</h1>
 <table>
 {rows}
 </table>

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bodocache replay --policy-only``: read, compile, simulate, print what was asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bodocache import jit
+from bodocache.replay import curve_report, policy_report, terminal
+from bodocache.replay.curve import measure
+from bodocache.replay.policy import Policy
+from bodocache.replay.report import require_matplotlib
+from bodocache.replay.trace import load_trace
+
+
+def replay_policy(
+    path: Path | None,
+    max_requests: int | None,
+    policy: Policy,
+    capacity_pages: int,
+    json_file: Path | None,
+) -> None:
+    """One policy at one capacity."""
+    console = terminal.console_beside(json_file)
+    terminal.compile_first(console, jit.warm)
+    outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
+    console.print(policy_report.render(outcome))
+    terminal.write_json(json_file, policy_report.as_json(outcome))
+
+
+def replay_curve(
+    path: Path | None,
+    max_requests: int | None,
+    policies: Sequence[str],
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    """Several policies at all capacities; ``report`` is one HTML page with a plot."""
+    if report is not None:
+        require_matplotlib()
+    console = terminal.console_beside(json_file)
+    terminal.compile_first(console, jit.warm)
+    trace = load_trace(path, max_requests)
+    with terminal.progress_bar(console) as progress:
+        task = progress.add_task("simulating", total=None)
+        curves = measure(
+            trace,
+            [Policy(name) for name in policies],
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(curve_report.render(curves))
+    terminal.write_json(json_file, curve_report.as_json(curves))
+    if report is not None:
+        curve_report.save_report(curves, report)
+        console.print(f"report: {report}", soft_wrap=True)
