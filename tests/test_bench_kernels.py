@@ -247,7 +247,7 @@ def test_the_peers_kernel_is_launched_with_bytes(monkeypatch):
         value = 0
 
     monkeypatch.setattr(nvrtc, "_driver", Driver)
-    monkeypatch.setattr(nvrtc, "_current_context", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(nvrtc, "current_context", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream)
     function = nvrtc.Function("uva_copy", 1, torch.device("cpu"))
     monkeypatch.setattr(_gpu_peers, "_uva_function", lambda *_: function)
