@@ -154,18 +154,27 @@ POINT = {"direction": "host_to_device", "path": "bulk", "piece_nbytes": 1024, "n
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", '{"points": [{}], "scored": []}', '{"points": 3}'),
+        *("", "{", '{"points": [{}], "scored": []}', '{"points": 3}', "[" * 10**5, "[]"),
+        '{"points": [], "scored": [{"work": "score_pages", "place": "host", "num_pages": 1e999}]}',
         *(
             json.dumps({"points": [{**POINT, "blocks": 0, "bytes_per_s": rate}], "scored": []})
             for rate in (float("nan"), float("inf"), 0, -1)
         ),
     ],
 )
-def test_a_broken_table_is_none(text):
+def test_a_broken_table_is_none_and_said_once(text, caplog):
     file = select.table_file("gpu")
     file.parent.mkdir(parents=True)
     file.write_text(text)
     assert select.load_table("gpu") is None
+    assert select.load_table("gpu") is None
+    (said,) = caplog.messages
+    assert said.startswith("calibration of gpu cannot be read (")
+
+
+def test_no_table_is_nothing_to_say(caplog):
+    assert select.load_table("gpu") is None
+    assert not caplog.messages
 
 
 def test_calibrating_needs_a_gpu():
