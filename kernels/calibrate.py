@@ -4,7 +4,8 @@
 Each path works in a process of its own, which may crash or hang, and first has to move every byte
 right, in whole memories; then it is timed, while nothing else runs. A path that fails anywhere in a
 direction stays unproven there. Processes check side by side and take turns with the clock: meant to
-take less than 20 s in all. Unproven itself: it never ran on a GPU.
+take less than 20 s in all; one after the other, and longer, on a GPU that serves one process at a
+time. Unproven itself: it never ran on a GPU.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from pathlib import Path
 import torch
 
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import calibrate_scoring, select
+from bodocache.kernels import calibrate_scoring, nvrtc, select
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.launch import MAX_PROGRAMS
 from bodocache.kernels.reference.copy import copy_pages as twin
@@ -38,7 +40,9 @@ MAX_PIECES = 16 << 10  # of a copy: the copy engine takes about 1 us for each, t
 REPEATS = 3
 LAYERS = 8
 BUDGET_S = 2.5  # of the clock, for a path: what it does not get to stays unmeasured
-LIMIT_S = 30  # of a process
+CHECK_LIMIT_S = 20  # of a process's checks, from where it begins them
+TURN_LIMIT_S = 10  # of its turn with the clock
+LIMIT_S = 40  # of a process, with the turns of all others
 SCORING = "scoring"
 
 _CHILD = (  # this module, from where this process has it
@@ -78,12 +82,22 @@ def calibrate(device: torch.device, *, note: Note = lambda _: None) -> tuple[Tab
     """Check and time every path on ``device``; ``note`` is told of each that is done.
 
     Raises:
-        BodoCacheError: ``device`` is no CUDA device.
+        BodoCacheError: ``device`` is no CUDA device, or serves one process at a time and this one
+            uses CUDA.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         raise BodoCacheError(f"calibrate: {device} is no CUDA device; nothing to measure here")
     names = [*CopyPath, SCORING]
-    with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(len(names)) as threads:
+    is_exclusive = nvrtc.is_exclusive(device)
+    if is_exclusive:
+        if torch.cuda.is_initialized():
+            raise BodoCacheError(
+                f"calibrate: {device} serves one process at a time (compute mode"
+                " EXCLUSIVE_PROCESS) and this one may hold it; run `bodocache calibrate` by itself"
+            )
+        note("one process at a time (compute mode EXCLUSIVE_PROCESS): it takes longer")
+    at_once = 1 if is_exclusive else len(names)
+    with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(at_once) as threads:
         commands = [_command(name, device, turn.name) for name in names]
         said = list(threads.map(partial(measured_apart, note=note), names, commands))
     return tabled(describe(device), itertools.chain.from_iterable(said))
@@ -117,6 +131,10 @@ def measured_apart(name: str, command: Sequence[str], *, note: Note) -> list[Fou
     except subprocess.TimeoutExpired:
         note(f"{name}: hangs")
         return [Failure(name, f"in a process of its own it did not end within {LIMIT_S} s")]
+    if ran.returncode == -signal.SIGALRM:
+        note(f"{name}: hangs")
+        why = f"it did not end its checks within {CHECK_LIMIT_S} s, or its turn in {TURN_LIMIT_S}"
+        return [Failure(name, why)]
     note(f"{name}: done")
     if ran.returncode:
         last = ran.stderr.strip().splitlines()[-1:] or [""]
@@ -130,7 +148,7 @@ def measure(
     """Check ``path`` at all of ``grid``, then time it, where it was right."""
     pools = _Pools(device, 2 * max(grid.totals_nbytes))
     right: list[tuple[_Case, Callable[[], None]]] = []
-    with turned(turn, fcntl.LOCK_SH):
+    with turned(turn, fcntl.LOCK_SH, CHECK_LIMIT_S):
         for direction in (d for d in Direction if path in _PATHS[d]):
             cases = list(_cases(direction, grid, pools))
             copies = [_copy(case, path) for case in cases]
@@ -142,7 +160,7 @@ def measure(
             else:
                 right += zip(cases, copies, strict=True)
     right.sort(key=lambda pair: pair[0].nbytes)
-    with turned(turn, fcntl.LOCK_EX):
+    with turned(turn, fcntl.LOCK_EX, TURN_LIMIT_S):
         begun_s = time.monotonic()
         for case, copy in right:
             if time.monotonic() - begun_s > BUDGET_S:
@@ -153,14 +171,22 @@ def measure(
 
 
 @contextlib.contextmanager
-def turned(turn: Path | None, kind: int) -> Iterator[None]:
-    """Beside others that hold the lock as well, or alone (LOCK_EX)."""
+def turned(turn: Path | None, kind: int, limit_s: int) -> Iterator[None]:
+    """Beside others that hold the lock as well, or alone (LOCK_EX); without a lock, at once.
+
+    The process that holds it for longer than ``limit_s`` ends, by SIGALRM, in whatever call it
+    hangs, and its lock is free. What it waits for the lock does not count.
+    """
     if turn is None:
         yield
         return
     with turn.open("rb") as file:
         fcntl.flock(file, kind)
-        yield
+        signal.alarm(limit_s)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
 
 
 def seconds_on(call: Callable[[], object], device: torch.device) -> float:
@@ -302,21 +328,30 @@ def _command(name: str, device: torch.device, turn: str) -> list[str]:
     return [sys.executable, "-c", _CHILD.format(path=sys.path), *options]
 
 
+def keep(table: Table) -> Path | None:
+    """Keep a table that proves something; None where nothing was proven: an earlier one stays."""
+    return select.save_table(table) if table.points or table.scored else None
+
+
+NOTHING_PROVEN = "nothing was proven: no table is kept, and an earlier one stays as it is"
+
+
 def main() -> int:
     """``python -m bodocache.kernels.calibrate``: what ``bodocache calibrate`` does, with no more
-    than torch and triton. Prints the best path of each point; 2 where there is no GPU.
+    than torch and triton. Prints the best path of each point; 2 where there is no GPU, 1 where
+    nothing was proven.
     """
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--device", type=int, help="index; default: the current one")
+    arguments.add_argument("--device", type=int, default=0, help="index; default: 0")
     arguments.add_argument("--only", help=argparse.SUPPRESS)
     arguments.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if not torch.cuda.is_available():
         sys.stderr.write("calibrate: no CUDA device\n")
         return 2
-    index = torch.cuda.current_device() if chosen.device is None else chosen.device
-    device = torch.device("cuda", index)
+    device = torch.device("cuda", chosen.device)
     if chosen.only is not None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the caller made of it
         torch.cuda.set_device(device)
         for found in _only(chosen.only, device, chosen.turn):
             print(json.dumps(asdict(found)), flush=True)  # noqa: T201 -- read by ``calibrate``
@@ -324,8 +359,9 @@ def main() -> int:
     table, failures = calibrate(device, note=lambda text: print(text, flush=True))  # noqa: T201
     for line in report(table, failures):
         print(line)  # noqa: T201 -- a command's output
-    print(f"kept in {select.save_table(table)}")  # noqa: T201
-    return 0
+    kept = keep(table)
+    print(f"kept in {kept}" if kept else NOTHING_PROVEN)  # noqa: T201
+    return 0 if kept else 1
 
 
 def _only(name: str, device: torch.device, turn: Path) -> Iterator[Found]:
@@ -334,7 +370,7 @@ def _only(name: str, device: torch.device, turn: Path) -> Iterator[Found]:
         if name != SCORING:
             yield from measure(CopyPath(name), device, Grid(), seconds_on, turn)
             return
-        with turned(turn, fcntl.LOCK_EX):
+        with turned(turn, fcntl.LOCK_EX, TURN_LIMIT_S):
             for found in calibrate_scoring.measure(device, seconds_on):
                 yield found if isinstance(found, Scored) else Failure(SCORING, found)
 

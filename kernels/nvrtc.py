@@ -167,6 +167,21 @@ def current_context(device: torch.device) -> Iterator[None]:
         checked("cuCtxPopCurrent", driver.cuCtxPopCurrent())
 
 
+def is_exclusive(device: torch.device) -> bool:
+    """Whether ``device`` serves one process at a time (compute mode EXCLUSIVE_PROCESS).
+
+    Asking makes no context. False where cuda-python or the driver is missing.
+    """
+    try:
+        driver = _driver()
+    except BackendUnavailable:
+        return False
+    number = checked("cuDeviceGet", driver.cuDeviceGet(device.index or 0))
+    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_MODE
+    mode = checked("cuDeviceGetAttribute", driver.cuDeviceGetAttribute(attribute, number))
+    return int(mode) == int(driver.CUcomputemode.CU_COMPUTEMODE_EXCLUSIVE_PROCESS)
+
+
 def checked(call: str, returned: tuple[Any, ...]) -> Any:
     """What a call of cuda.bindings (driver, runtime or NVRTC) returned besides its result code.
 
