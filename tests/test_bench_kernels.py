@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +356,43 @@ def test_what_crashes_or_hangs_alone_is_left_out(monkeypatch):
     assert kernels._why_not("layerwise, ahead", "cpu") is None
     monkeypatch.setattr(subprocess, "run", hangs)
     assert kernels._why_not("bulk", "cpu").endswith("did not end within 60 s")
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize("is_exclusive", [True, False])
+def test_a_gpu_for_one_process_is_left_to_the_proofs_one_by_one(monkeypatch, is_exclusive):
+    import kernels
+
+    running, beside, order = [], [], []
+
+    def why_not(name, *_):
+        running.append(name)
+        beside.append(len(running))
+        time.sleep(0.1)
+        running.remove(name)
+
+    def context(_):
+        order.append("context")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: is_exclusive)
+    monkeypatch.setattr(kernels, "_why_not", why_not)
+    assert kernels.prove_all("cuda") == {}
+    assert (max(beside) == 1) is is_exclusive
+    monkeypatch.setattr(kernels, "prove_all", lambda _: order.append("proofs") or {})
+    monkeypatch.setattr(kernels, "_bench", context)
+    monkeypatch.setattr(sys, "argv", ["kernels.py"])
+    with pytest.raises(KeyboardInterrupt):
+        kernels.main()
+    assert order == ["proofs", "context"]
+
+
+@pytest.mark.usefixtures("modules")
+def test_proofs_that_do_not_get_their_turn_in_time_fail():
+    import kernels
+
+    assert kernels._why_not("bulk", "cpu", 0.0).endswith("no time was left for it")
 
 
 @pytest.mark.usefixtures("modules")

@@ -342,7 +342,7 @@ def test_a_gpu_for_one_process_gets_one_at_a_time(monkeypatch, is_exclusive):
 def test_a_process_that_holds_a_gpu_for_one_cannot_calibrate_it(monkeypatch):
     monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(BodoCacheError, match="EXCLUSIVE_PROCESS.*run `bodocache calibrate` by its"):
+    with pytest.raises(BodoCacheError, match=r"EXCLUSIVE_PROCESS.*run `bodocache calibrate` by"):
         calibrate.calibrate(torch.device("cuda", 0))
 
 
