@@ -28,17 +28,11 @@ import torch
 
 from bodocache.errors import BodoCacheError
 from bodocache.kernels import calibrate_scoring, nvrtc, select
-from bodocache.kernels.copy import PageCopy
+from bodocache.kernels.calibrate_cases import Case, Grid, Pools, cases_of, prepared
 from bodocache.kernels.launch import MAX_PROGRAMS
-from bodocache.kernels.reference.copy import copy_pages as twin
 from bodocache.kernels.select import CopyPath, Direction, Measured, Scored, Table, describe
-from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
-PIECES_NBYTES = (128, 512, 4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
-TOTALS_NBYTES = (1 << 20, 64 << 20)
-MAX_PIECES = 16 << 10  # of a copy: the copy engine takes about 1 us for each, the twins more
 REPEATS = 3
-LAYERS = 8
 BUDGET_S = 2.5  # of the clock, for a path: what it does not get to stays unmeasured
 CHECK_LIMIT_S = 20  # of a process's checks, from where it begins them
 TURN_LIMIT_S = 10  # of its turn with the clock
@@ -55,14 +49,6 @@ _PATHS = {
     Direction.DEVICE_TO_HOST: tuple(CopyPath),
     Direction.WITHIN_DEVICE: (CopyPath.TORCH, CopyPath.SM, CopyPath.BULK),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """What is measured."""
-
-    pieces_nbytes: tuple[int, ...] = PIECES_NBYTES
-    totals_nbytes: tuple[int, ...] = TOTALS_NBYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +76,7 @@ def calibrate(device: torch.device, *, note: Note = lambda _: None) -> tuple[Tab
     names = [*CopyPath, SCORING]
     is_exclusive = nvrtc.is_exclusive(device)
     if is_exclusive:
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise BodoCacheError(
                 f"calibrate: {device} serves one process at a time (compute mode"
                 " EXCLUSIVE_PROCESS) and this one may hold it; run `bodocache calibrate` by itself"
@@ -146,12 +132,12 @@ def measure(
     path: CopyPath, device: torch.device, grid: Grid, seconds: Seconds, turn: Path | None = None
 ) -> Iterator[Found]:
     """Check ``path`` at all of ``grid``, then time it, where it was right."""
-    pools = _Pools(device, 2 * max(grid.totals_nbytes))
-    right: list[tuple[_Case, Callable[[], None]]] = []
+    pools = Pools(device, 2 * max(grid.totals_nbytes))
+    right: list[tuple[Case, Callable[[], None]]] = []
     with turned(turn, fcntl.LOCK_SH, CHECK_LIMIT_S):
         for direction in (d for d in Direction if path in _PATHS[d]):
-            cases = list(_cases(direction, grid, pools))
-            copies = [_copy(case, path) for case in cases]
+            cases = list(cases_of(direction, grid, pools))
+            copies = [prepared(case, path) for case in cases]
             why = next(
                 (w for c, copy in zip(cases, copies, strict=True) if (w := c.why_wrong(copy))), None
             )
@@ -199,111 +185,6 @@ def seconds_on(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started_s)
     return sorted(taken[1:])[REPEATS // 2]
-
-
-class _Pools:
-    """Random bytes, made once: memory on the device and pinned memory, and copies to compare."""
-
-    def __init__(self, device: torch.device, nbytes: int) -> None:
-        self.on_device, self.paged = (
-            torch.randint(0, 256, (nbytes,), dtype=torch.uint8, device=device) for _ in range(2)
-        )
-        pinned = torch.cuda.is_available()
-        self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
-        self.device_bytes, self.paged_bytes = self.on_device.clone(), self.paged.clone()
-        self.host.copy_(self.paged_bytes)
-        self.expected = torch.empty_like(self.on_device)
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """One direction, piece size and total: an engine's pool by layer, and whole pages elsewhere."""
-
-    direction: Direction
-    piece_nbytes: int
-    num_pages: int
-    pools: _Pools
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a copy."""
-        return self.num_pages * 2 * LAYERS * self.piece_nbytes
-
-    def slots(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Half of all pages, in no order, on the host."""
-        order = torch.randperm(2 * self.num_pages, generator=torch.Generator().manual_seed(7))
-        return order[: self.num_pages].clone(), order.flip(0)[: self.num_pages].clone()
-
-    def sides(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The memory that is read and the one that is written."""
-        pools = self.pools
-        if self.direction is Direction.HOST_TO_DEVICE:
-            return pools.host, pools.on_device
-        return pools.on_device, pools.paged if self._stays else pools.host
-
-    def why_wrong(self, copy: Callable[[], None]) -> str | None:
-        """What is wrong with the bytes that ``copy`` writes, or what it raised; None if nothing.
-
-        All bytes of the memory count, also those outside the named slots.
-        """
-        pools, inwards = self.pools, self.direction is Direction.HOST_TO_DEVICE
-        read, before = pools.device_bytes, pools.paged_bytes
-        if inwards:
-            read, before = before, read
-        pools.expected.copy_(before)
-        twin(*self.paged(read, pools.expected), *(s.to(read.device) for s in self.slots()))
-        source, target = self.sides()
-        source.copy_(read)
-        target.copy_(before)
-        try:
-            copy()
-            if read.device.type == "cuda":
-                torch.cuda.synchronize(read.device)
-            wrong = int((target.to(read.device) != pools.expected).sum())
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the path is not proven
-            return f"{self.piece_nbytes} B pieces: {type(error).__name__}: {error}"
-        return f"{self.piece_nbytes} B pieces: {wrong} wrong bytes" if wrong else None
-
-    def paged(
-        self, source: torch.Tensor, destination: torch.Tensor
-    ) -> tuple[PagedMemory, PagedMemory]:
-        """Two memories as pages of these pieces: the engine's by layer, the other one whole."""
-        tokens = 16 if self.piece_nbytes >= 512 else 4
-        group = Group("calibration", LAYERS, 1, self.piece_nbytes // (2 * tokens), 2)
-        kinds = [LayoutKind.LAYER_FIRST, LayoutKind.PAGE]
-        if self.direction is Direction.HOST_TO_DEVICE:
-            kinds.reverse()
-        ours, theirs = (
-            PagedMemory.of_layout(memory, Layout(kind, group, tokens, 2 * self.num_pages))
-            for kind, memory in zip(kinds, (source, destination), strict=True)
-        )
-        return ours, theirs
-
-    @property
-    def _stays(self) -> bool:
-        return self.direction is Direction.WITHIN_DEVICE
-
-
-def _cases(direction: Direction, grid: Grid, pools: _Pools) -> Iterator[_Case]:
-    for piece in grid.pieces_nbytes:
-        page_nbytes = 2 * LAYERS * piece
-        totals = {min(total, MAX_PIECES * piece) for total in grid.totals_nbytes}
-        counts = {max(1, total // page_nbytes) for total in totals}
-        for count in sorted(counts):
-            if 2 * count * page_nbytes <= len(pools.host):
-                yield _Case(direction, piece, count, pools)
-
-
-def _copy(case: _Case, path: CopyPath) -> Callable[[], None]:
-    """Prepared at the first call, whose failure is the path's."""
-    made: list[Callable[[], None]] = []
-
-    def call() -> None:
-        if not made:
-            made.append(partial(PageCopy(*case.paged(*case.sides()), path=path).run, *case.slots()))
-        made[0]()
-
-    return call
 
 
 def _blocks(path: CopyPath, direction: Direction) -> int:

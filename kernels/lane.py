@@ -111,7 +111,8 @@ class HostLane:
 
 def refuse_capture() -> None:
     """Raise BodoCacheError while a CUDA graph captures the current stream."""
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if is_used and torch.cuda.is_current_stream_capturing():
         raise BodoCacheError("layerwise copy: a CUDA graph cannot capture it; copy outside")
 
 
