@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 from _gpu_checks_pages import (
@@ -33,33 +32,26 @@ from _gpu_checks_pages import (
     check_offsets_beyond_2_31,
     check_sums_by_layer,
 )
+from _gpu_checks_scoring import check_scores_and_the_coldest
 from _gpu_checks_streams import check_graph_capture, check_layerwise_copies
-from _gpu_pools import GROUPS, Machine, Pool, Skipped, changes_only, near, same
+from _gpu_pools import GROUPS, Machine, Pool, Skipped, changes_only, same
 
 from bodocache.errors import BackendUnavailable
 from bodocache.kernels import (
     CopyPath,
-    DevicePages,
-    Formula,
     Quantiser,
-    coldest_pages,
     gather_quantised,
-    refresh_keys,
+    nvrtc,
     scatter_quantised,
-    score_pages,
     select,
 )
-from bodocache.kernels.page_records import DEPTH
 from bodocache.kernels.quantiser import QuantisedForm
-from bodocache.kernels.reference import coldest as coldest_twin
 from bodocache.kernels.reference import digest as digest_twin
 from bodocache.kernels.reference import quantise as quantise_twin
-from bodocache.kernels.reference import score as score_twin
-from bodocache.kernels.reference import subtree as subtree_twin
+from bodocache.kernels.reference.views import page_views
 from bodocache.layout import Group, LayoutKind
-from bodocache.pages import PAGE
 
-AT_ONCE = 4  # processes: what takes long is compiling
+AT_ONCE = 4  # processes: what takes long is compiling; one where the GPU serves one at a time
 CHECK_LIMIT_S = 90
 LIMIT_S = 165  # of all checks: those that do not get their turn by then fail
 GDS_SKIPPED = 77  # exit status of _gpu_gds.py
@@ -67,40 +59,7 @@ GDS_SKIPPED = 77  # exit status of _gpu_gds.py
 Check = Callable[[Machine], None]
 
 
-# -- scoring, quantised pages ---------------------------------------------------------------------
-
-
-def check_scores_and_the_coldest(machine: Machine) -> None:
-    """The same scores, keys and chosen rows as the twins, on random trees of 20,000 pages."""
-    count = 20_000 if machine.real else 300
-    records, rng = np.zeros(count, PAGE), np.random.default_rng(7)
-    parents = rng.integers(-1, np.arange(count))  # each page after one before it, or a root
-    records["parent"], records["nbytes"] = parents, 65536
-    for row in range(count):
-        records["depth"][row] = 0 if parents[row] < 0 else records["depth"][parents[row]] + 1
-    records["heat"], records["recompute_s"] = rng.random((2, count)) + 1e-3
-    records["stamp_s"], records["tiers"] = rng.random(count), 1
-    records["pins"] = rng.random(count) < 0.01
-    formula = Formula(60.0, 0.0, (0.0, 1e-5, 1e-4, 1e-3), (0.0, 1e-11, 1e-10, 1e-9))
-    ours, theirs = (DevicePages(count, device) for device in (machine.device, torch.device("cpu")))
-    for pages in (ours, theirs):
-        pages.update(np.arange(count), records, np.zeros((count, 4)))
-    guarded = torch.full((count + 32,), 7.0, device=machine.device)
-    scores = score_pages(ours, 0, 2.0, formula, out=guarded[16:-16])
-    near(scores, score_twin.score_pages(theirs, 0, 2.0, formula))
-    expected = scores.cpu().clone()
-    keys = refresh_keys(ours, 0, 2.0, formula, out=guarded[16:-16])
-    subtree_twin.refresh_keys(theirs, 0, expected)
-    same(keys, expected)
-    assert bool((guarded[:16] == 7).all() and (guarded[-16:] == 7).all()), "a canary is gone"
-    same(ours.words, theirs.words)
-    same(ours.times, theirs.times)
-    for wanted in (1, count // 10, count):
-        chosen = coldest_pages(ours, keys, wanted)
-        rows = coldest_twin.coldest_pages(expected, theirs.words[DEPTH], wanted).to(torch.int32)
-        same(chosen.num_pages, torch.tensor([len(rows)], dtype=torch.int32))
-        same(chosen.rows, torch.nn.functional.pad(rows, (0, wanted - len(rows)), value=-1))
-    same(keys, expected)
+# -- quantised pages ------------------------------------------------------------------------------
 
 
 def check_quantised_pages(machine: Machine) -> None:
@@ -108,14 +67,30 @@ def check_quantised_pages(machine: Machine) -> None:
     group = Group("values", layers=2, heads=4, head_dim=64, itemsize=2)
     kinds = [LayoutKind.LAYER_FIRST, LayoutKind.PAGE_HEAD, LayoutKind.PAGE]
     if not machine.real:  # the interpreter takes 10 s for one of them
-        group, kinds = Group("values", layers=1, heads=1, head_dim=32, itemsize=2), kinds[:1]
+        group, kinds = Group("values", layers=1, heads=2, head_dim=32, itemsize=2), kinds[:1]
     for kind in kinds:
         for dtype in (torch.bfloat16, torch.float16):
             for quantiser in Quantiser:
                 pool = machine.pool(kind, group)
-                values = torch.randn(pool.memory.numel() // 2, device=machine.device).to(dtype)
-                pool.memory.copy_(values.view(torch.uint8))
+                fill_varied(pool, dtype)
                 compare_quantised(machine, pool, {"dtype": dtype, "quantiser": quantiser})
+
+
+def fill_varied(pool: Pool, dtype: torch.dtype) -> None:
+    """In each page heads of ordinary values, of zeros, and of either end of the type's range; every
+    other token of half of them has infinities, NaN and zeros of either sign.
+    """
+    range_ = torch.finfo(dtype)
+    scales = torch.tensor([1.0, 0.0, range_.max, range_.smallest_normal])
+    odd = torch.tensor([torch.inf, torch.nan, -torch.inf, 0.0, -0.0, -torch.nan])
+    for base, view in enumerate(page_views(pool.pages)):
+        shape = view.view(dtype).shape
+        page, token, head, dim = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+        values = torch.randn(shape) * scales[(page + 2 * base + head) % len(scales)]
+        values = values.clamp(-range_.max, range_.max)
+        is_odd = ((page + head) % 2 == 1) & (token % 2 == 0) & (dim % 5 == 0)
+        values = torch.where(is_odd, odd[(token + dim) % len(odd)], values)
+        view.copy_(values.to(dtype).view(torch.uint8))
 
 
 def compare_quantised(machine: Machine, pool: Pool, form: dict[str, Any]) -> None:
@@ -156,6 +131,8 @@ def check_gds(machine: Machine, mode: str) -> None:
     """
     if not machine.real:
         raise Skipped("needs a GPU")
+    if nvrtc.is_exclusive(machine.device):
+        raise Skipped("needs a second process, and the GPU serves one (mode EXCLUSIVE_PROCESS)")
     script = Path(__file__).with_name("_gpu_gds.py")
     command = [sys.executable, str(script), mode]
     ran = subprocess.run(
@@ -255,11 +232,11 @@ def run(machine: Machine, checks: Mapping[str, Check]) -> Iterator[dict[str, Any
 
 
 def run_apart(
-    commands: Mapping[str, Sequence[str]], limit_s: float = LIMIT_S
+    commands: Mapping[str, Sequence[str]], limit_s: float = LIMIT_S, at_once: int = AT_ONCE
 ) -> Iterator[dict[str, Any]]:
     """Do each check in a process of its own; rows as they come."""
     until_s = time.monotonic() + limit_s
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    with ThreadPoolExecutor(at_once) as threads:
         for done in as_completed(
             [threads.submit(_apart, name, command, until_s) for name, command in commands.items()]
         ):
@@ -329,23 +306,23 @@ def main() -> int:
         "--quick", action="store_true", help="one small group, in this process; no 5 GiB pool"
     )
     arguments.add_argument("--only", help="one check, in this process")
-    arguments.add_argument("--device", type=int, help="index; default: the current one")
+    arguments.add_argument("--device", type=int, default=0, help="index; default: 0")
     chosen = arguments.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to check here", file=sys.stderr)
         return 2
-    index = torch.cuda.current_device() if chosen.device is None else chosen.device
-    torch.cuda.set_device(index)
     torch.manual_seed(int(os.environ.get("SEED", "7")))
-    device = torch.device("cuda", index)
+    device = torch.device("cuda", chosen.device)
     machine = Machine(device, GROUPS[1:2] if chosen.quick else GROUPS)
     checks = checks_of(machine.groups)
     if chosen.only or chosen.quick:
+        torch.cuda.set_device(device)
         names = [chosen.only] if chosen.only else [n for n in checks if "beyond" not in n]
         came = run(machine, {name: checks[name] for name in names})
     else:
-        came = run_apart({name: _command(name, device) for name in checks})
-    target = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        # This process makes no context: the GPU may be one that serves a single process.
+        at_once = 1 if nvrtc.is_exclusive(device) else AT_ONCE
+        came = run_apart({name: _command(name, device) for name in checks}, at_once=at_once)
     rows: list[dict[str, Any]] = []
     for row in came:
         rows.append(row)
@@ -355,6 +332,7 @@ def main() -> int:
         name = row["check"].replace("_", " ")
         print(f"{row['outcome']:8} {name} ({row['seconds']:.1f} s) {row['why']}", flush=True)
         if chosen.json:
+            target = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
             found = {"rows": rows, "proven": proven(rows, target)}
             write(chosen.json, {"environment": environment(device), **found})
     return sum(row["outcome"] == "FAILED" for row in rows)

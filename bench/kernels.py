@@ -9,10 +9,12 @@ events. Under 5 minutes; needs torch, triton and cuda-python, no more. Without a
 
 import argparse
 import contextlib
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,6 +40,7 @@ SECTIONS = {
     "overlap": _gpu_overlap.measure,  # last: there it waits on the device
 }
 PROOF_TIMEOUT_S = 60
+PROOFS_LIMIT_S = 120  # of all: as long only where the GPU serves one process at a time
 # A table a section: the figure, what has a column each, what has a line each.
 TABLES = (
     ("within_device", "share_of_copy", "piece_nbytes", ("what",)),
@@ -60,7 +63,11 @@ def main() -> int:
         print("no CUDA device: nothing to measure here", file=sys.stderr)
         return 2
     torch.manual_seed(7)
+    begun_s = time.monotonic()
+    # First, and with no context in this process: the GPU may be one that serves a single process.
+    barred = {} if stand_in or arguments.prove else prove_all(arguments.device)
     bench = _bench(arguments)
+    bench.barred |= barred
     if arguments.prove:
         with _stream(bench):
             if arguments.prove == _gpu_overlap.AHEAD_NAME:
@@ -68,11 +75,10 @@ def main() -> int:
             else:
                 _gpu_link.prove(bench, arguments.prove)
         return 0
-    guard = threading.Timer(bench.scale.limit_s, _give_up, (arguments.json, bench))
+    left_s = max(0.0, bench.scale.limit_s - (time.monotonic() - begun_s))
+    guard = threading.Timer(left_s, _give_up, (arguments.json, bench))
     guard.daemon = True
     guard.start()
-    if not stand_in:
-        bench.barred |= prove_all(arguments.device)
     with _stream(bench):
         for name in arguments.sections or SECTIONS:
             print(f"== {name}", file=sys.stderr, flush=True)
@@ -87,8 +93,10 @@ def main() -> int:
 def prove_all(device: str) -> dict[str, str]:
     """Each path and peer that fails in a process of its own, and why."""
     names = [*_gpu_link.OURS, *_gpu_peers.PEERS, _gpu_overlap.AHEAD_NAME]
-    with ThreadPoolExecutor(len(names)) as pool:
-        said = pool.map(lambda name: _why_not(name, device), names)
+    is_exclusive = nvrtc.is_exclusive(torch.device(device))
+    until_s = time.monotonic() + PROOFS_LIMIT_S
+    with ThreadPoolExecutor(1 if is_exclusive else len(names)) as pool:
+        said = pool.map(lambda name: _why_not(name, device, until_s), names)
         return {name: why for name, why in zip(names, said, strict=True) if why is not None}
 
 
@@ -177,14 +185,15 @@ def _stream(bench: _gpu_bench.Bench) -> Iterator[None]:
         yield
 
 
-def _why_not(name: str, device: str) -> str | None:
+def _why_not(name: str, device: str, until_s: float = math.inf) -> str | None:
+    limit_s = min(PROOF_TIMEOUT_S, until_s - time.monotonic())
+    if limit_s <= 0:
+        return "alone, in a process of its own: no time was left for it"
     command = [sys.executable, __file__, "--prove", name, "--device", device]
     try:
-        ran = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROOF_TIMEOUT_S, check=False
-        )
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
-        return f"alone, in a process of its own, it did not end within {PROOF_TIMEOUT_S} s"
+        return f"alone, in a process of its own, it did not end within {limit_s:.0f} s"
     if ran.returncode == 0:
         return None
     last = ran.stderr.strip().splitlines()[-1:] or [""]

@@ -238,7 +238,8 @@ def calibrate(
 
     Meant to take less than 20 s. Copies in every later process choose by it, on this GPU
     under this driver. A path that moves a wrong byte, fails, crashes or hangs
-    stays unproven and is not chosen.
+    stays unproven and is not chosen. Where nothing is proven an earlier table stays, and the exit
+    status is 1. On a GPU that serves one process at a time it takes longer.
     Without a table copies go through torch's own indexing.
     """
     import torch
@@ -255,8 +256,11 @@ def calibrate(
         table, failures = calibration.calibrate(torch.device("cuda", device), note=status.update)
     for line in calibration.report(table, failures):
         console.print(escape(line), soft_wrap=True)
-    console.print(f"kept in {select.save_table(table)}", soft_wrap=True)
+    kept = calibration.keep(table)
+    console.print(f"kept in {kept}" if kept else calibration.NOTHING_PROVEN, soft_wrap=True)
     terminal.write_json(json_file, select.as_json(table))
+    if not kept:
+        raise typer.Exit(1)
 
 
 def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:

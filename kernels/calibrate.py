@@ -4,7 +4,8 @@
 Each path works in a process of its own, which may crash or hang, and first has to move every byte
 right, in whole memories; then it is timed, while nothing else runs. A path that fails anywhere in a
 direction stays unproven there. Processes check side by side and take turns with the clock: meant to
-take less than 20 s in all. Unproven itself: it never ran on a GPU.
+take less than 20 s in all; one after the other, and longer, on a GPU that serves one process at a
+time. Unproven itself: it never ran on a GPU.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,20 +27,16 @@ from pathlib import Path
 import torch
 
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import calibrate_scoring, select
-from bodocache.kernels.copy import PageCopy
+from bodocache.kernels import calibrate_scoring, nvrtc, select
+from bodocache.kernels.calibrate_cases import Case, Grid, Pools, cases_of, prepared
 from bodocache.kernels.launch import MAX_PROGRAMS
-from bodocache.kernels.reference.copy import copy_pages as twin
 from bodocache.kernels.select import CopyPath, Direction, Measured, Scored, Table, describe
-from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
-PIECES_NBYTES = (128, 512, 4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
-TOTALS_NBYTES = (1 << 20, 64 << 20)
-MAX_PIECES = 16 << 10  # of a copy: the copy engine takes about 1 us for each, the twins more
 REPEATS = 3
-LAYERS = 8
 BUDGET_S = 2.5  # of the clock, for a path: what it does not get to stays unmeasured
-LIMIT_S = 30  # of a process
+CHECK_LIMIT_S = 20  # of a process's checks, from where it begins them
+TURN_LIMIT_S = 10  # of its turn with the clock
+LIMIT_S = 40  # of a process, with the turns of all others
 SCORING = "scoring"
 
 _CHILD = (  # this module, from where this process has it
@@ -51,14 +49,6 @@ _PATHS = {
     Direction.DEVICE_TO_HOST: tuple(CopyPath),
     Direction.WITHIN_DEVICE: (CopyPath.TORCH, CopyPath.SM, CopyPath.BULK),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """What is measured."""
-
-    pieces_nbytes: tuple[int, ...] = PIECES_NBYTES
-    totals_nbytes: tuple[int, ...] = TOTALS_NBYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +68,22 @@ def calibrate(device: torch.device, *, note: Note = lambda _: None) -> tuple[Tab
     """Check and time every path on ``device``; ``note`` is told of each that is done.
 
     Raises:
-        BodoCacheError: ``device`` is no CUDA device.
+        BodoCacheError: ``device`` is no CUDA device, or serves one process at a time and this one
+            uses CUDA.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         raise BodoCacheError(f"calibrate: {device} is no CUDA device; nothing to measure here")
     names = [*CopyPath, SCORING]
-    with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(len(names)) as threads:
+    is_exclusive = nvrtc.is_exclusive(device)
+    if is_exclusive:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise BodoCacheError(
+                f"calibrate: {device} serves one process at a time (compute mode"
+                " EXCLUSIVE_PROCESS) and this one may hold it; run `bodocache calibrate` by itself"
+            )
+        note("one process at a time (compute mode EXCLUSIVE_PROCESS): it takes longer")
+    at_once = 1 if is_exclusive else len(names)
+    with tempfile.NamedTemporaryFile() as turn, ThreadPoolExecutor(at_once) as threads:
         commands = [_command(name, device, turn.name) for name in names]
         said = list(threads.map(partial(measured_apart, note=note), names, commands))
     return tabled(describe(device), itertools.chain.from_iterable(said))
@@ -117,6 +117,10 @@ def measured_apart(name: str, command: Sequence[str], *, note: Note) -> list[Fou
     except subprocess.TimeoutExpired:
         note(f"{name}: hangs")
         return [Failure(name, f"in a process of its own it did not end within {LIMIT_S} s")]
+    if ran.returncode == -signal.SIGALRM:
+        note(f"{name}: hangs")
+        why = f"it did not end its checks within {CHECK_LIMIT_S} s, or its turn in {TURN_LIMIT_S}"
+        return [Failure(name, why)]
     note(f"{name}: done")
     if ran.returncode:
         last = ran.stderr.strip().splitlines()[-1:] or [""]
@@ -128,12 +132,12 @@ def measure(
     path: CopyPath, device: torch.device, grid: Grid, seconds: Seconds, turn: Path | None = None
 ) -> Iterator[Found]:
     """Check ``path`` at all of ``grid``, then time it, where it was right."""
-    pools = _Pools(device, 2 * max(grid.totals_nbytes))
-    right: list[tuple[_Case, Callable[[], None]]] = []
-    with turned(turn, fcntl.LOCK_SH):
+    pools = Pools(device, 2 * max(grid.totals_nbytes))
+    right: list[tuple[Case, Callable[[], None]]] = []
+    with turned(turn, fcntl.LOCK_SH, CHECK_LIMIT_S):
         for direction in (d for d in Direction if path in _PATHS[d]):
-            cases = list(_cases(direction, grid, pools))
-            copies = [_copy(case, path) for case in cases]
+            cases = list(cases_of(direction, grid, pools))
+            copies = [prepared(case, path) for case in cases]
             why = next(
                 (w for c, copy in zip(cases, copies, strict=True) if (w := c.why_wrong(copy))), None
             )
@@ -142,7 +146,7 @@ def measure(
             else:
                 right += zip(cases, copies, strict=True)
     right.sort(key=lambda pair: pair[0].nbytes)
-    with turned(turn, fcntl.LOCK_EX):
+    with turned(turn, fcntl.LOCK_EX, TURN_LIMIT_S):
         begun_s = time.monotonic()
         for case, copy in right:
             if time.monotonic() - begun_s > BUDGET_S:
@@ -153,14 +157,22 @@ def measure(
 
 
 @contextlib.contextmanager
-def turned(turn: Path | None, kind: int) -> Iterator[None]:
-    """Beside others that hold the lock as well, or alone (LOCK_EX)."""
+def turned(turn: Path | None, kind: int, limit_s: int) -> Iterator[None]:
+    """Beside others that hold the lock as well, or alone (LOCK_EX); without a lock, at once.
+
+    The process that holds it for longer than ``limit_s`` ends, by SIGALRM, in whatever call it
+    hangs, and its lock is free. What it waits for the lock does not count.
+    """
     if turn is None:
         yield
         return
     with turn.open("rb") as file:
         fcntl.flock(file, kind)
-        yield
+        signal.alarm(limit_s)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
 
 
 def seconds_on(call: Callable[[], object], device: torch.device) -> float:
@@ -173,111 +185,6 @@ def seconds_on(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started_s)
     return sorted(taken[1:])[REPEATS // 2]
-
-
-class _Pools:
-    """Random bytes, made once: memory on the device and pinned memory, and copies to compare."""
-
-    def __init__(self, device: torch.device, nbytes: int) -> None:
-        self.on_device, self.paged = (
-            torch.randint(0, 256, (nbytes,), dtype=torch.uint8, device=device) for _ in range(2)
-        )
-        pinned = torch.cuda.is_available()
-        self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
-        self.device_bytes, self.paged_bytes = self.on_device.clone(), self.paged.clone()
-        self.host.copy_(self.paged_bytes)
-        self.expected = torch.empty_like(self.on_device)
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """One direction, piece size and total: an engine's pool by layer, and whole pages elsewhere."""
-
-    direction: Direction
-    piece_nbytes: int
-    num_pages: int
-    pools: _Pools
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a copy."""
-        return self.num_pages * 2 * LAYERS * self.piece_nbytes
-
-    def slots(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Half of all pages, in no order, on the host."""
-        order = torch.randperm(2 * self.num_pages, generator=torch.Generator().manual_seed(7))
-        return order[: self.num_pages].clone(), order.flip(0)[: self.num_pages].clone()
-
-    def sides(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The memory that is read and the one that is written."""
-        pools = self.pools
-        if self.direction is Direction.HOST_TO_DEVICE:
-            return pools.host, pools.on_device
-        return pools.on_device, pools.paged if self._stays else pools.host
-
-    def why_wrong(self, copy: Callable[[], None]) -> str | None:
-        """What is wrong with the bytes that ``copy`` writes, or what it raised; None if nothing.
-
-        All bytes of the memory count, also those outside the named slots.
-        """
-        pools, inwards = self.pools, self.direction is Direction.HOST_TO_DEVICE
-        read, before = pools.device_bytes, pools.paged_bytes
-        if inwards:
-            read, before = before, read
-        pools.expected.copy_(before)
-        twin(*self.paged(read, pools.expected), *(s.to(read.device) for s in self.slots()))
-        source, target = self.sides()
-        source.copy_(read)
-        target.copy_(before)
-        try:
-            copy()
-            if read.device.type == "cuda":
-                torch.cuda.synchronize(read.device)
-            wrong = int((target.to(read.device) != pools.expected).sum())
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the path is not proven
-            return f"{self.piece_nbytes} B pieces: {type(error).__name__}: {error}"
-        return f"{self.piece_nbytes} B pieces: {wrong} wrong bytes" if wrong else None
-
-    def paged(
-        self, source: torch.Tensor, destination: torch.Tensor
-    ) -> tuple[PagedMemory, PagedMemory]:
-        """Two memories as pages of these pieces: the engine's by layer, the other one whole."""
-        tokens = 16 if self.piece_nbytes >= 512 else 4
-        group = Group("calibration", LAYERS, 1, self.piece_nbytes // (2 * tokens), 2)
-        kinds = [LayoutKind.LAYER_FIRST, LayoutKind.PAGE]
-        if self.direction is Direction.HOST_TO_DEVICE:
-            kinds.reverse()
-        ours, theirs = (
-            PagedMemory.of_layout(memory, Layout(kind, group, tokens, 2 * self.num_pages))
-            for kind, memory in zip(kinds, (source, destination), strict=True)
-        )
-        return ours, theirs
-
-    @property
-    def _stays(self) -> bool:
-        return self.direction is Direction.WITHIN_DEVICE
-
-
-def _cases(direction: Direction, grid: Grid, pools: _Pools) -> Iterator[_Case]:
-    for piece in grid.pieces_nbytes:
-        page_nbytes = 2 * LAYERS * piece
-        totals = {min(total, MAX_PIECES * piece) for total in grid.totals_nbytes}
-        counts = {max(1, total // page_nbytes) for total in totals}
-        for count in sorted(counts):
-            if 2 * count * page_nbytes <= len(pools.host):
-                yield _Case(direction, piece, count, pools)
-
-
-def _copy(case: _Case, path: CopyPath) -> Callable[[], None]:
-    """Prepared at the first call, whose failure is the path's."""
-    made: list[Callable[[], None]] = []
-
-    def call() -> None:
-        if not made:
-            made.append(partial(PageCopy(*case.paged(*case.sides()), path=path).run, *case.slots()))
-        made[0]()
-
-    return call
 
 
 def _blocks(path: CopyPath, direction: Direction) -> int:
@@ -302,21 +209,30 @@ def _command(name: str, device: torch.device, turn: str) -> list[str]:
     return [sys.executable, "-c", _CHILD.format(path=sys.path), *options]
 
 
+def keep(table: Table) -> Path | None:
+    """Keep a table that proves something; None where nothing was proven: an earlier one stays."""
+    return select.save_table(table) if table.points or table.scored else None
+
+
+NOTHING_PROVEN = "nothing was proven: no table is kept, and an earlier one stays as it is"
+
+
 def main() -> int:
     """``python -m bodocache.kernels.calibrate``: what ``bodocache calibrate`` does, with no more
-    than torch and triton. Prints the best path of each point; 2 where there is no GPU.
+    than torch and triton. Prints the best path of each point; 2 where there is no GPU, 1 where
+    nothing was proven.
     """
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--device", type=int, help="index; default: the current one")
+    arguments.add_argument("--device", type=int, default=0, help="index; default: 0")
     arguments.add_argument("--only", help=argparse.SUPPRESS)
     arguments.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     if not torch.cuda.is_available():
         sys.stderr.write("calibrate: no CUDA device\n")
         return 2
-    index = torch.cuda.current_device() if chosen.device is None else chosen.device
-    device = torch.device("cuda", index)
+    device = torch.device("cuda", chosen.device)
     if chosen.only is not None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the caller made of it
         torch.cuda.set_device(device)
         for found in _only(chosen.only, device, chosen.turn):
             print(json.dumps(asdict(found)), flush=True)  # noqa: T201 -- read by ``calibrate``
@@ -324,8 +240,9 @@ def main() -> int:
     table, failures = calibrate(device, note=lambda text: print(text, flush=True))  # noqa: T201
     for line in report(table, failures):
         print(line)  # noqa: T201 -- a command's output
-    print(f"kept in {select.save_table(table)}")  # noqa: T201
-    return 0
+    kept = keep(table)
+    print(f"kept in {kept}" if kept else NOTHING_PROVEN)  # noqa: T201
+    return 0 if kept else 1
 
 
 def _only(name: str, device: torch.device, turn: Path) -> Iterator[Found]:
@@ -334,7 +251,7 @@ def _only(name: str, device: torch.device, turn: Path) -> Iterator[Found]:
         if name != SCORING:
             yield from measure(CopyPath(name), device, Grid(), seconds_on, turn)
             return
-        with turned(turn, fcntl.LOCK_EX):
+        with turned(turn, fcntl.LOCK_EX, TURN_LIMIT_S):
             for found in calibrate_scoring.measure(device, seconds_on):
                 yield found if isinstance(found, Scored) else Failure(SCORING, found)
 

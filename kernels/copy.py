@@ -77,7 +77,7 @@ class PageCopy:
         self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it, as is
         self._engine: EngineCopy | None = None
         self._template: Launch | None = None
-        if blocks is not None and (not isinstance(blocks, int) or blocks < 1):
+        if blocks is not None and (type(blocks) is not int or blocks < 1):
             raise LayoutError(f"{_OP}: {blocks} blocks; expected a whole number, at least 1")
         crosses = source.device != destination.device
         self._blocks_allowed = blocks
@@ -106,10 +106,12 @@ class PageCopy:
         """Bytes that lie side by side on both sides."""
         return min(runs.run_nbytes for runs in self._pair)
 
-    def num_runs(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> int:
-        """Copies that the copy engine makes of checked indices."""
+    def most_runs(
+        self, source_slots: torch.Tensor, destination_slots: torch.Tensor, *, enough: int
+    ) -> int:
+        """See :meth:`EngineCopy.most_runs`, for checked indices."""
         slots = self.placed(CopyPath.COPY_ENGINE, source_slots, destination_slots)
-        return len(self._prepared_engine().runs(*slots).nbytes)
+        return self._prepared_engine().most_runs(*slots, enough=enough)
 
     def path_for(self, slots: torch.Tensor) -> CopyPath:
         """The path that copies of as many pages, with indices where these are, take on a GPU."""

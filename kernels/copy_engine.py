@@ -5,6 +5,8 @@ It takes no multiprocessor, and each run costs the engine about 1 us: for long r
 GPU.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +67,9 @@ class EngineCopy:
             BackendError: the driver refused.
         """
         runs = self.runs(source_slots, destination_slots)
-        submit(runs, torch.cuda.current_stream(self._device).cuda_stream)
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        with nvrtc.current_context(self._device):
+            submit(runs, stream)
 
     def runs(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> MergedRuns:
         """What a copy hands to the driver: no run lies in two registrations."""
@@ -75,6 +79,25 @@ class EngineCopy:
             if len(bounds):
                 runs = cut(runs, by_source, bounds)
         return runs
+
+    def most_runs(
+        self, source_slots: torch.Tensor, destination_slots: torch.Tensor, *, enough: int
+    ) -> int:
+        """At most so many runs has a copy of any pages that follow each other in these lists.
+
+        A part may have more runs than the whole, in which other pages close its gaps. So pages are
+        merged here only with the next in the list, and bases not at all. Counts no further than to
+        ``enough``.
+        """
+        found = 0
+        for first, end in _stretches(source_slots.numpy(), destination_slots.numpy()):
+            slots = source_slots[first:end], destination_slots[first:end]
+            runs = self.runs(*slots)
+            begins = self._pieces[0][:, 0, 0] + int(slots[0].min()) * self._strides[0]
+            found += len(runs.nbytes) + int((~np.isin(begins, runs.sources)).sum())
+            if found >= enough:
+                break
+        return found
 
 
 def merge(pair: tuple[Runs, Runs], source_slots: Addresses, target_slots: Addresses) -> MergedRuns:
@@ -115,10 +138,20 @@ def merged(
     )
     firsts = np.flatnonzero(is_first)
     nbytes = np.empty(len(firsts), np.int64)
+    if not len(firsts):  # no pages
+        return MergedRuns(sources, targets, nbytes)
     nbytes[:-1], nbytes[-1] = firsts[1:], len(sources)
     nbytes -= firsts
     nbytes *= step
     return MergedRuns(sources[firsts], targets[firsts], nbytes)
+
+
+def _stretches(sources: Addresses, targets: Addresses) -> Iterator[tuple[int, int]]:
+    """(first, end) of lists in which both sides go up, or down, by one from page to page."""
+    steps = np.diff(sources)
+    ends = np.flatnonzero((np.abs(steps) != 1) | (np.diff(targets) != steps)) + 1
+    edges = [0, *ends.tolist(), len(sources)]
+    return itertools.pairwise(edges) if len(sources) else iter(())
 
 
 def _places(runs: Runs, offsets: Addresses) -> Addresses:

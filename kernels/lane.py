@@ -109,6 +109,13 @@ class HostLane:
         """Nothing to wait for."""
 
 
+def refuse_capture() -> None:
+    """Raise BodoCacheError while a CUDA graph captures the current stream."""
+    is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if is_used and torch.cuda.is_current_stream_capturing():
+        raise BodoCacheError("layerwise copy: a CUDA graph cannot capture it; copy outside")
+
+
 class _Event:
     """A CUDA event as a mark."""
 
@@ -132,18 +139,14 @@ class _Track:
     def __init__(self, device: torch.device) -> None:
         driver = nvrtc.bindings("driver")
         flag = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
-        with torch.cuda.device(device):
-            torch.cuda.current_stream(device)  # the context exists and is current
+        with nvrtc.current_context(device):
             handle = nvrtc.checked("cuStreamCreate", driver.cuStreamCreate(flag))
         self.stream: Stream = torch.cuda.ExternalStream(int(handle), device)  # type: ignore[no-untyped-call]
         self._memory = torch.zeros(1, dtype=torch.int32).pin_memory()
         self.counter = self._memory.numpy()  # the host writes it without the driver: see release
-        self.address: int = int(
-            nvrtc.checked(
-                "cuMemHostGetDevicePointer",
-                driver.cuMemHostGetDevicePointer(self._memory.data_ptr(), 0),
-            )
-        )
+        with nvrtc.current_context(device):
+            returned = driver.cuMemHostGetDevicePointer(self._memory.data_ptr(), 0)
+        self.address = int(nvrtc.checked("cuMemHostGetDevicePointer", returned))
         self.base = 0  # loads before this one counted up to here
         self.most = 0  # what this one counts up to
         self.ends: dict[int, torch.cuda.Event] = {}  # by stream: after the last that uses this
@@ -198,8 +201,7 @@ class CudaLane:
 
     def __init__(self, device: torch.device) -> None:
         """Begin after what the current stream was given so far."""
-        if torch.cuda.is_current_stream_capturing():
-            raise BodoCacheError("layerwise copy: a CUDA graph cannot capture it; copy outside")
+        refuse_capture()
         self._device = device
         self._track = _pool.borrow(device)
         weakref.finalize(self, _pool.give_back, device, self._track).atexit = False
@@ -232,9 +234,10 @@ class CudaLane:
         track.most = max(track.most, count)
         driver = nvrtc.bindings("driver")
         flag = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ.value  # modulo 2^32
-        returned = driver.cuStreamWaitValue32(
-            track.stream.cuda_stream, track.address, (track.base + count) % 2**32, flag
-        )
+        with nvrtc.current_context(self._device):
+            returned = driver.cuStreamWaitValue32(
+                track.stream.cuda_stream, track.address, (track.base + count) % 2**32, flag
+            )
         nvrtc.checked("cuStreamWaitValue32", returned)
 
     def tell(self, count: int, stream: Stream | None) -> None:
@@ -243,9 +246,10 @@ class CudaLane:
         engine = stream or torch.cuda.current_stream(self._device)
         flag = driver.CUstreamWriteValue_flags.CU_STREAM_WRITE_VALUE_DEFAULT.value
         reached = (self._track.base + count) % 2**32
-        returned = driver.cuStreamWriteValue32(
-            engine.cuda_stream, self._track.address, reached, flag
-        )
+        with nvrtc.current_context(self._device):
+            returned = driver.cuStreamWriteValue32(
+                engine.cuda_stream, self._track.address, reached, flag
+            )
         nvrtc.checked("cuStreamWriteValue32", returned)
         self._track.note(engine)
 

@@ -16,9 +16,7 @@ from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
 TILE_UNITS = 512  # 8 KiB a program: four 16-byte loads in flight per thread of 4 warps
-MAX_PROGRAMS = (
-    1024  # unproven on a GPU: kernels/select.py will measure how few blocks saturate a link
-)
+MAX_PROGRAMS = 1024  # unproven on a GPU; over a link select.LINK_BLOCKS is the limit
 
 WORD_NBYTES = 4
 

@@ -4,8 +4,8 @@
 Until the commit it goes page by page, in steps, and can be cut between two steps. The commit fixes
 how many pages there will be; what is left of them then goes layer by layer, all submitted at once,
 and the engine's stream waits for each layer on the device (lane.py). No Python runs between layers,
-and nothing that the commit calls waits: whatever does is done when the load is made. On a GPU it is
-unproven.
+and nothing that the commit calls waits (but CopyPath.TORCH): whatever does is done when the load is
+made. On a GPU it is unproven.
 """
 
 import torch
@@ -14,7 +14,7 @@ from bodocache import env
 from bodocache.errors import BodoCacheError, LayoutError
 from bodocache.kernels import check, select
 from bodocache.kernels.copy import PageCopy
-from bodocache.kernels.lane import CudaLane, HostLane, Lane, Mark, Stream
+from bodocache.kernels.lane import CudaLane, HostLane, Lane, Mark, Stream, refuse_capture
 from bodocache.kernels.select import CopyPath
 from bodocache.layout import PagedMemory
 
@@ -60,7 +60,8 @@ class LayerwiseCopy:
                 that has more. Default: what the link brings in 2 ms, as it was calibrated, or at
                 10 GB/s.
             path: how; default: what ``select`` says. With ``ahead``, not CopyPath.TORCH, which
-                waits for the stream; nor the copy engine for more than MAX_HELD_RUNS runs.
+                waits for the stream; nor the copy engine where more than MAX_HELD_RUNS runs may
+                be left at the commit.
             blocks: of the SM and bulk kernels.
             lane: where copies run; default: a stream of the GPU, or this thread for two CPU pools.
 
@@ -68,13 +69,16 @@ class LayerwiseCopy:
             LayoutError: as ``copy_pages``, or ``ahead`` or ``chunk_nbytes`` is less than one, or
                 the path cannot be held.
             BodoCacheError: all streams share one hardware queue (CUDA_DEVICE_MAX_CONNECTIONS=1),
-                where a stream that waits would keep the engine's from running.
+                where a stream that waits would keep the engine's from running; or a CUDA graph
+                is being captured.
         """
         if min(x for x in (ahead, chunk_nbytes, 1) if x is not None) < 1:
             raise LayoutError(
                 f"layerwise copy: ahead={ahead}, chunk_nbytes={chunk_nbytes}; expected at least 1"
             )
         self._whole = PageCopy(source, destination, path=path, blocks=blocks)
+        if check.on_gpu(self._whole.device):
+            refuse_capture()
         self._layers = [
             PageCopy(source, destination, layers=range(l, l + 1), path=path, blocks=blocks)
             for l in range(source.layers)
@@ -89,7 +93,8 @@ class LayerwiseCopy:
         self._part = 0  # layers submitted of the first page that is not submitted as a whole
         self._told = 0  # layers of which the engine is done
         self._chunks: list[tuple[int, Mark]] = []  # pages until there, and when they are whole
-        self._marks: list[Mark] = []  # of each layer, once committed
+        self._marks: list[Mark] = []  # of each layer that the commit submitted
+        self._is_committed = False
         self._pages = len(self._slots[0])  # that will come
         self._is_cut = False
 
@@ -106,7 +111,7 @@ class LayerwiseCopy:
     @property
     def whole(self) -> int:
         """Leading pages of which every layer lies in its slot now."""
-        if self._marks and self._marks[-1].passed:
+        if len(self._marks) == self.layers and self._marks[-1].passed:
             return self._pages
         passed = [pages for pages, mark in self._chunks if mark.passed]
         return passed[-1] if passed else 0
@@ -146,6 +151,7 @@ class LayerwiseCopy:
         Raises:
             BodoCacheError: the copy was committed or cut, or ``pages`` is not between
                 :attr:`submitted` and all of them.
+            BackendError: the driver refused a layer: :meth:`abort`, the rest does not come.
         """
         self._check_open("commit")
         pages = self._pages if pages is None else pages
@@ -154,7 +160,7 @@ class LayerwiseCopy:
                 f"layerwise copy: commit of {pages} pages; expected {self.submitted} to"
                 f" {self._pages}: those submitted are on their way"
             )
-        self._pages = pages
+        self._pages, self._is_committed = pages, True
         first = self.submitted
         for layer, copy in enumerate(self._layers):
             if self._ahead is not None and layer >= self._ahead:
@@ -179,9 +185,12 @@ class LayerwiseCopy:
             BodoCacheError: nothing was committed, or there is no such layer.
         """
         self._mark_of(layer)
-        if self._ahead is not None and self._told <= layer < self.layers - self._ahead:
-            self._told = layer + 1
-            self._lane.tell(layer + 1, stream)
+        if self._ahead is None:
+            return
+        done = min(layer + 1, self.layers - self._ahead)  # nothing waits for more
+        if done > self._told:
+            self._told = done
+            self._lane.tell(done, stream)
 
     def abort(self) -> None:
         """The engine will compute no further: wait here until nothing can write any more.
@@ -189,7 +198,7 @@ class LayerwiseCopy:
         Before the commit that is a cut. After it all layers come, without waiting for the engine's
         :meth:`layer_done`; any thread may call this.
         """
-        if self._marks:
+        if self._is_committed:
             self._lane.release()
             return
         if not self._is_cut:
@@ -223,11 +232,15 @@ class LayerwiseCopy:
                 " so for itself; calibrate (`bodocache calibrate`), or name another path"
             )
         if path is CopyPath.COPY_ENGINE:
-            held = sum(copy.num_runs(*self._slots) for copy in self._layers[self._ahead :])
+            held = sum(
+                copy.most_runs(*self._slots, enough=MAX_HELD_RUNS + 1)
+                for copy in self._layers[self._ahead :]
+            )
             if held > MAX_HELD_RUNS:
                 raise LayoutError(
-                    f"layerwise copy: ahead={self._ahead} by path copy_engine: {held} runs wait for"
-                    f" the engine; at most {MAX_HELD_RUNS}: name path sm or bulk, or no ahead"
+                    f"layerwise copy: ahead={self._ahead} by path copy_engine: {held} runs or more"
+                    f" may wait for the engine; at most {MAX_HELD_RUNS}: name path sm or bulk, or"
+                    " no ahead"
                 )
         if env.cuda_shares_one_queue():
             raise BodoCacheError(
@@ -251,15 +264,20 @@ class LayerwiseCopy:
             self._lane.mark()
 
     def _mark_of(self, layer: int) -> Mark:
-        if not self._marks or not 0 <= layer < self.layers:
+        if not self._is_committed or not 0 <= layer < self.layers:
             raise BodoCacheError(
                 f"layerwise copy: layer {layer} of {self.layers}; commit first, then 0 to"
                 f" {self.layers - 1}"
             )
+        if layer >= len(self._marks):
+            raise BodoCacheError(
+                f"layerwise copy: layer {layer} of {self.layers} does not come: the commit failed"
+                f" at layer {len(self._marks)}; abort"
+            )
         return self._marks[layer]
 
     def _check_open(self, what: str) -> None:
-        if self._marks or self._is_cut:
+        if self._is_committed or self._is_cut:
             done = "cut" if self._is_cut else "committed"
             raise BodoCacheError(f"layerwise copy: {what} after it was {done}")
 

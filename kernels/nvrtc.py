@@ -65,7 +65,7 @@ class Function:
         """
         chosen = torch.cuda.current_stream(self.device) if stream is None else stream
         parameters = ctypes.c_char_p(arguments)  # as an array of one pointer, to its only parameter
-        with _current_context(self.device):
+        with current_context(self.device):
             done = _driver().cuLaunchKernel(
                 self.handle,
                 *(num_blocks, 1, 1),
@@ -146,10 +146,40 @@ def arch_of(capability: tuple[int, int]) -> str:
 def max_shared_nbytes(device: torch.device) -> int:
     """The most shared memory, static and dynamic, that a block may ask for on ``device``."""
     driver = _driver()
-    with _current_context(device):
+    with current_context(device):
         number = checked("cuCtxGetDevice", driver.cuCtxGetDevice())
         attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         return int(checked("cuDeviceGetAttribute", driver.cuDeviceGetAttribute(attribute, number)))
+
+
+@contextlib.contextmanager
+def current_context(device: torch.device) -> Iterator[None]:
+    """Make torch's context of ``device`` this thread's; torch itself sets it only when it runs."""
+    driver, primary = _driver(), _primary_context(device.index or 0)
+    current = checked("cuCtxGetCurrent", driver.cuCtxGetCurrent())
+    if int(current) == int(primary):
+        yield
+        return
+    checked("cuCtxPushCurrent", driver.cuCtxPushCurrent(primary))
+    try:
+        yield
+    finally:
+        checked("cuCtxPopCurrent", driver.cuCtxPopCurrent())
+
+
+def is_exclusive(device: torch.device) -> bool:
+    """Whether ``device`` serves one process at a time (compute mode EXCLUSIVE_PROCESS).
+
+    Asking makes no context. False where cuda-python or the driver is missing.
+    """
+    try:
+        driver = _driver()
+    except BackendUnavailable:
+        return False
+    number = checked("cuDeviceGet", driver.cuDeviceGet(device.index or 0))
+    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_MODE
+    mode = checked("cuDeviceGetAttribute", driver.cuDeviceGetAttribute(attribute, number))
+    return int(mode) == int(driver.CUcomputemode.CU_COMPUTEMODE_EXCLUSIVE_PROCESS)
 
 
 def checked(call: str, returned: tuple[Any, ...]) -> Any:
@@ -273,28 +303,13 @@ def _function(source: str, name: str, index: int, shared_nbytes: int) -> Functio
     device = torch.device("cuda", index)
     cubin = compiled(source, arch_of(torch.cuda.get_device_capability(device)))
     driver = _driver()
-    with _current_context(device):
+    with current_context(device):
         module = checked("cuModuleLoadData", driver.cuModuleLoadData(cubin))
         handle = checked("cuModuleGetFunction", driver.cuModuleGetFunction(module, name.encode()))
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         done = driver.cuFuncSetAttribute(handle, attribute, shared_nbytes)
         checked(f"cuFuncSetAttribute({name}, {shared_nbytes} bytes of shared memory)", done)
     return Function(name, int(handle), device)
-
-
-@contextlib.contextmanager
-def _current_context(device: torch.device) -> Iterator[None]:
-    """Make torch's context of ``device`` this thread's; torch itself sets it only when it runs."""
-    driver, primary = _driver(), _primary_context(device.index or 0)
-    current = checked("cuCtxGetCurrent", driver.cuCtxGetCurrent())
-    if int(current) == int(primary):
-        yield
-        return
-    checked("cuCtxPushCurrent", driver.cuCtxPushCurrent(primary))
-    try:
-        yield
-    finally:
-        checked("cuCtxPopCurrent", driver.cuCtxPopCurrent())
 
 
 @functools.cache  # retained for good, as torch retains it

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import LayoutError
 from bodocache.kernels import check
-from bodocache.kernels.runs import Runs, shifts
+from bodocache.kernels.runs import Runs, meet
 
 _Starts = NDArray[np.int64]
 
@@ -36,10 +36,7 @@ def relation(ours: Runs, theirs: Runs) -> Relation:
     if _equal(ours, theirs):
         return Relation.MIXED if ours.shares_bytes else Relation.SAME
     pages = range(1 - ours.num_pages, theirs.num_pages)
-    for shift in shifts(ours, theirs, pages):
-        if _meet(ours.offsets + shift, ours.run_nbytes, np.sort(theirs.offsets), theirs.run_nbytes):
-            return Relation.MIXED
-    return Relation.APART
+    return Relation.MIXED if meet(ours, theirs, pages) else Relation.APART
 
 
 def check_pages(op: str, ours: Runs, slots: torch.Tensor, theirs: Runs, to: torch.Tensor) -> None:

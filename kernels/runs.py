@@ -174,33 +174,52 @@ def _checked(
     return replace(runs, shares_bytes=_shares_bytes(runs))
 
 
-def shifts(ours: Runs, theirs: Runs, pages: range) -> list[int]:
-    """How far pieces of ``ours`` may lie behind pieces of ``theirs`` so that their spans meet.
+def meet(ours: Runs, theirs: Runs, pages: range) -> bool:
+    """Whether runs of two memories of one page stride share bytes.
 
-    ``pages``: how many pages the latter may come later, in memories of one page stride.
+    ``pages``: by how many the page of ``theirs`` may come later. By the differences of bases,
+    tokens and heads: it takes as long for any number of pages.
     """
-    spans = [int(runs.offsets[-1]) + runs.run_nbytes for runs in (ours, theirs)]
-    apart = (ours.bases[:, None] - theirs.bases).ravel()
-    stride = ours.page_stride
+    if not pages:
+        return False
+    within = _differences(ours, theirs)
+    apart = np.unique(ours.bases[:, None] - theirs.bases)
+    spans = int(within[-1]) + ours.run_nbytes, theirs.run_nbytes - int(within[0])
+    apart = apart[_meet_some_page(apart, ours.page_stride, pages, *spans)]
+    runs = ours.run_nbytes, theirs.run_nbytes
+    return any(
+        _meet_some_page(part[:, None] + within, ours.page_stride, pages, *runs).any()
+        for part in np.array_split(apart, 1 + len(apart) * len(within) // _AT_ONCE)
+    )
+
+
+_AT_ONCE = 1 << 20  # differences: 8 MiB
+
+
+def _differences(ours: Runs, theirs: Runs) -> NDArray[np.int64]:
+    """How far a run of ``ours`` lies behind one of ``theirs`` that has the same base; sorted."""
+    tokens, heads = (
+        np.unique((np.arange(n) * stride)[:, None] - np.arange(m) * other)
+        for n, stride, m, other in (
+            (ours.tokens, ours.token_stride, theirs.tokens, theirs.token_stride),
+            (ours.heads, ours.head_stride, theirs.heads, theirs.head_stride),
+        )
+    )
+    return np.unique(tokens[:, None] + heads)
+
+
+def _meet_some_page(
+    behind: NDArray[np.int64], stride: int, pages: range, nbytes: int, other_nbytes: int
+) -> NDArray[np.bool_]:
+    """Where ``-nbytes < behind - page * stride < other_nbytes`` for one of ``pages``."""
     if not stride:
-        near = apart[(apart < spans[1]) & (apart > -spans[0])] if pages else apart[:0]
-        return [int(shift) for shift in np.unique(near)]
-    # Spans meet where -spans[0] < apart - page * stride < spans[1].
-    least = np.maximum(-((spans[1] - 1 - apart) // stride), pages.start)
-    most = np.minimum((apart + spans[0] - 1) // stride, pages.stop - 1)
-    found = [
-        (apart - (least + more) * stride)[least + more <= most]
-        for more in range(int((most - least).max()) + 1)
-    ]
-    return [int(shift) for shift in np.unique(np.concatenate([apart[:0], *found]))]
+        return (behind > -nbytes) & (behind < other_nbytes)
+    least = np.maximum(-((other_nbytes - 1 - behind) // stride), pages.start)
+    return least <= np.minimum((behind + nbytes - 1) // stride, pages.stop - 1)
 
 
 def _shares_bytes(runs: Runs) -> bool:
     within = np.sort((runs.bases[:, None] + runs.offsets).ravel())
     if (np.diff(within) < runs.run_nbytes).any():
         return True
-    for shift in shifts(runs, runs, range(1, runs.num_pages)):
-        both = np.sort(np.concatenate((runs.offsets, runs.offsets + shift)))
-        if (np.diff(both) < runs.run_nbytes).any():
-            return True
-    return False
+    return meet(runs, runs, range(1, runs.num_pages))

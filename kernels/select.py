@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -22,6 +23,8 @@ import torch
 import triton
 
 from bodocache import env
+
+_log = logging.getLogger(__name__)
 
 UNCALIBRATED_BYTES_PER_S = 10e9  # taken for a link that was not measured: less than PCIe 4.0 has
 LINK_BLOCKS = 4  # of the SM and bulk kernels between host and device
@@ -278,5 +281,12 @@ def load_table(device: str) -> Table | None:
         return Table(
             device, tuple(map(measured, said["points"])), tuple(map(scored, said["scored"]))
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # noqa: BLE001 -- a file that anyone wrote: no copy fails by it
+        _log.warning(
+            "calibration of %s cannot be read (%s: %s): copies take torch's path; `bodocache"
+            " calibrate` makes another",
+            *(device, type(error).__name__, error),
+        )
         return None

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_the_peers_kernel_copies_what_the_twin_copies(kinds, word, piece, tmp_pa
     assert torch.equal(memory, wanted)
 
 
-@pytest.mark.parametrize("missing", [None, "uva_8byte"])
+@pytest.mark.parametrize("missing", ["", "uva_8byte", "all", "sm"])
 @pytest.mark.usefixtures("modules")
 def test_no_best_of_the_published_is_claimed_where_one_was_not_measured(missing):
     import _gpu_bench
@@ -222,14 +223,90 @@ def test_no_best_of_the_published_is_claimed_where_one_was_not_measured(missing)
         for direction in _gpu_link.DIRECTIONS
         for piece in _gpu_bench.FULL.link_pieces
         for name in ("sm", *_gpu_peers.PEERS)
-        if (name, piece) != (missing, 4096)
+        if (name, piece) != (missing, 4096) and (missing != "all" or name == "sm")
     ]
     report = _gpu_bench.Report(rows)
     device = torch.device("cpu")
     _gpu_link._claim(_gpu_bench.Bench(device, StandInTimer(), _gpu_bench.FULL, report, {}))
     claims = [claim for claim in report.claims if "best published" in claim.name]
-    assert [claim.met for claim in claims] == [missing is None] * 2
-    assert all(("not measured: uva_8byte" in c.name) == bool(missing) for c in claims)
+    assert [claim.met for claim in claims] == [not missing] * 2
+    first = {"all": min(_gpu_peers.PEERS), "sm": "ours"}.get(missing, missing)
+    assert all((f"not measured: {first}" in c.name) == bool(missing) for c in claims)
+
+
+@pytest.mark.parametrize(("chosen", "met"), [("sm", True), ("bulk", False), (None, False)])
+@pytest.mark.usefixtures("modules")
+def test_a_choice_that_was_not_measured_is_no_good_choice(chosen, met):
+    import _gpu_bench
+    import _gpu_link
+    from _gpu_timing import StandInTimer
+
+    from bodocache.kernels.select import CopyPath, Measured, Table
+
+    point = {"piece_nbytes": 4096, "nbytes": 1 << 20}
+    rows = [
+        {"section": "link", "what": what, "direction": str(direction), "median_s": 1.0, **point}
+        for direction in _gpu_link.DIRECTIONS
+        for what in ("sm", "sm (host indices)")
+    ]
+    report = _gpu_bench.Report(rows)
+    cpu = torch.device("cpu")
+    bench = _gpu_bench.Bench(cpu, StandInTimer(), _gpu_bench.TINY, report, {})
+    if chosen:  # else the table could not be had
+        path = CopyPath(chosen)
+        points = [Measured(d, path, *point.values(), 1e9, 4) for d in _gpu_link.DIRECTIONS]
+        _gpu_link._judge_select(bench, Table("gpu", tuple(points)))
+    _gpu_link._claim(bench)
+    (claim,) = [claim for claim in report.claims if claim.name.startswith("select's path")]
+    assert claim.met is met
+    assert ("not measured everywhere" in claim.name) is not met
+
+
+@pytest.mark.usefixtures("modules")
+def test_what_a_load_ahead_brings_by_the_copy_engine_can_be_held(monkeypatch):
+    import dataclasses
+
+    import _gpu_bench
+    import _gpu_overlap
+    from _gpu_timing import StandInTimer
+
+    from bodocache.kernels import PageCopy, layerwise
+
+    monkeypatch.setattr(nvrtc, "bindings", lambda _: None)
+    layers = _gpu_bench.FULL.overlap_layers
+    scale = dataclasses.replace(_gpu_bench.TINY, overlap_layers=layers, overlap_pages=12)
+    report, cpu = _gpu_bench.Report(), torch.device("cpu")
+    bench = _gpu_bench.Bench(cpu, StandInTimer(), scale, report, {})
+    (_, ahead), model = _gpu_overlap.AHEAD, _gpu_overlap._Model.of(bench)
+
+    def held(model):
+        copy = PageCopy(model.host, model.engine, layers=range(1))
+        return (layers - ahead) * copy.most_runs(*model.slots, enough=10**6)
+
+    assert held(model) > layerwise.MAX_HELD_RUNS
+    assert held(model.that_fits("copy_engine", ahead)) <= layerwise.MAX_HELD_RUNS
+    assert model.that_fits("copy_engine", None) is model
+    assert model.that_fits("sm", ahead) is model
+
+
+@pytest.mark.timeout(60)
+def test_compute_has_run_once_before_a_load_waits_for_it():
+    script = """
+import sys
+sys.path.insert(0, {bench!r})
+import torch
+import kernels
+from bodocache.kernels import LayerwiseCopy
+commit, mm, log = LayerwiseCopy.commit, torch.mm, []
+LayerwiseCopy.commit = lambda self: log.append("commit") or commit(self)
+torch.mm = lambda *a, **k: log.append("mm") or mm(*a, **k)
+code = kernels.main()
+print(code, *log[:2])
+"""
+    ran = run(
+        "--device", "cpu", "--prove", "layerwise, ahead", script=script.format(bench=str(BENCH))
+    )
+    assert ran.stdout.split() == ["0", "mm", "commit"], ran.stderr
 
 
 @pytest.mark.usefixtures("modules")
@@ -247,7 +324,7 @@ def test_the_peers_kernel_is_launched_with_bytes(monkeypatch):
         value = 0
 
     monkeypatch.setattr(nvrtc, "_driver", Driver)
-    monkeypatch.setattr(nvrtc, "_current_context", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(nvrtc, "current_context", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream)
     function = nvrtc.Function("uva_copy", 1, torch.device("cpu"))
     monkeypatch.setattr(_gpu_peers, "_uva_function", lambda *_: function)
@@ -355,6 +432,43 @@ def test_what_crashes_or_hangs_alone_is_left_out(monkeypatch):
     assert kernels._why_not("layerwise, ahead", "cpu") is None
     monkeypatch.setattr(subprocess, "run", hangs)
     assert kernels._why_not("bulk", "cpu").endswith("did not end within 60 s")
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize("is_exclusive", [True, False])
+def test_a_gpu_for_one_process_is_left_to_the_proofs_one_by_one(monkeypatch, is_exclusive):
+    import kernels
+
+    running, beside, order = [], [], []
+
+    def why_not(name, *_):
+        running.append(name)
+        beside.append(len(running))
+        time.sleep(0.1)
+        running.remove(name)
+
+    def context(_):
+        order.append("context")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: is_exclusive)
+    monkeypatch.setattr(kernels, "_why_not", why_not)
+    assert kernels.prove_all("cuda") == {}
+    assert (max(beside) == 1) is is_exclusive
+    monkeypatch.setattr(kernels, "prove_all", lambda _: order.append("proofs") or {})
+    monkeypatch.setattr(kernels, "_bench", context)
+    monkeypatch.setattr(sys, "argv", ["kernels.py"])
+    with pytest.raises(KeyboardInterrupt):
+        kernels.main()
+    assert order == ["proofs", "context"]
+
+
+@pytest.mark.usefixtures("modules")
+def test_proofs_that_do_not_get_their_turn_in_time_fail():
+    import kernels
+
+    assert kernels._why_not("bulk", "cpu", 0.0).endswith("no time was left for it")
 
 
 @pytest.mark.usefixtures("modules")

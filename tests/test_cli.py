@@ -232,6 +232,18 @@ def test_the_help_of_kernels_says_what_the_figures_mean():
         assert part in text
 
 
+def test_calibrating_without_success_keeps_nothing_and_exits_1(monkeypatch):
+    from bodocache.kernels import calibrate, select
+
+    failure = calibrate.Failure("sm", "its process ended with 1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_, **__: (select.Table("x", ()), [failure]))
+    monkeypatch.setattr(select, "save_table", None)
+    output = run("calibrate", status=1).output
+    assert "unproven: sm: its process ended with 1" in output
+    assert "nothing was proven: no table is kept" in output
+
+
 def test_calibrating_names_the_devices_there_are():
     output = run("calibrate", "--device", "64", status=2).output
     assert "--device: 64; this machine has" in output

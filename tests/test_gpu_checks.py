@@ -107,6 +107,99 @@ def test_a_kernel_that_lies_is_found(lie, check):
     assert not proven
 
 
+MUTATED = """
+import importlib.util, json, sys
+from pathlib import Path
+sys.path.insert(0, {bench!r})
+import torch
+import gpu_checks
+from bodocache.kernels import check, codes, quantise, score, subtree
+check.on_gpu = lambda device: True
+machine = gpu_checks.Machine(torch.device("cpu"), groups=gpu_checks.GROUPS[1:2])
+checks = gpu_checks.checks_of(machine.groups)
+into = dict(codes=quantise, score=score, subtree=subtree)
+modules = dict(codes=codes, score=score, subtree=subtree)
+outcomes = []
+for number, (name, old, new) in enumerate([("score", "", ""), *{mutations!r}]):
+    source, user = Path(modules[name].__file__).read_text(), into[name]
+    assert not old or source.count(old) == 1, (name, old, source.count(old))
+    file = Path({folder!r}, f"mutated_{{number}}.py")
+    file.write_text(source.replace(old, new) if old else source)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    mutated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutated)
+    kernels = [n for n, v in vars(mutated).items() if type(v).__name__ == "InterpretedFunction"]
+    kept = {{n: getattr(user, n) for n in kernels if hasattr(user, n)}}
+    for n in kept:
+        setattr(user, n, getattr(mutated, n))
+    torch.manual_seed(7)
+    only = "quantised_pages" if name == "codes" else "scores_and_the_coldest"
+    (row,) = gpu_checks.run(machine, {{only: checks[only]}})
+    outcomes.append(row["outcome"])
+    for n, kernel in kept.items():
+        setattr(user, n, kernel)
+print("RESULT", json.dumps(outcomes))
+"""
+MUTATIONS = {
+    "a last copy is not held": ("subtree", "mask=holds)", "mask=holds & (parent < 0))"),
+    "one round less": (
+        "subtree",
+        "tl.load(links_ptr + link, mask=linked, other=-1)",
+        "tl.load(links_ptr + link, mask=linked & (link > 1), other=-1)",
+    ),
+    "pages of other tiers count": ("subtree", "((tiers & here) != 0) & ", ""),
+    "slower tiers are ignored": ("score", "state & -(2 << tier)", "state & 0"),
+    "under-age pages go": ("score", "held = young |", "held ="),
+    "pinned pages go": ("score", "((state & _HELD) != 0) |", ""),
+    "pages of other tiers go": ("score", " | (((state >> tier) & 1) == 0)", ""),
+    "pages never used have a score": (
+        "score",
+        'tl.where(used, score, float("-inf"))',
+        "score",
+    ),
+    "infinities raise the scale": (
+        "codes",
+        "bitcast=True) < _INFINITE, size",
+        "bitcast=True) < _INFINITE + 1, size",
+    ),
+    "the least scale is none": (
+        "codes",
+        "scale = tl.maximum(peak * _INVERSE_127, _LEAST_SCALE)",
+        "scale = peak * _INVERSE_127",
+    ),
+    "NaN is a number": ("codes", "code = tl.where(finite, code, 0x80)", "code = code"),
+    "NaN of FP8 is a number": (
+        "codes",
+        "((bits >> 24) & 0x80), 0x7F)",
+        "((bits >> 24) & 0x80), 0)",
+    ),
+    "zero loses its sign": ("codes", "code | ((bits >> 24) & 0x80)", "code | (0 & bits)"),
+    "the greatest value becomes infinite": (
+        "codes",
+        "size = tl.where(size > most, most, size)",
+        "size = size",
+    ),
+}
+
+
+@pytest.mark.timeout(120)
+def test_a_kernel_with_a_line_broken_is_found(tmp_path):
+    """Each in a rule that a page table or values of one kind alone would not show."""
+    mutations = list(MUTATIONS.values())
+    script = MUTATED.format(bench=str(BENCH), folder=str(tmp_path), mutations=mutations)
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not ran.returncode, ran.stderr
+    unbroken, *found = json.loads(ran.stdout.rsplit("RESULT", 1)[1])
+    assert unbroken == "passed", ran.stderr
+    assert dict(zip(MUTATIONS, found, strict=True)) == dict.fromkeys(MUTATIONS, "FAILED")
+
+
 @pytest.fixture
 def checks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
@@ -156,6 +249,31 @@ def test_a_check_that_crashes_or_hangs_costs_only_itself(checks, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("is_exclusive", "at_once"), [(True, 1), (False, 4)])
+def test_a_gpu_for_one_process_is_left_to_the_checks_one_by_one(
+    checks, monkeypatch, is_exclusive, at_once
+):
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for makes_a_context in ("set_device", "current_device", "get_device_capability"):
+        monkeypatch.setattr(torch.cuda, makes_a_context, None)
+    monkeypatch.setattr(checks.nvrtc, "is_exclusive", lambda _: is_exclusive)
+    monkeypatch.setattr(checks, "run_apart", lambda _, at_once: asked.append(at_once) or [])
+    monkeypatch.setattr(sys, "argv", ["gpu_checks.py"])
+    assert checks.main() == 0
+    assert asked == [at_once]
+
+
+def test_storage_is_not_checked_by_a_second_process_where_one_is_served(checks, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(checks.nvrtc, "is_exclusive", lambda _: True)
+    with pytest.raises(checks.Skipped, match="EXCLUSIVE_PROCESS"):
+        checks.check_gds(checks.Machine(torch.device("cuda", 0)), "direct")
+
+
 def test_checks_that_do_not_get_their_turn_in_time_fail(checks):
     (row,) = checks.run_apart({"late": command("print(1)")}, limit_s=0)
     assert (row["outcome"], row["why"]) == ("FAILED", "no time was left for it")
@@ -179,7 +297,7 @@ def test_rows_are_written_after_each_check(checks, monkeypatch, tmp_path, capsys
         "get_device_name": "NVIDIA H100",
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    monkeypatch.setattr(checks, "run_apart", came)
+    monkeypatch.setattr(checks, "run_apart", lambda commands, **_: came(commands))
     monkeypatch.setattr(sys, "argv", ["gpu_checks.py", "--json", str(file)])
     assert checks.main() == 1
     assert [len(rows) for rows in seen] == [0, 1]

@@ -75,6 +75,14 @@ def test_any_pair_of_layouts_copies_like_its_twin(ours, theirs, shape, data, dty
     assert torch.equal(found, expected)  # and so nothing outside the named slots changed
 
 
+@pytest.mark.parametrize("blocks", [0, True, 1.5])
+def test_blocks_are_a_whole_number(blocks):
+    layout = Layout(LayoutKind.PAGE, Group("g", 1, 1, 64, 2), 4, 4)
+    pages = PagedMemory.of_layout(torch.zeros(layout.pool_nbytes, dtype=torch.uint8), layout)
+    with pytest.raises(LayoutError, match=f"{blocks} blocks; expected a whole number"):
+        PageCopy(pages, pages, blocks=blocks)
+
+
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_few_blocks_move_everything(blocks):
     shape = {"layers": 2, "heads": 2, "head_dim": 64, "itemsize": 2}

@@ -49,6 +49,33 @@ def test_the_runs_are_the_copy(ours, theirs, layers, heads, kv, data):
     assert torch.equal(found, expected)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    *(st.sampled_from(LayoutKind), st.sampled_from(LayoutKind), st.integers(1, 2)),
+    *(st.permutations(range(6)), st.permutations(range(6)), st.booleans(), st.data()),
+)
+def test_no_pages_in_a_row_have_more_runs_than_said(ours, theirs, layers, here, there, alike, data):
+    shape = {"layers": layers, "heads": 1, "head_dim": 16, "itemsize": 2}
+    source, destination = pool(ours, 6, **shape)[0], pool(theirs, 6, **shape)[0]
+    copy = copy_engine.EngineCopy(pair_of("op", source, destination), source, destination)
+    slots = torch.tensor(here), torch.tensor(here if alike else there)
+    first, end = sorted(data.draw(st.tuples(st.integers(0, 6), st.integers(0, 6))))
+    some = copy.runs(slots[0][first:end], slots[1][first:end])
+    assert len(some.nbytes) <= copy.most_runs(*slots, enough=1000)
+
+
+def test_pages_in_order_count_as_few_runs_up_or_down(monkeypatch):
+    monkeypatch.setattr(nvrtc, "bindings", lambda _: None)
+    source, _ = pool(LayoutKind.LAYER_FIRST, 8, layers=1, heads=2, head_dim=16, itemsize=2)
+    copy = copy_engine.EngineCopy(pair_of("op", source, source), source, source)
+    up = torch.arange(8)
+    assert copy.most_runs(up, up, enough=99) == 2  # K and V, though they lie side by side
+    assert len(copy.runs(up, up).nbytes) == 1
+    assert copy.most_runs(up.flip(0), up.flip(0), enough=99) == 2
+    assert copy.most_runs(up.flip(0), up, enough=99) == 16
+    assert copy.most_runs(up.flip(0), up, enough=3) == 4
+
+
 def test_adjacent_pages_of_a_layer_are_one_run():
     source, _ = pool(LayoutKind.LAYER_FIRST, 8, layers=3, heads=2, head_dim=16, itemsize=2)
     destination, _ = pool(LayoutKind.LAYER_FIRST, 8, layers=3, heads=2, head_dim=16, itemsize=2)

@@ -79,22 +79,35 @@ class Recorder:
         self.log, self.busy, self.created, self.queries = [], set(), 0, 0
         self.current = Stream(1, "default")
         self.warm, self.launched = set(), []
+        self.has_context = False
+
+    @contextlib.contextmanager
+    def context(self, _device):
+        """As in a thread of which torch knows nothing: the driver has a context only in here."""
+        assert not self.has_context
+        self.has_context = True
+        yield
+        self.has_context = False
 
     def when_queried(self):
         pass
 
     def cuStreamCreate(self, _):
+        assert self.has_context
         self.created += 1
         return OK, 100 + self.created
 
     def cuMemHostGetDevicePointer(self, pointer, _):
+        assert self.has_context
         return OK, pointer
 
     def cuStreamWaitValue32(self, _stream, _address, count, _flag):
+        assert self.has_context
         self.log.append(f"hold {count}")
         return (OK,)
 
     def cuStreamWriteValue32(self, _stream, _address, count, _flag):
+        assert self.has_context
         self.log.append(f"write {count}")
         return (OK,)
 
@@ -112,6 +125,8 @@ class Recorder:
 def gpu(monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr(nvrtc, "bindings", lambda _: recorder)
+    monkeypatch.setattr(nvrtc, "current_context", recorder.context)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(lane, "_pool", lane._Pool())
     monkeypatch.setattr(move, "_warm", set())
     monkeypatch.setattr(bulk, "_warm", set())
@@ -138,8 +153,13 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(nvrtc, "function", lambda *_, **__: nvrtc.Function("bulk", 1, CPU))
     monkeypatch.setattr(nvrtc.Function, "launch", lambda *_, **__: recorder.note("bulk kernel"))
-    monkeypatch.setattr(copy_engine, "submit", lambda *_: recorder.note("engine"))
+    monkeypatch.setattr(copy_engine, "submit", lambda *_: engine(recorder))
     return recorder
+
+
+def engine(recorder):
+    assert recorder.has_context
+    recorder.note("engine")
 
 
 def noted(recorder, name, real):
@@ -223,9 +243,38 @@ def test_what_waits_for_its_own_stream_cannot_be_held(gpu):
 
 def test_more_runs_than_a_stream_takes_are_not_held(gpu, monkeypatch):
     monkeypatch.setattr("bodocache.kernels.layerwise.MAX_HELD_RUNS", 11)
-    with pytest.raises(LayoutError, match="24 runs wait for the engine; at most 11"):
+    with pytest.raises(LayoutError, match="24 runs or more may wait for the engine; at most 11"):
         load(ahead=1, path=CopyPath.COPY_ENGINE)
     load(ahead=3, path=CopyPath.COPY_ENGINE)
+
+
+def test_pages_whose_gaps_others_fill_count_as_runs_of_their_own(gpu, monkeypatch):
+    """Of the last pages alone: what a commit brings when the others went before it."""
+    monkeypatch.setattr("bodocache.kernels.layerwise.MAX_HELD_RUNS", 27)
+    pools = pool(LayoutKind.LAYER_FIRST), pool(LayoutKind.LAYER_FIRST)
+    slots = torch.tensor([0, 2, 4, 6, 1, 3, 5])
+    options = {"ahead": 1, "path": CopyPath.COPY_ENGINE}
+    with pytest.raises(LayoutError, match="28 runs or more may wait"):
+        LayerwiseCopy(*pools, slots, slots + 1, lane=CudaLane(CPU), **options)
+    for order in (torch.arange(7), torch.arange(7).flip(0)):
+        LayerwiseCopy(*pools, order, order + 1, lane=CudaLane(CPU), **options)
+
+
+@pytest.mark.parametrize("path", [CopyPath.SM, CopyPath.BULK, CopyPath.COPY_ENGINE])
+def test_no_pages_at_all_are_fine(gpu, path):
+    copy = load(slots=0, ahead=1, path=path)
+    copy.commit()
+    copy.wait_layer(2)
+    assert copy.whole == 0
+
+
+def test_nothing_is_captured_before_it_says_that_it_cannot_be(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    pools, slots = (pool(LayoutKind.PAGE), pool(LayoutKind.LAYER_FIRST)), torch.arange(12)[::2]
+    gpu.log.clear()
+    with pytest.raises(BodoCacheError, match="a CUDA graph cannot capture it"):
+        LayerwiseCopy(*pools, slots // 2, slots // 2, path="sm")
+    assert not gpu.log
 
 
 def test_where_streams_share_one_queue_none_is_held(gpu, monkeypatch):

@@ -7,7 +7,7 @@ On CPU pools for real; the order of things on a lane that does its work when the
 import pytest
 import torch
 
-from bodocache.errors import BodoCacheError, LayoutError
+from bodocache.errors import BackendError, BodoCacheError, LayoutError
 from bodocache.kernels import LayerwiseCopy, gather_pages
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
@@ -15,8 +15,8 @@ LAYERS, PAGES = 4, 6
 SHAPE = {"layers": LAYERS, "heads": 2, "head_dim": 16, "itemsize": 2}
 
 
-def pool(kind):
-    layout = Layout(kind, Group("g", **SHAPE), 2, PAGES + 2)
+def pool(kind, **shape):
+    layout = Layout(kind, Group("g", **{**SHAPE, **shape}), 2, PAGES + 2)
     memory = torch.randint(0, 256, (layout.pool_nbytes,), dtype=torch.uint8)
     return PagedMemory.of_layout(memory, layout), memory
 
@@ -150,6 +150,21 @@ def test_it_runs_so_many_layers_ahead_and_no_more(pools):
     assert copy.whole == 6
 
 
+@pytest.mark.parametrize(
+    ("layers", "ahead", "done"),
+    [(5, 2, {1, 3}), (6, 2, {1, 3, 5}), (8, 4, {3, 7}), (9, 4, {2, 5, 8}), (3, 3, set())],
+)
+def test_an_engine_that_says_only_every_so_many_layers_gets_them_all(layers, ahead, done):
+    source, destination = (pool(kind, layers=layers)[0] for kind in ("page", "layer_first"))
+    copy = LayerwiseCopy(source, destination, *SLOTS, ahead=ahead, lane=SlowLane())
+    copy.commit()
+    for layer in range(layers):
+        copy.wait_layer(layer)
+        if layer in done:
+            copy.layer_done(layer)
+    assert copy.whole == PAGES
+
+
 def test_an_engine_that_stops_aborts_and_nothing_is_left_waiting(pools):
     lane = SlowLane()
     copy = begin(pools, lane=lane, ahead=1)
@@ -159,6 +174,31 @@ def test_an_engine_that_stops_aborts_and_nothing_is_left_waiting(pools):
     copy.abort()
     assert lane.done == len(lane.queue)
     assert landed(pools) == [True] * 6
+
+
+def test_a_commit_that_failed_says_so_of_the_layers_that_do_not_come(pools):
+    lane = SlowLane()
+    copy = begin(pools, lane=lane, ahead=1)
+    submit, calls = lane.submit, []
+
+    def refusing(*operands):
+        calls.append(1)
+        if len(calls) == 2:
+            raise BackendError("cuLaunchKernel: refused")
+        submit(*operands)
+
+    lane.submit = refusing
+    with pytest.raises(BackendError):
+        copy.commit()
+    copy.wait_layer(0)
+    assert copy.whole == 0
+    for say in (copy.wait_layer, copy.layer_done):
+        with pytest.raises(BodoCacheError, match="layer 1 of 4 does not come: the commit failed"):
+            say(1)
+    with pytest.raises(BodoCacheError, match="commit after it was committed"):
+        copy.commit()
+    copy.abort()
+    assert lane.done == len(lane.queue)
 
 
 def test_an_abort_before_the_commit_is_a_cut(pools):

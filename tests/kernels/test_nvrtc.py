@@ -187,8 +187,10 @@ class Driver:
     """The calls that a launch makes, with a stack of contexts for one thread."""
 
     CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="opt-in shared memory"
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="opt-in shared memory",
+        CU_DEVICE_ATTRIBUTE_COMPUTE_MODE="compute mode",
     )
+    CUcomputemode = SimpleNamespace(CU_COMPUTEMODE_EXCLUSIVE_PROCESS=3)
     CUfunction_attribute = SimpleNamespace(
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic shared memory"
     )
@@ -198,6 +200,7 @@ class Driver:
         self.contexts = [0]
         self.calls = []
         self.launch_result = Result()
+        self.mode = 0
 
     def _done(self, *call):
         assert self.contexts[-1] == self.PRIMARY
@@ -223,8 +226,8 @@ class Driver:
         return Result(), self.contexts[-1] - self.PRIMARY
 
     def cuDeviceGetAttribute(self, attribute, device):
-        assert (attribute, device) == ("opt-in shared memory", 0)
-        return Result(), 232448
+        assert device == 0
+        return Result(), {"opt-in shared memory": 232448, "compute mode": self.mode}[attribute]
 
     def cuModuleLoadData(self, cubin):
         self._done("load", cubin)
@@ -296,6 +299,19 @@ def test_a_kernel_is_loaded_once_with_its_shared_memory(driver, monkeypatch):
 def test_the_shared_memory_of_a_block_is_the_devices(driver):
     assert nvrtc.max_shared_nbytes(DEVICE) == 232448
     assert driver.contexts == [0]
+
+
+def test_a_gpu_for_one_process_at_a_time_is_found_without_a_context(driver, monkeypatch):
+    driver.cuDevicePrimaryCtxRetain = None
+    assert not nvrtc.is_exclusive(DEVICE)
+    driver.mode = 3
+    assert nvrtc.is_exclusive(DEVICE)
+
+    def missing():
+        raise BackendUnavailable("no CUDA driver")
+
+    monkeypatch.setattr(nvrtc, "_driver", missing)
+    assert not nvrtc.is_exclusive(DEVICE)
 
 
 def test_results_are_none_a_value_or_several():

@@ -106,6 +106,37 @@ def test_memories_are_apart_where_no_pages_of_them_meet(data, alike):
             overlap.check_pages("op", *arguments)
 
 
+def head_first(pages, layers=4):
+    """A pool in which a head of all pages lies apart from the next one's; of no real memory."""
+    tokens, heads, row = 16, 8, 256
+    head_stride = pages * tokens * row
+    bases = np.arange(2 * layers, dtype=np.int64).reshape(layers, 2) * heads * head_stride
+    return PagedMemory(
+        bases=bases,
+        page_stride=tokens * row,
+        token_stride=row,
+        head_stride=head_stride,
+        row_nbytes=row,
+        heads=heads,
+        page_tokens=tokens,
+        num_pages=pages,
+        device=torch.device("cpu"),
+        owner=OWNER,
+    )
+
+
+@pytest.mark.parametrize("form", [runs_of, unmerged])
+def test_a_look_at_a_thousand_million_pages_is_as_long_as_at_a_few(form):
+    """Page by page it would take hours, and more memory than there is."""
+    memory = head_first(10**9)
+    assert not form(memory).shares_bytes
+    assert form(replace(memory, head_stride=memory.head_stride - 256)).shares_bytes
+    early, late = (form(memory.only(layers=range(i, i + 1))) for i in (0, 1))
+    assert overlap.relation(early, late) is Relation.APART
+    shifted = form(replace(memory, bases=memory.bases + 256))
+    assert overlap.relation(form(memory), shifted) is Relation.MIXED
+
+
 GROUP = Group("g", layers=3, heads=2, head_dim=16, itemsize=2)
 
 

@@ -3,6 +3,9 @@
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 from bodocache import env
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import calibrate, calibrate_scoring, check, select
+from bodocache.kernels import calibrate, calibrate_scoring, check, nvrtc, select
 from bodocache.kernels.calibrate import Failure, Grid, measure, measured_apart, tabled
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.select import CopyPath, Direction, Measured, Place, Scored, Table, Work
@@ -154,18 +157,27 @@ POINT = {"direction": "host_to_device", "path": "bulk", "piece_nbytes": 1024, "n
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", '{"points": [{}], "scored": []}', '{"points": 3}'),
+        *("", "{", '{"points": [{}], "scored": []}', '{"points": 3}', "[" * 10**5, "[]"),
+        '{"points": [], "scored": [{"work": "score_pages", "place": "host", "num_pages": 1e999}]}',
         *(
             json.dumps({"points": [{**POINT, "blocks": 0, "bytes_per_s": rate}], "scored": []})
             for rate in (float("nan"), float("inf"), 0, -1)
         ),
     ],
 )
-def test_a_broken_table_is_none(text):
+def test_a_broken_table_is_none_and_said_once(text, caplog):
     file = select.table_file("gpu")
     file.parent.mkdir(parents=True)
     file.write_text(text)
     assert select.load_table("gpu") is None
+    assert select.load_table("gpu") is None
+    (said,) = caplog.messages
+    assert said.startswith("calibration of gpu cannot be read (")
+
+
+def test_no_table_is_nothing_to_say(caplog):
+    assert select.load_table("gpu") is None
+    assert not caplog.messages
 
 
 def test_calibrating_needs_a_gpu():
@@ -245,6 +257,93 @@ def test_a_path_that_crashes_or_hangs_costs_only_itself(monkeypatch, end, why):
     assert [failure.what for failure in failures] == ["bulk"]
     assert why in failures[0].why
     assert len(notes) == 2
+
+
+TURNS = """
+import fcntl, json, time
+from pathlib import Path
+from bodocache.kernels.calibrate import turned
+turn, hangs = Path({turn!r}), {hangs!r}
+with turned(turn, fcntl.LOCK_SH, 1):
+    time.sleep(60 if hangs == "checking" else 0.2)
+with turned(turn, fcntl.LOCK_EX, 1):
+    time.sleep(60 if hangs == "timing" else 0)
+    print(json.dumps({point}), flush=True)
+"""
+
+
+@pytest.mark.timeout(60)  # three processes that import torch
+@pytest.mark.parametrize("hangs", ["checking", "timing"])
+def test_what_hangs_with_the_lock_ends_and_all_others_get_their_turn(tmp_path, hangs):
+    turn = tmp_path / "turn"
+    turn.touch()
+    paths = [CopyPath.BULK, CopyPath.SM, CopyPath.TORCH]
+    commands = []
+    for path in paths:
+        point = {**POINT, "path": str(path), "blocks": 4, "bytes_per_s": 5e9}
+        hung = hangs if path is CopyPath.BULK else ""
+        code = TURNS.format(turn=str(turn), hangs=hung, point=point)
+        commands.append([sys.executable, "-c", code])
+    with ThreadPoolExecutor(3) as threads:
+        said = threads.map(partial(measured_apart, note=lambda _: None), paths, commands)
+        made, (failure,) = tabled("gpu", chain.from_iterable(said))
+    assert {point.path for point in made.points} == {CopyPath.SM, CopyPath.TORCH}
+    assert failure.what == "bulk"
+    assert "did not end its checks within 20 s, or its turn in 10" in failure.why
+
+
+BUSY = "import sys; sys.exit('CUDA error: all CUDA-capable devices are busy or unavailable')"
+
+
+@pytest.fixture
+def busy_gpu(monkeypatch):
+    """A GPU on which every process fails, and the table of an earlier day."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(calibrate, "describe", lambda _: "gpu")
+    monkeypatch.setattr(calibrate, "_command", lambda *_: [sys.executable, "-c", BUSY])
+    monkeypatch.setattr(sys, "argv", ["calibrate"])
+    good = table((CopyPath.SM, 1024, 1 << 20, 5e9))
+    select.save_table(good)
+    return good
+
+
+def test_where_nothing_was_proven_the_earlier_table_stays(busy_gpu, capsys):
+    assert calibrate.main() == 1
+    assert select.load_table("gpu") == busy_gpu
+    said = capsys.readouterr().out
+    assert "unproven: sm: its process ended with 1: CUDA error: all CUDA-capable devices" in said
+    assert said.endswith(
+        "nothing was proven: no table is kept, and an earlier one stays as it is\n"
+    )
+
+
+@pytest.mark.usefixtures("busy_gpu")
+@pytest.mark.parametrize("is_exclusive", [True, False])
+def test_a_gpu_for_one_process_gets_one_at_a_time(monkeypatch, is_exclusive):
+    made, beside = [], []
+
+    def apart(name, _command, note):
+        made.append(name)
+        beside.append(len(made))
+        time.sleep(0.2)
+        made.remove(name)
+        return []
+
+    monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: is_exclusive)
+    monkeypatch.setattr(calibrate, "measured_apart", apart)
+    notes = []
+    calibrate.calibrate(torch.device("cuda", 0), note=notes.append)
+    assert len(beside) == 5
+    assert max(beside) == (1 if is_exclusive else 5)
+    assert any("EXCLUSIVE_PROCESS" in note for note in notes) is is_exclusive
+
+
+@pytest.mark.usefixtures("busy_gpu")
+def test_a_process_that_holds_a_gpu_for_one_cannot_calibrate_it(monkeypatch):
+    monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(BodoCacheError, match=r"EXCLUSIVE_PROCESS.*run `bodocache calibrate` by"):
+        calibrate.calibrate(torch.device("cuda", 0))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
