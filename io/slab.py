@@ -174,10 +174,10 @@ class SlabBackend:
             return transfer
         batch = self._budget.admit(batch, transfer)
         frames = np.ascontiguousarray(batch["frame"])
-        self._reservations.begin_writing(frames)
+        run, bounds = self._in_file_order(batch, memory)
+        self._reservations.begin_writing(frames)  # whose end the put sees to, from here on
         commit = self._commit if durability is Durability.SYNC else None
         put = PutBatch(transfer, self._reservations.end_writing, commit, self._budget)
-        run, bounds = self._in_file_order(batch, memory)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return self._followed(transfer)
 

@@ -261,10 +261,10 @@ class GdsBackend:
             return transfer
         shared = self._shared(transfer, memory)
         batch = self._budget.admit(batch, transfer)
+        generations = self._reservations.next_generations(len(batch))
         self._reservations.begin_writing(np.ascontiguousarray(batch["frame"]))
         commit = self._commit if durability is Durability.SYNC else None
         put = PutBatch(transfer, self._reservations.end_writing, commit, self._budget)
-        generations = self._reservations.next_generations(len(batch))
         pages = PageRun(np.arange(len(batch)), batch.copy(), generations)
         limit = self._config.pages_per_operation
         put.begin(writes_of(shared, pages, put.settle, limit=limit))
