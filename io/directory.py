@@ -13,7 +13,8 @@ import fcntl
 import logging
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +132,9 @@ def _open_files(config: SlabConfig, directory_fd: int) -> OpenSlab:
     return OpenSlab(payload, headers, superblock, columns, lock_fd, budget)
 
 
-def remove_slab(directory: Path) -> None:
-    """Remove the slab in ``directory``, and the directory if nothing else lies there.
+@contextmanager
+def writer_lock(directory: Path) -> Iterator[int]:
+    """Inside, nobody else writes to the slab in ``directory``; its descriptor.
 
     Raises:
         BackendLocked: a process writes to it.
@@ -141,13 +143,22 @@ def remove_slab(directory: Path) -> None:
     try:
         lock_fd = _lock(directory, fd)
         try:
-            for name in ("headers.slab", "payload.slab", "budget.slab", "writer.lock"):
-                with suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=fd)
+            yield fd
         finally:
             os.close(lock_fd)
     finally:
         os.close(fd)
+
+
+def remove_slab(directory: Path, directory_fd: int) -> None:
+    """Remove the slab in ``directory``, and the directory if nothing else lies there.
+
+    Inside :func:`writer_lock`, which has its descriptor. A kill leaves a slab that has lost its
+    pages, to be removed another time.
+    """
+    for name in ("payload.slab", "budget.slab", "headers.slab", "writer.lock"):
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory_fd)
     with suppress(OSError):  # other files lie there
         directory.rmdir()
 

@@ -6,24 +6,18 @@ capacity, in numbers of frames: a prefix needs a page of every group.
 """
 
 import asyncio
-import logging
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bodocache.clock import Clock
-from bodocache.errors import ConfigError
+from bodocache.errors import BackendError, ConfigError
+from bodocache.io import manifest
 from bodocache.io.config import OpenMode, SlabConfig
-from bodocache.io.directory import remove_slab
 from bodocache.io.header import SUPERBLOCK_NBYTES
 from bodocache.io.slab import SlabBackend
 from bodocache.io.workers import WorkerPool
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +30,7 @@ class GroupFrames:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not manifest.GROUP_NAME.fullmatch(self.name):
             raise ConfigError(
                 f"group {self.name!r}: expected lower-case letters, digits, - and _, 64 at most"
             )
@@ -50,8 +44,9 @@ async def open_groups(
     """A slab for each of ``groups`` below ``shared.directory``, by name.
 
     ``shared`` says everything else; its capacity and its budget are those of all groups together,
-    its page size and form are not used. Slabs of groups that are no longer named are removed, for
-    they would count against nothing. Each is closed by itself; the last one ends the threads.
+    its page size and form are not used. Slabs of groups that it opened once and that are no longer
+    named are removed, for they would count against nothing (manifest.py). Each is closed by itself;
+    the last one ends the threads.
 
     Raises:
         ConfigError: a name stands twice, or the capacity has no frame for some group.
@@ -59,20 +54,20 @@ async def open_groups(
     """
     configs = _divided(shared, groups)
     if shared.mode is OpenMode.WRITER:
-        await asyncio.to_thread(_remove_others, shared.directory, set(configs))
+        await asyncio.to_thread(_claim, shared.directory, configs)
     pool = WorkerPool(shared.queue_depth, clock, asyncio.get_running_loop())
     pool.enter()
     opened: dict[str, SlabBackend] = {}
     try:
-        for name, config in configs.items():
-            opened[name] = await SlabBackend.open(config, clock=clock, pool=pool)
+        for name in sorted(configs, key=lambda name: _growth_nbytes(configs[name])):
+            opened[name] = await SlabBackend.open(configs[name], clock=clock, pool=pool)
     except BaseException:
         for backend in opened.values():
             await backend.close()
         raise
     finally:
         await pool.leave()
-    return opened
+    return {name: opened[name] for name in configs}
 
 
 def _divided(shared: SlabConfig, groups: Sequence[GroupFrames]) -> dict[str, SlabConfig]:
@@ -107,11 +102,17 @@ def _divided(shared: SlabConfig, groups: Sequence[GroupFrames]) -> dict[str, Sla
     }
 
 
-def _remove_others(directory: Path, names: set[str]) -> None:
-    if not directory.is_dir():
-        return
-    for path in directory.iterdir():
-        if path.name in names or path.is_symlink() or not (path / "headers.slab").is_file():
-            continue
-        _log.warning("%s: no group has this name any more: its slab is removed", path)
-        remove_slab(path)
+def _claim(directory: Path, names: Iterable[str]) -> None:
+    """Make ``names`` the groups of ``directory``, and remove those of before."""
+    try:
+        with manifest.opened(directory) as ours:
+            ours.keep(names)
+    except OSError as error:
+        raise BackendError(f"groups {directory}: cannot be opened: {error}") from error
+
+
+def _growth_nbytes(config: SlabConfig) -> int:
+    """How much longer its files become: those that shrink make room for the others."""
+    files = [config.directory / name for name in ("payload.slab", "headers.slab")]
+    held = sum(file.stat().st_size for file in files if file.is_file())
+    return config.capacity_nbytes - held

@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 HEADER_NBYTES = 512  # one sector, the unit that tears
 SUPERBLOCK_NBYTES = 4096
 SLAB_ID_NBYTES = 16
+GENERATION_END = 1 << 62  # no slab writes so many pages: a header that says so is forged
 HEADER_MAGIC = b"BODOPAGE"
 SUPERBLOCK_MAGIC = b"BODOSLAB"
 
@@ -138,7 +139,7 @@ def judge(rows: NDArray[np.void], first_frame: int, superblock: Superblock) -> N
     for wrong, reason in (
         (misplaced, Reason.FOREIGN),
         (old_form, Reason.OLD_FORMAT),
-        (damaged, Reason.CORRUPT),
+        (damaged | (rows["generation"] >= GENERATION_END), Reason.CORRUPT),
         (rows["version"] != superblock.version, Reason.OLD_FORMAT),
         (rows["magic"] != HEADER_MAGIC, Reason.FOREIGN),
         (_blank(rows), Reason.NEVER_STORED),

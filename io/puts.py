@@ -2,6 +2,7 @@
 """One put from its first extent to its acknowledgement. All of it on the loop."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,45 +14,57 @@ from bodocache.io.transfer import BatchTransfer, Outcome, Request, Written
 from bodocache.pages import Reason
 
 
-def budget_frames(budget: WriteBudget | None, nbytes_per_frame: int) -> int | None:
-    """How many frames may be written now; None for no limit."""
-    return None if budget is None else budget.left_nbytes() // nbytes_per_frame
+class FrameBudget(NamedTuple):
+    """How many frames may be written today; without ``budget`` any number."""
 
+    budget: WriteBudget | None
+    nbytes_per_frame: int
 
-def within_budget(
-    batch: NDArray[np.void],
-    transfer: BatchTransfer,
-    budget: WriteBudget | None,
-    nbytes_per_frame: int,
-) -> NDArray[np.void]:
-    """The first pages of ``batch``, as many as may be written today; the others have failed."""
-    allowed = budget_frames(budget, nbytes_per_frame)
-    if allowed is None or budget is None:
+    @property
+    def left(self) -> int | None:
+        """Frames that may be written now; None for no limit."""
+        return None if self.budget is None else self.budget.left_nbytes() // self.nbytes_per_frame
+
+    def admit(self, batch: NDArray[np.void], transfer: BatchTransfer) -> NDArray[np.void]:
+        """The first pages of ``batch``, as many as may be written; the others have failed."""
+        if self.budget is None:
+            return batch
+        allowed = self.left
+        batch, refused = batch[:allowed], np.arange(len(batch))[allowed:]
+        transfer.finish(refused, Outcome.all(len(refused), Status.FAILED, Reason.OVER_BUDGET))
+        self.budget.spend(len(batch) * self.nbytes_per_frame)
         return batch
-    batch, refused = batch[:allowed], np.arange(min(allowed, len(batch)), len(batch))
-    transfer.finish(refused, Outcome.all(len(refused), Status.FAILED, Reason.OVER_BUDGET))
-    budget.spend(len(batch) * nbytes_per_frame)
-    return batch
+
+    def settle(self, extent: Written) -> None:
+        """``extent``, of pages that were admitted, has ended."""
+        if self.budget is not None:
+            end = self.budget.settle if extent.was_begun else self.budget.refund
+            end(len(extent.positions) * self.nbytes_per_frame)
 
 
 class PutBatch:
     """Acknowledges each extent as it is written, or all of them after one sync."""
 
-    __slots__ = ("_commit", "_on_written", "_remaining", "_ticket", "_transfer", "_written")
+    __slots__ = (
+        *("_budget", "_commit", "_on_written", "_remaining", "_ticket", "_transfer", "_written"),
+    )
 
     def __init__(
         self,
         transfer: BatchTransfer,
         on_written: Callable[[NDArray[np.int64]], None],
         commit: GroupCommit | None,
+        budget: FrameBudget,
     ) -> None:
         """``on_written`` is told of frames that the put does not use any more.
 
+        Its pages were admitted by ``budget``, which gets back what is not written.
         With ``commit`` a page is acknowledged when it survives a power cut.
         """
         self._transfer = transfer
         self._on_written = on_written
         self._commit = commit
+        self._budget = budget
         self._ticket = commit.ticket() if commit is not None else None
         self._remaining = 0  # pages
         self._written: list[Written] = []
@@ -68,6 +81,7 @@ class PutBatch:
         meanwhile must not hold them afterwards.
         """
         self._remaining -= len(extent.positions)
+        self._budget.settle(extent)
         if self._commit is not None and (outcome.statuses == Status.LANDED).all():
             self._written.append(extent)
         else:

@@ -22,7 +22,7 @@ from bodocache.io.commit import GroupCommit
 from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
 from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium, PageRun, fits, scratch
-from bodocache.io.puts import PutBatch, budget_frames, within_budget
+from bodocache.io.puts import FrameBudget, PutBatch
 from bodocache.io.read import read_extents
 from bodocache.io.reservations import Reservations
 from bodocache.io.transfer import BatchTransfer
@@ -47,6 +47,7 @@ class SlabBackend:
             spill=scratch(BLOCK_NBYTES + config.read_through_nbytes),
         )
         self._reservations = Reservations(slab.columns)
+        self._budget = FrameBudget(slab.budget, config.written_nbytes)
         sizes = (config.page_nbytes, config.frame_nbytes)
         self._read_limits = extents.Limits(
             *sizes, config.chunk_nbytes, hole_nbytes=config.read_through_nbytes
@@ -101,8 +102,7 @@ class SlabBackend:
         """How full it is now."""
         total = self._slab.superblock.frame_count
         nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
-        budget = budget_frames(self._slab.budget, self._config.written_nbytes)
-        return Usage(total - self._reservations.free, total, nbytes, budget)
+        return Usage(total - self._reservations.free, total, nbytes, self._budget.left)
 
     @property
     def observer(self) -> Callable[[Extent], None] | None:
@@ -177,12 +177,12 @@ class SlabBackend:
         transfer = BatchTransfer(len(batch), deadline_s, self._clock, self._pool)
         if transfer.is_final:
             return transfer
-        batch = within_budget(batch, transfer, self._slab.budget, self._config.written_nbytes)
+        batch = self._budget.admit(batch, transfer)
         frames = np.ascontiguousarray(batch["frame"])
-        self._reservations.begin_writing(frames)
-        commit = self._commit if durability is Durability.SYNC else None
-        put = PutBatch(transfer, self._reservations.end_writing, commit)
         run, bounds = self._in_file_order(batch, memory)
+        self._reservations.begin_writing(frames)  # whose end the put sees to, from here on
+        commit = self._commit if durability is Durability.SYNC else None
+        put = PutBatch(transfer, self._reservations.end_writing, commit, self._budget)
         put.begin(write_extents(self._medium, transfer, run, bounds, memory, put.settle))
         return self._followed(transfer)
 

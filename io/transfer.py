@@ -83,6 +83,11 @@ class Written(Protocol):
         """The frames it writes."""
         ...
 
+    @property
+    def was_begun(self) -> bool:
+        """Whether anything of it may have been written."""
+        ...
+
     def publish(self, fresh: NDArray[np.bool_]) -> None:
         """Let gets find those of its pages that ``fresh`` chooses, on the loop."""
         ...

@@ -115,6 +115,11 @@ class WriteExtent:
         frames: NDArray[np.int64] = self._batch.run.records["frame"][self._chosen]
         return frames
 
+    @property
+    def was_begun(self) -> bool:
+        """Whether anything of it may have been written."""
+        return bool(self._batch.jobs[0]["started_s"][self._index])
+
     def run(self) -> Outcome:
         """What became of both writes: the pages have landed only if both are whole."""
         payload, headers = (jobs[self._index] for jobs in self._batch.jobs)
@@ -162,6 +167,7 @@ class _Written:
     """Extents of one put that are whole, as one."""
 
     __slots__ = ("_headers", "_medium", "positions")
+    was_begun = True
 
     def __init__(
         self, medium: Medium, positions: NDArray[np.int64], headers: NDArray[np.void]

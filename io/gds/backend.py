@@ -38,7 +38,7 @@ from bodocache.io.gds.pilot import Pilot
 from bodocache.io.gds.probe import Probe, probe
 from bodocache.io.gds.queue import GdsQueue
 from bodocache.io.medium import Medium, PageRun, fits
-from bodocache.io.puts import PutBatch, budget_frames, within_budget
+from bodocache.io.puts import FrameBudget, PutBatch
 from bodocache.io.reservations import Reservations
 from bodocache.io.transfer import BatchTransfer, Outcome
 from bodocache.pages import Reason
@@ -108,6 +108,7 @@ class GdsBackend:
         self._columns = slab.columns
         self._medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock)
         self._reservations = Reservations(slab.columns)
+        self._budget = FrameBudget(slab.budget, config.slab.written_nbytes)
         self._regions = Regions()
         self._queue = GdsQueue(config.slab.queue_depth, BATCH_NBYTES)
         self._commit = GroupCommit(self._medium, self._queue, clock)
@@ -179,8 +180,7 @@ class GdsBackend:
         """How full it is now."""
         total = self._slab.superblock.frame_count
         nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
-        budget = budget_frames(self._slab.budget, self._config.slab.written_nbytes)
-        return Usage(total - self._reservations.free, total, nbytes, budget)
+        return Usage(total - self._reservations.free, total, nbytes, self._budget.left)
 
     @property
     def observer(self) -> Callable[[Extent], None] | None:
@@ -265,11 +265,11 @@ class GdsBackend:
         if transfer.is_final:
             return transfer
         shared = self._shared(transfer, memory)
-        batch = within_budget(batch, transfer, self._slab.budget, self._config.slab.written_nbytes)
+        batch = self._budget.admit(batch, transfer)
+        generations = self._reservations.next_generations(len(batch))
         self._reservations.begin_writing(np.ascontiguousarray(batch["frame"]))
         commit = self._commit if durability is Durability.SYNC else None
-        put = PutBatch(transfer, self._reservations.end_writing, commit)
-        generations = self._reservations.next_generations(len(batch))
+        put = PutBatch(transfer, self._reservations.end_writing, commit, self._budget)
         pages = PageRun(np.arange(len(batch)), batch.copy(), generations)
         limit = self._config.pages_per_operation
         put.begin(writes_of(shared, pages, put.settle, limit=limit))

@@ -200,6 +200,11 @@ class GdsWrite(Operation):
         """Where its first header lies."""
         return SUPERBLOCK_NBYTES + int(self.frames[0]) * HEADER_NBYTES
 
+    @property
+    def was_begun(self) -> bool:
+        """Whether it was ever submitted."""
+        return self.started_s > 0
+
     def run(self) -> Outcome:
         """Write the headers, which make the pages findable after a restart."""
         medium, pages = self.shared.medium, self.run_of_pages

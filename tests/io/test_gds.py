@@ -30,6 +30,7 @@ from bodocache.io.gds import queue as gds_queue
 from bodocache.io.gds.backend import GdsBackend
 from bodocache.io.gds.cufile import BATCH_LIMIT, MAX_REQUEST_NBYTES
 from bodocache.io.gds.operations import merge_adjacent
+from bodocache.io.reservations import Reservations
 from bodocache.io.slab import SlabBackend
 from bodocache.pages import Reason
 from bodocache.testing import OpFault, Trouble
@@ -336,3 +337,21 @@ def test_without_a_device_an_opening_says_what_is_missing_and_makes_nothing(rig,
     with pytest.raises(BackendUnavailable, match=r"no CUDA|no libcufile|no bindings"):
         asyncio.run(scenario())
     assert not rig.config.slab.directory.exists()
+
+
+def test_a_put_that_could_not_begin_keeps_no_frame(rig, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    async def scenario(backend):
+        buffers = rig.pages.buffers(2)
+        rig.pages.fill(buffers, [1, 2])
+        batch = rig.pages.batch([1, 2], backend.reserve(2, after=-1))
+        with monkeypatch.context() as patched:
+            patched.setattr(Reservations, "next_generations", fail)
+            with pytest.raises(MemoryError):
+                backend.put(batch, buffers, deadline_s=math.inf)
+        backend.release(batch["frame"])
+        assert backend.usage.used_frames == 0
+
+    rig.run(scenario)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bodocache.io.backend import Status
 from bodocache.io.header import SUPERBLOCK_NBYTES, Superblock
 from bodocache.pages import Reason
 
@@ -244,3 +245,17 @@ def test_every_word_of_a_payload_counts(bench):
         assert bench.reasons(batch) == [Reason.CORRUPT]
         flip_bit(bench.payload, word * 32 + 9)
     assert bench.reasons(batch) == [LANDED]
+
+
+@pytest.mark.parametrize("generation", [2**64 - 1, 2**64 - 3, 2**62])
+def test_a_forged_generation_is_a_miss_and_stops_no_put(bench, generation):
+    batch = bench.stored([1, 2])
+    bench.change_header(batch["frame"][0], lambda row: row["generation"].fill(generation))
+    assert bench.reasons(batch) == [Reason.CORRUPT, LANDED]
+
+    async def scenario(backend):
+        for number in (3, 4):
+            _, transfer = await bench.put(backend, [number])
+            assert transfer.statuses.tolist() == [Status.LANDED]
+
+    bench.run(scenario)

@@ -14,6 +14,7 @@ import pytest
 from bodocache.errors import LayoutError, LeaseError
 from bodocache.io.backend import Durability, NativeCall, Status, ToldInPython
 from bodocache.io.config import Access
+from bodocache.io.reservations import Reservations
 from bodocache.io.transfer import BatchTransfer
 from bodocache.pages import Reason
 from bodocache.testing import NumberedPages
@@ -605,3 +606,21 @@ def test_a_damaged_page_among_others_that_lie_alone_costs_one_page(bench):
         assert reasons[2] == Reason.CORRUPT
 
     bench.run(scenario, read_through_nbytes=0)
+
+
+def test_a_put_that_could_not_begin_keeps_no_frame(bench, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    async def scenario(backend):
+        buffers = bench.pages.buffers(2)
+        bench.pages.fill(buffers, [1, 2])
+        batch = bench.pages.batch([1, 2], backend.reserve(2, after=-1))
+        with monkeypatch.context() as patched:
+            patched.setattr(Reservations, "next_generations", fail)
+            with pytest.raises(MemoryError):
+                backend.put(batch, buffers, deadline_s=math.inf)
+        backend.release(batch["frame"])
+        assert backend.usage.used_frames == 0
+
+    bench.run(scenario)
