@@ -44,6 +44,20 @@ def touches_of(parents, requests, timestamps_s):
     return Touches(ids, *columns, np.array(timestamps_s, np.float64))
 
 
+def long_trace(seed):
+    """Ghosts, counts and shares come into play: many requests, some ends popular for a while."""
+    generator = np.random.default_rng(seed)
+    before = generator.integers(np.maximum(np.arange(70) - 8, -1), np.arange(70))
+    parents = np.where(generator.random(70) < 0.6, before, -1).tolist()
+    chains = [[row] for row in range(len(parents))]
+    for row, parent in enumerate(parents):
+        if parent >= 0:
+            chains[row] = [*chains[parent], row]
+    centres = np.repeat(generator.integers(0, 70, 20), 20)
+    ends = (centres + generator.geometric(0.15, len(centres))) % 70
+    return touches_of(parents, [chains[end] for end in ends], np.arange(len(ends)))
+
+
 def requests_of(touches):
     pairs = zip(touches.offsets[:-1], touches.offsets[1:], strict=True)
     return [touches.ids[begin:end].tolist() for begin, end in pairs]
@@ -501,6 +515,7 @@ def test_policies_do_what_a_plain_program_does(policy, small, touches, capacity)
         if small:  # what needs large tiers and long traces elsewhere
             patch.setattr(s3fifo, "SMALL_SHARE", 0.4)
             patch.setattr(tinylfu, "WINDOW_SHARE", 0.4)
+            patch.setattr(tinylfu, "PROTECTED_SHARE", 0.3)
             patch.setattr(lhd, "DRAWN", 2)
             patch.setattr(lhd, "LEAST_TOUCHES", 5)
         done = simulate(policy, touches, capacity)
@@ -508,6 +523,17 @@ def test_policies_do_what_a_plain_program_does(policy, small, touches, capacity)
         assert done.hits.tolist() == plain.hits()
         assert done.evicted == plain.evicted
         assert done.inserted - done.evicted == len(plain.present)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("policy", PLAIN)
+def test_policies_do_what_a_plain_program_does_for_long(policy, seed, monkeypatch):
+    monkeypatch.setattr(tinylfu, "PROTECTED_SHARE", 0.3)
+    touches, capacity = long_trace(seed), 6 + 5 * seed
+    done = simulate(policy, touches, capacity)
+    plain = PLAIN[policy](touches, capacity)
+    assert done.hits.tolist() == plain.hits()
+    assert (done.evicted, done.inserted - done.evicted) == (plain.evicted, len(plain.present))
 
 
 @pytest.mark.parametrize("policy", CURVES)
