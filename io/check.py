@@ -106,7 +106,7 @@ async def _read(
 ) -> None:
     """Get the pages of ``frames``; the columns then say what became of each."""
     page_nbytes, done = slab.superblock.page_nbytes, 0
-    slots = max(1, BATCH_NBYTES // page_nbytes)
+    slots = max(1, min(BATCH_NBYTES // page_nbytes, len(frames)))
     parts: Iterator[NDArray[np.int64]] = iter(
         frames[first : first + slots] for first in range(0, len(frames), slots)
     )
@@ -126,6 +126,8 @@ async def _read(
             on_progress(done, len(frames))
 
     on_progress(0, len(frames))
+    if not len(frames):
+        return
     async with asyncio.TaskGroup() as group:
         for _ in range(IN_FLIGHT):
             group.create_task(one_after_another())
