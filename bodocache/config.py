@@ -56,7 +56,9 @@ BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 T = TypeVar("T")
 
-_STRICT = ConfigDict(extra="forbid")
+_KEY_HEX = r"^([0-9a-fA-F]{2}){16,64}$|^$"
+_STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)  # it may hold a secret
+_SECRET_WORDS = ("secret", "key", "salt", "hex")  # fields so named are never shown
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -70,9 +72,9 @@ class IdentityConfig:
     quantiser: str = ""
     rope: str = ""
     lora: str = ""
-    salt: str = ""
+    salt: str = Field(default="", repr=False)
     domain: Annotated[str, Field(min_length=1)] = "default"
-    domain_secret_hex: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}){16,64}$|^$")] = ""
+    domain_secret_hex: Annotated[str, Field(pattern=_KEY_HEX)] = Field(default="", repr=False)
 
     @property
     def tenant_domain(self) -> Domain:
@@ -108,9 +110,8 @@ class DiskConfig:
 
     durable: StrictBool = False  # written pages survive a power cut
     write_bytes_per_day: Annotated[int, BeforeValidator(sized), Field(ge=0)] = 0  # 0: no limit
-    mac_key_hex: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2}){16,64}$|^$", repr=False)] = (
-        ""  # for directories that others may write to
-    )
+    # For directories that others may write to.
+    mac_key_hex: Annotated[str, Field(pattern=_KEY_HEX)] = Field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if len({directory.resolve() for directory in self.directories}) < len(self.directories):
@@ -196,13 +197,21 @@ def _explain(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{field}: missing"
+    shown = _shown(field, problem["input"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{field}: unknown key (value {problem['input']!r}); check its spelling and section"
+        return f"{field}: unknown key (value {shown}); check its spelling and section"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{field} = {_shown(problem['input'])}: {message}"
+    return f"{field} = {shown}: {message}"
 
 
-def _shown(value: Any) -> str:
+def _shown(field: str, value: Any) -> str:
+    """``value`` for a message; "..." where ``field`` is a secret by its name, misspelt or not."""
+    if any(word in field.rpartition(".")[2].lower() for word in _SECRET_WORDS):
+        return "..."
     if hasattr(value, "kwargs"):  # a whole dataclass's arguments
-        return str(value.kwargs)
+        value = value.kwargs
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_shown(name, it)}" for name, it in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(field, it) for it in value) + "]"
     return "nan" if isinstance(value, float) and np.isnan(value) else repr(value)

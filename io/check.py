@@ -22,7 +22,7 @@ from bodocache.digest import digest_rows, seeded
 from bodocache.errors import BackendError
 from bodocache.io import header
 from bodocache.io.backend import TRANSFER, Status
-from bodocache.io.directory import OpenSlab
+from bodocache.io.directory import SCAN_ROWS, OpenSlab
 from bodocache.io.found import open_found, read_superblock
 from bodocache.io.header import HEADER, HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.io.medium import scratch
@@ -106,7 +106,7 @@ async def _read(
 ) -> None:
     """Get the pages of ``frames``; the columns then say what became of each."""
     page_nbytes, done = slab.superblock.page_nbytes, 0
-    slots = max(1, BATCH_NBYTES // page_nbytes)
+    slots = max(1, min(BATCH_NBYTES // page_nbytes, len(frames)))
     parts: Iterator[NDArray[np.int64]] = iter(
         frames[first : first + slots] for first in range(0, len(frames), slots)
     )
@@ -126,6 +126,8 @@ async def _read(
             on_progress(done, len(frames))
 
     on_progress(0, len(frames))
+    if not len(frames):
+        return
     async with asyncio.TaskGroup() as group:
         for _ in range(IN_FLIGHT):
             group.create_task(one_after_another())
@@ -134,23 +136,47 @@ async def _read(
 async def _look_again(
     slab: OpenSlab, suspects: NDArray[np.int64], generations: NDArray[np.uint64]
 ) -> tuple[list[Damaged], list[int]]:
-    """Part ``suspects`` into what is damaged for good, and frames that changed."""
-    left, changed = suspects.tolist(), []
+    """Part ``suspects`` into what is damaged for good, and frames that changed.
+
+    Each is read once more, and again whenever its header has become another.
+    """
+    seen = await asyncio.to_thread(_checksums, slab, suspects)
+    looked_at, changed = suspects, set[int]()
     for look in range(LOOKS):
         if look:
             await asyncio.sleep(LOOK_S)
-        new = await asyncio.to_thread(
-            lambda frames: [f for f in frames if _has_changed(slab, f, int(generations[f]))], left
-        )
-        changed += new
-        left = sorted(set(left) - set(new))
-        if not left:
+            now = await asyncio.to_thread(_checksums, slab, suspects)
+            looked_at, seen = suspects[(now != seen).any(axis=1)], now
+        changed |= await asyncio.to_thread(_those_changed, slab, looked_at, generations)
+        if len(changed) == len(suspects):
             break
+    left = [frame for frame in suspects.tolist() if frame not in changed]
     rows = [_header(slab, frame)["key"].tobytes() for frame in left]
     return [
         Damaged(frame, Reason(slab.columns.reasons[frame]), key)
         for frame, key in zip(left, rows, strict=True)
-    ], changed
+    ], sorted(changed)
+
+
+def _those_changed(
+    slab: OpenSlab, frames: NDArray[np.int64], generations: NDArray[np.uint64]
+) -> set[int]:
+    return {f for f in frames.tolist() if _has_changed(slab, f, int(generations[f]))}
+
+
+def _checksums(slab: OpenSlab, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Those of the headers of ``frames``, which rise, on disk now: u64[n, 2]."""
+    found = np.zeros((len(frames), 2), np.uint64)
+    for first in range(0, len(slab.columns.reasons), SCAN_ROWS):
+        chosen = slice(*np.searchsorted(frames, (first, first + SCAN_ROWS)))
+        if chosen.start == chosen.stop:
+            continue
+        offset = SUPERBLOCK_NBYTES + first * HEADER_NBYTES
+        data = os.pread(slab.headers.fd, SCAN_ROWS * HEADER_NBYTES, offset)
+        rows = np.frombuffer(data, HEADER, count=len(data) // HEADER_NBYTES)
+        there = frames[chosen] - first < len(rows)
+        found[chosen][there] = rows["checksum"][frames[chosen][there] - first]
+    return found
 
 
 def _has_changed(slab: OpenSlab, frame: int, generation: int) -> bool:

@@ -75,7 +75,7 @@ def open_slab(config: SlabConfig) -> OpenSlab:
             return _open_files(config, directory_fd)
         finally:
             os.close(directory_fd)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise BackendError(f"slab {config.directory}: cannot be opened: {error}") from error
 
 
@@ -195,7 +195,10 @@ def _recover(
         if config.mode is OpenMode.WRITER:
             _clear(payload, headers, reason)
         return superblock, Columns(superblock.frame_count, reason, keyed=config.is_keyed)
-    frame_count = config.frame_count if config.mode is OpenMode.WRITER else found.frame_count
+    frame_count = config.frame_count
+    if config.mode is not OpenMode.WRITER:  # believed as far as there are headers
+        rows = max(0, headers.nbytes - SUPERBLOCK_NBYTES) // HEADER_NBYTES
+        frame_count = min(found.frame_count, rows)
     superblock = Superblock(
         found.page_nbytes, found.frame_nbytes, frame_count, found.form, found.slab
     )

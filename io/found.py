@@ -2,9 +2,10 @@
 """A slab that is there already, opened by what its own superblock says."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from bodocache.errors import BackendError
+from bodocache.errors import BackendError, ConfigError
 from bodocache.io.config import OpenMode, SlabConfig
 from bodocache.io.directory import OpenSlab, open_slab
 from bodocache.io.header import (
@@ -25,18 +26,34 @@ def open_found(directory: Path, mode: OpenMode = OpenMode.READER) -> tuple[SlabC
         BackendError: there is no slab that this build reads; the message says what there is.
     """
     found = read_superblock(directory)
-    config = SlabConfig(
-        directory=directory,
-        capacity_nbytes=capacity_of(found),
-        page_nbytes=found.page_nbytes,
-        form=found.form,
-        mode=mode,
-    )
+    config = _config_of(directory, found, mode)
     slab = open_slab(config)
-    if slab.superblock != found:
+    shorter = min(found.frame_count, slab.superblock.frame_count)  # than it says: a file was cut
+    if slab.superblock != replace(found, frame_count=shorter):
         slab.close()
         raise BackendError(f"slab {directory}: it was made anew just now; try again")
     return config, slab
+
+
+def _config_of(directory: Path, found: Superblock, mode: OpenMode) -> SlabConfig:
+    try:
+        config = SlabConfig(
+            directory=directory,
+            capacity_nbytes=capacity_of(found),
+            page_nbytes=found.page_nbytes,
+            form=found.form,
+            mode=mode,
+        )
+    except ConfigError as error:
+        raise BackendError(
+            f"slab {directory}: no slab is as its superblock says: {error}"
+        ) from error
+    if config.frame_nbytes != found.frame_nbytes:
+        raise BackendError(
+            f"slab {directory}: no slab is as its superblock says: frames of {found.frame_nbytes}"
+            f" bytes for pages of {found.page_nbytes}"
+        )
+    return config
 
 
 def capacity_of(superblock: Superblock) -> int:

@@ -56,9 +56,9 @@ class SlabBackend:
         self._is_closed = False
         self._closing: asyncio.Future[None] | None = None
         self._transfers: set[BatchTransfer] = set()  # not drained
+        self._commit = GroupCommit(self._medium, pool, clock)
         self._pool = pool
         pool.enter()
-        self._commit = GroupCommit(self._medium, self._pool, clock)
 
     @classmethod
     async def open(
@@ -77,10 +77,17 @@ class SlabBackend:
         try:
             if pool is None:
                 pool = WorkerPool(config.queue_depth, clock, asyncio.get_running_loop())
-            return cls(config, slab, clock=clock, pool=pool)
-        except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had
+            pool.enter()  # so that one of its own ends where nobody else has
+            try:
+                return cls(config, slab, clock=clock, pool=pool)
+            finally:
+                await pool.leave()
+        except (OSError, RuntimeError, MemoryError) as error:  # no descriptor, no thread to be had
             slab.close()
             raise BackendError(f"slab {config.directory}: cannot be opened: {error}") from error
+        except BaseException:
+            slab.close()
+            raise
 
     @property
     def name(self) -> str:

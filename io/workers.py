@@ -55,11 +55,11 @@ class WorkerPool:
         try:
             self._start(_work_natively, "bodocache-io", self._table, self._requests)
             self._start(self._work, "bodocache-io-python")
-        except RuntimeError:  # no thread to be had: end those that there are
+            loop.add_reader(self._table.event_fd, self.settle)
+        except (RuntimeError, OSError):  # no thread to be had: end those that there are
             self.stop()
             self.join()
             raise
-        loop.add_reader(self._table.event_fd, self.settle)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue ``requests``; those of one deadline are begun in this order."""

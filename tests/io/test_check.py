@@ -204,3 +204,39 @@ def test_a_slab_that_is_made_anew_meanwhile_is_an_error(bench):
 
     with pytest.raises(BackendError, match="made anew while it was checked"):
         check(bench, once)
+
+
+def test_what_is_damaged_for_good_is_read_once_more_and_no_more(bench, monkeypatch):
+    bench.stored(list(range(16)))
+    for frame in range(16):
+        overwrite(bench.payload, frame * 8192, b"\x55\xaa")
+    real, looks = checking._has_changed, []
+
+    def look(slab, frame, generation):
+        looks.append(frame)
+        return real(slab, frame, generation)
+
+    monkeypatch.setattr(checking, "_has_changed", look)
+    assert len(check(bench).damaged) == 16
+    assert sorted(looks) == list(range(16))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_headers_are_looked_at_wherever_they_lie(bench, monkeypatch, rows):
+    monkeypatch.setattr(checking, "SCAN_ROWS", rows)
+    bench.stored(list(range(16)))
+    for frame in (0, 5, 15):
+        overwrite(bench.payload, frame * 8192, b"\x55\xaa")
+    real, looks = checking._has_changed, []
+
+    def look(slab, frame, generation):
+        looks.append(frame)
+        if len(looks) == 3:  # from now on these are other pages
+            for it in (5, 15):
+                bench.change_header(it, lambda row: row["generation"].__iadd__(100))
+        return real(slab, frame, generation)
+
+    monkeypatch.setattr(checking, "_has_changed", look)
+    found = check(bench)
+    assert [it.frame for it in found.damaged] == [0]
+    assert found.changed == 2

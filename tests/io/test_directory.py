@@ -15,6 +15,7 @@ import pytest
 
 from bodocache.clock import RealClock
 from bodocache.errors import BackendError, BackendLocked, ConfigError
+from bodocache.io import slab
 from bodocache.io.config import OpenMode, SlabConfig
 from bodocache.io.slab import SlabBackend
 from bodocache.pages import Reason
@@ -145,14 +146,31 @@ def refuse_threads(patched):
     patched.setattr(threading.Thread, "start", refuse)
 
 
-@pytest.mark.parametrize("refuse", [refuse_descriptors, refuse_threads])
+def refuse_scratch(patched):
+    def refuse(_):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    patched.setattr(slab, "scratch", refuse)
+
+
+def refuse_memory(patched):
+    def refuse(*_):
+        raise MemoryError("no memory")
+
+    patched.setattr(slab, "Reservations", refuse)
+
+
+REFUSALS = [refuse_descriptors, refuse_threads, refuse_scratch, refuse_memory]
+
+
+@pytest.mark.parametrize("refuse", REFUSALS)
 def test_an_opening_whose_threads_cannot_begin_leaves_no_descriptor_thread_or_lock(bench, refuse):
     async def open_in_vain():
         gc.collect()
         before = descriptors(), threading.active_count()
         with pytest.MonkeyPatch.context() as patched:
             refuse(patched)
-            with pytest.raises(BackendError, match=r"Too many open files|can't start new thread"):
+            with pytest.raises(BackendError, match=r"Too many|can't start|memory"):
                 await open_slab(bench.config)
         gc.collect()
         assert (descriptors(), threading.active_count()) == before

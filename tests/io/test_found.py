@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said of a directory that is to be looked after."""
 
+import asyncio
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from bodocache.errors import BackendError, BackendLocked
 from bodocache.io import found
+from bodocache.io.check import check
 from bodocache.io.config import OpenMode
+from bodocache.io.figures import measure
 from bodocache.io.found import open_found
 from bodocache.io.header import Superblock
+from bodocache.io.trim import Trim
 from bodocache.pages import Reason
 
 
@@ -122,3 +127,39 @@ def test_a_keeper_does_not_put_pages(bench):
 
     bench.stored([1])
     bench.run(scenario, mode=OpenMode.KEEPER)
+
+
+FORGERIES = [
+    {"frame_count": 2**45},
+    {"frame_count": 2**63},
+    {"frame_count": 10**9},
+    {"frame_count": 0},
+    {"page_nbytes": 0},
+    {"page_nbytes": 2**63},
+    {"page_nbytes": 2**32 - 4096, "frame_nbytes": 2**32 - 4096},
+    {"frame_nbytes": 0},
+    {"frame_nbytes": 2**63},
+]
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_superblock_is_an_error_or_believed_as_far_as_the_files_go(bench, forgery):
+    batch = bench.stored([1, 2])
+    superblock = Superblock.decode(bench.headers.read_bytes())
+    with bench.headers.open("r+b") as file:
+        file.write(replace(superblock, **forgery).encode())
+
+    async def scenario(backend):
+        assert backend.usage.total_frames in (0, bench.config.frame_count)
+        reasons = (await bench.get(backend, batch))[1]
+        return reasons == [0, 0] if "frame_count" in forgery else all(reasons)
+
+    with suppress(BackendError):
+        assert bench.run(scenario, mode=OpenMode.READER) or forgery["frame_count"] == 0
+    for look in (
+        lambda: asyncio.run(check(bench.config.directory, lambda *_: None)),
+        lambda: measure(bench.config.directory),
+        lambda: Trim(bench.config.directory, to_nbytes=None, mode=OpenMode.KEEPER).__exit__(),
+    ):
+        with suppress(BackendError):
+            look()

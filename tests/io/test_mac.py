@@ -10,6 +10,7 @@ import pytest
 from bodocache.digest import digest_rows, seeded
 from bodocache.errors import ConfigError
 from bodocache.io.backend import NativeCall, Status
+from bodocache.io.config import OpenMode, keyed_form
 from bodocache.io.header import HEADER
 from bodocache.pages import Reason
 
@@ -80,9 +81,40 @@ def test_every_field_of_a_header_is_keyed(keyed, field):
 
 
 @pytest.mark.parametrize("key", [OTHER, b""])
-def test_frames_of_another_key_or_of_none_are_never_believed(keyed, key):
+@pytest.mark.parametrize("mode", list(OpenMode))
+def test_frames_of_another_key_or_of_none_are_of_another_form(keyed, key, mode):
     batch = keyed.stored([1, 2])
-    assert all(keyed.reasons(batch, mac_key=key))
+
+    async def scenario(backend):
+        assert not len(backend.entries().keys)
+        assert (await keyed.get(backend, batch))[1] == [Reason.OLD_FORMAT] * 2
+
+    keyed.run(scenario, mac_key=key, mode=OpenMode.READER)
+    keyed.run(scenario, mac_key=key, mode=mode)
+
+
+def test_headers_of_another_key_put_into_a_slab_are_not_listed(keyed):
+    keyed.stored([1, 2])
+    frames_form = keyed_form(keyed.config.form, OTHER)
+    keyed.change_header(0, lambda row: row["form"].__setitem__(0, [*frames_form]))
+
+    async def scenario(backend):
+        assert backend.entries().frames.tolist() == [1]
+
+    keyed.run(scenario)
+
+
+def test_a_forged_header_is_listed_and_found_out_when_it_is_read(keyed):
+    batch = keyed.stored([1, 2])
+    keyed.change_header(0, lambda row: row["key"].fill(7))
+    batch["key"][0] = 7
+
+    async def scenario(backend):
+        assert sorted(backend.entries().frames.tolist()) == [0, 1]
+        assert (await keyed.get(backend, batch))[0][0] == Status.MISS
+        assert backend.entries().frames.tolist() == [1]
+
+    keyed.run(scenario)
 
 
 def test_frames_without_a_key_are_not_believed_once_there_is_one(bench):
