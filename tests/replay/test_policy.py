@@ -529,6 +529,8 @@ def test_policies_do_what_a_plain_program_does(policy, small, touches, capacity)
 @pytest.mark.parametrize("policy", PLAIN)
 def test_policies_do_what_a_plain_program_does_for_long(policy, seed, monkeypatch):
     monkeypatch.setattr(tinylfu, "PROTECTED_SHARE", 0.3)
+    monkeypatch.setattr(lhd, "LEAST_TOUCHES", 40)
+    monkeypatch.setattr(lhd, "DRAWN", 4)
     touches, capacity = long_trace(seed), 6 + 5 * seed
     done = simulate(policy, touches, capacity)
     plain = PLAIN[policy](touches, capacity)
