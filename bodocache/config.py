@@ -95,6 +95,7 @@ class DiskConfig:
     """The slab backend on one directory, or on several: one for each device.
 
     ``capacity_bytes`` is a hard cap for all of them, headers included; each has an equal share.
+    A lock and, with a budget, its record come on top, 4 KiB each.
     """
 
     directories: Annotated[
