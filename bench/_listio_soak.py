@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many operations on one slab, and what is left behind: descriptors, threads, tasks, memory.
+"""Many operations, and what is left behind: descriptors, threads, tasks, memory.
 
-Puts, gets, releases and cancels of pages in the ratio 70 : 20 : 9 : 1, in batches, by tasks that
-own their frames. A put takes fresh frames as long as there are any and overwrites old ones then;
-a cancelled batch is abandoned as soon as it was begun. Every page that a get reports as landed must
-carry the mark of the newest put to its frame, and every page of a put that landed must be found.
+An operation is one page of a batch of 64. Puts, gets, releases and cancels in the ratio
+70 : 20 : 9 : 1, by tasks that own their frames, three on a plain slab and one on a keyed one, which
+share their threads. One put in eight is to survive a power cut (SYNC), one batch in eight has a
+deadline, of 0 to 4 ms: some pages make it and some do not. A put takes fresh frames as long as
+there are any and overwrites old ones then; a cancelled batch is abandoned as soon as it was begun.
+Every page that a get reports as landed must carry the mark of the newest put to its frame, and
+every page of a put that landed must be found unless the get itself was late or cancelled.
 """
 
 import asyncio
 import gc
 import math
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +26,20 @@ from _listio_point import Numbers, memory
 
 from bodocache.clock import RealClock
 from bodocache.digest import digest_rows, seeded
-from bodocache.io.backend import TRANSFER, Status
-from bodocache.io.config import SlabConfig
+from bodocache.io.backend import TRANSFER, Durability, Status
+from bodocache.io.config import QUEUE_DEPTH, SlabConfig
 from bodocache.io.slab import SlabBackend
 from bodocache.io.table import WRITE_PATIENCE_S
+from bodocache.io.workers import WorkerPool
+from bodocache.pages import Reason
 
 PAGE_NBYTES = 4096
-FRAMES = 32768
+FRAMES = 32768  # of both slabs together
 BATCH = 64
-TASKS = 4
+PLAIN_TASKS, KEYED_TASKS = 3, 1
+TASKS = PLAIN_TASKS + KEYED_TASKS
+SYNC_SHARE = 1 / 8  # of puts
+DEADLINE_SHARE, DEADLINE_S_MAX = 1 / 8, 0.004
 SHARES = {"put": 0.70, "get": 0.20, "release": 0.09, "cancel": 0.01}
 CHECKPOINTS = 40
 RSS_SLOPE_MAX = 1.0  # bytes an operation: one megabyte in 10^6
@@ -57,6 +65,8 @@ class Tally:
     wrong_bytes: int = 0
     lost: int = 0  # landed once, not found later
     cancelled_midway: int = 0
+    late: int = 0
+    synced: int = 0
     samples: list[Counts] = field(default_factory=list)
 
     def take(self, kind: str, count: int) -> None:
@@ -100,11 +110,19 @@ class Worker:
             digest_rows(self._buffers, batch["slot"].copy()), np.ascontiguousarray(batch["key"])
         )
         self.marks.update(dict.fromkeys(frames.tolist(), 0))
-        transfer = self._backend.put(batch, self._buffers, deadline_s=math.inf)
+        durable = self._chance.random() < SYNC_SHARE
+        transfer = self._backend.put(
+            batch,
+            self._buffers,
+            deadline_s=self._deadline_s(),
+            durability=Durability.SYNC if durable else Durability.CACHE,
+        )
         if abandons:
             transfer.abandon()
         await transfer.drained()
         landed = transfer.statuses == Status.LANDED
+        self._tally.late += int((transfer.reasons == Reason.LATE).sum())
+        self._tally.synced += int(landed.sum()) if durable else 0
         self._tally.cancelled_midway += int((~landed).sum()) if abandons else 0
         self.marks.update(zip(frames[landed].tolist(), marks[landed].tolist(), strict=True))
 
@@ -116,7 +134,7 @@ class Worker:
         self._tally.take("cancel" if abandons else "get", max(1, len(frames)))
         self._buffers[:] = 0
         batch = self._batch(frames, marks)
-        transfer = self._backend.get(batch, self._buffers, deadline_s=math.inf)
+        transfer = self._backend.get(batch, self._buffers, deadline_s=self._deadline_s())
         if abandons:
             waiting = asyncio.create_task(transfer.finished())
             await asyncio.sleep(0)
@@ -126,8 +144,10 @@ class Worker:
         landed = transfer.statuses == Status.LANDED
         found = self._buffers.view(np.int64)[: len(frames)][landed]
         self._tally.wrong_bytes += int((found != marks[landed][:, None]).any(axis=1).sum())
-        self._tally.lost += 0 if abandons else int((~landed).sum())
-        self._tally.cancelled_midway += int((~landed).sum()) if abandons else 0
+        late = transfer.statuses == Status.LATE
+        self._tally.lost += int((~landed & ~late).sum())
+        self._tally.late += int((transfer.reasons == Reason.LATE).sum())
+        self._tally.cancelled_midway += int(late.sum()) if abandons else 0
 
     async def release(self) -> None:
         """Give a batch of frames back."""
@@ -137,9 +157,18 @@ class Worker:
         for frame in frames.tolist():
             del self.marks[frame]
 
+    def give_back(self) -> None:
+        """Release every frame."""
+        self._backend.release(np.array(list(self.marks), np.int64))
+
     async def cancel(self) -> None:
         """Begin a get or a put and abandon it."""
         await (self.put if self._chance.random() < 0.5 else self.get)(abandons=True)
+
+    def _deadline_s(self) -> float:
+        if self._chance.random() >= DEADLINE_SHARE:
+            return math.inf
+        return time.monotonic() + self._chance.uniform(0, DEADLINE_S_MAX)
 
     def _places(self) -> Numbers:
         if self._backend.usage.free_frames >= BATCH:
@@ -174,22 +203,30 @@ def counts(operations: int) -> Counts:
 
 async def soak(folder: Path, operations: int) -> tuple[list[dict[str, Any]], list[Claim]]:
     """Rows and claims of one soak."""
+    with ThreadPoolExecutor(1) as executor:  # else the loop begins threads of its own as it likes
+        asyncio.get_running_loop().set_default_executor(executor)
+        await asyncio.to_thread(len, "")
+        return await _soak(folder, operations)
+
+
+async def _soak(folder: Path, operations: int) -> tuple[list[dict[str, Any]], list[Claim]]:
     before = counts(0)
-    capacity_nbytes = 4096 + FRAMES * (PAGE_NBYTES + 512)
-    config = SlabConfig(folder / "slab", capacity_nbytes, PAGE_NBYTES, b"b" * 32)
-    backend = await SlabBackend.open(config, clock=RealClock())
+    plain, keyed = await opened(folder)
     tally, since_s = Tally(operations), time.perf_counter()
-    workers = [Worker(backend, tally, number) for number in range(TASKS)]
+    workers = [
+        Worker(plain if number < PLAIN_TASKS else keyed, tally, number) for number in range(TASKS)
+    ]
     async with asyncio.TaskGroup() as group:
         for worker in workers:
             group.create_task(worker.run())
     wall_s = time.perf_counter() - since_s
     for worker in workers:
-        backend.release(np.array(list(worker.marks), np.int64))
-    held = backend.usage.used_frames
-    await backend.close()
+        worker.give_back()
+    held = plain.usage.used_frames + keyed.usage.used_frames
+    await plain.close()
+    await keyed.close()
     workers.clear()
-    del backend, worker  # its event descriptor goes with the last reference:
+    del plain, keyed, worker  # their event descriptor goes with the last reference:
     await asyncio.sleep(2 * WRITE_PATIENCE_S)  # a timer holds one
     gc.collect()
     after = counts(tally.begun)
@@ -201,14 +238,23 @@ async def soak(folder: Path, operations: int) -> tuple[list[dict[str, Any]], lis
         Claim.at_most("frames held after all were released", held, 0, ""),
         Claim.at_most("descriptors left", after.fds - before.fds, 0, ""),
         Claim.at_most("tasks left", after.tasks - before.tasks, 0, ""),
-        Claim.at_most("threads left", len(threads_left()), 0, ""),
+        Claim.at_most("threads left", after.threads - before.threads, 0, ""),
         Claim.at_most("RSS, second half", row["rss_slope"], RSS_SLOPE_MAX, "bytes an operation"),
     ]
 
 
-def threads_left() -> list[str]:
-    """Names of the backend's threads that are still there."""
-    return [one.name for one in threading.enumerate() if one.name.startswith("bodocache")]
+async def opened(folder: Path) -> tuple[SlabBackend, SlabBackend]:
+    """A plain slab and a keyed one, with the same threads."""
+    clock = RealClock()
+    pool = WorkerPool(QUEUE_DEPTH, clock, asyncio.get_running_loop())
+    pool.enter()
+    slabs = []
+    for name, tasks, key in (("plain", PLAIN_TASKS, b""), ("keyed", KEYED_TASKS, b"k" * 32)):
+        capacity_nbytes = 4096 + FRAMES * tasks // TASKS * (PAGE_NBYTES + 512)
+        config = SlabConfig(folder / name, capacity_nbytes, PAGE_NBYTES, b"b" * 32, mac_key=key)
+        slabs.append(await SlabBackend.open(config, clock=clock, pool=pool))
+    await pool.leave()
+    return slabs[0], slabs[1]
 
 
 def _row(tally: Tally, wall_s: float) -> dict[str, Any]:
@@ -223,6 +269,8 @@ def _row(tally: Tally, wall_s: float) -> dict[str, Any]:
         "operations_per_s": round(tally.begun / wall_s),
         "wall_s": round(wall_s, 1),
         "cancelled_midway": tally.cancelled_midway,
+        "late": tally.late,
+        "synced": tally.synced,
         "wrong_bytes": tally.wrong_bytes,
         "lost": tally.lost,
         "rss_slope": round(slope, 3),

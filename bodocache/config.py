@@ -97,8 +97,9 @@ def _held_nbytes(directory: Path) -> int:
 class DiskConfig:
     """The slab backend on one directory, or on several: one for each device.
 
-    ``capacity_bytes`` is a hard cap for all of them, headers included; each has an equal share. Of
-    several directories some may be missing: a disk that failed must not keep the others out.
+    ``capacity_bytes`` is a hard cap for all of them, headers included; each has an equal share. A
+    lock and, with a budget, its record come on top, 4 KiB each. Of several directories some may be
+    missing: a disk that failed must not keep the others out.
     """
 
     directories: Annotated[tuple[Path, ...], BeforeValidator(_several), Field(min_length=1)]

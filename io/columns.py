@@ -109,14 +109,19 @@ class Columns:
             self.depths[frames],
         )
 
-    def holds(self, raw_digest: NDArray[np.uint64]) -> bool:
-        """Whether some frame should hold bytes of this digest (u64[2], without a seed).
+    def holds(self, raw_digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether some frame should hold bytes of each digest (u64[n, 2], without a seed): [n].
 
-        A scan of all rows, 10 ms for 10^6: for checks that failed, in a worker thread.
+        One scan of all rows, 0.1 s for 10^6: for checks that failed, in a worker thread.
         """
-        seeds = self.keys[:, :_SEED_NBYTES].copy().view("<u8")
-        same = (self.digests - seeds == raw_digest).all(axis=1)
-        return bool((same & (self.reasons == Reason.NONE)).any())
+        if not len(raw_digests):
+            return np.zeros(0, bool)
+        rows = np.flatnonzero(self.reasons == Reason.NONE)
+        raw = self.digests[rows] - self.keys[rows, :_SEED_NBYTES].copy().view("<u8")
+        firsts = np.sort(raw_digests[:, 0])
+        near = np.searchsorted(firsts, raw[:, 0]).clip(max=len(firsts) - 1)
+        held = set(map(tuple, raw[firsts[near] == raw[:, 0]].tolist()))
+        return np.array([tuple(wanted) in held for wanted in raw_digests.tolist()])
 
 
 KNOWN = jit.named(

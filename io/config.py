@@ -47,7 +47,8 @@ def keyed_form(form: bytes, mac_key: bytes) -> bytes:
 class SlabConfig:
     """One slab directory.
 
-    ``capacity_nbytes`` is a hard cap on both files together, superblock and headers included.
+    ``capacity_nbytes`` is a hard cap on both data files together, superblock and headers included;
+    lock and budget come on top, a block of the file system each.
     ``form`` is the 32-byte hash of the payload's byte order: frames of another form are misses.
     ``write_nbytes_per_day``: no 24 hours see more bytes written; 0 for no limit (budget.py).
     ``mac_key``: frames are keyed, for a directory that others may write to (mac.py).

@@ -263,9 +263,8 @@ class ReadExtent:
         """Tell pages of another frame from damaged ones, and tell the caller. In a thread."""
         outcome = self.outcome
         found = self._get.reading.found[self._chosen]
-        for i in np.flatnonzero(outcome.reasons == Reason.CORRUPT).tolist():
-            if self._get.medium.columns.holds(found[i]):
-                outcome.reasons[i] = Reason.FOREIGN
+        wrong = np.flatnonzero(outcome.reasons == Reason.CORRUPT)
+        outcome.reasons[wrong[self._get.medium.columns.holds(found[wrong])]] = Reason.FOREIGN
         if self._get.medium.mac is not None:
             self._refuse_forged(self._get.medium.mac, outcome)
         if not self._jobs[self._index]["function"]:

@@ -171,9 +171,9 @@ def check(reads: Sequence[GdsRead]) -> list[Outcome]:
         outcome = Outcome.all(len(read.positions), Status.MISS, Reason.TRUNCATED)
         outcome.statuses[: end - first] = np.where(right[first:end], Status.LANDED, Status.MISS)
         outcome.reasons[: end - first] = np.where(right[first:end], Reason.NONE, Reason.CORRUPT)
-        for i in np.flatnonzero(~right[first:end]).tolist():
-            if shared.medium.columns.holds(found[first + i]):
-                outcome.reasons[i] = Reason.FOREIGN
+        wrong = np.flatnonzero(~right[first:end])
+        foreign = wrong[shared.medium.columns.holds(found[first:end][wrong])]
+        outcome.reasons[foreign] = Reason.FOREIGN
         outcomes.append(outcome)
         landed.append(read.positions[: end - first][right[first:end]])
     shared.transfer.tell(np.concatenate(landed))

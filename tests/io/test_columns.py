@@ -59,3 +59,17 @@ def test_an_evicted_page_is_evicted_only_for_its_own_key():
     keys = np.array([[1] * 32, [2] * 32, [9] * 32], np.uint8)
     reasons = table.look_up(np.array([0, 0, 2]), keys)
     assert reasons.tolist() == [Reason.EVICTED, Reason.NEVER_STORED, Reason.NEVER_STORED]
+
+
+def test_a_digest_is_held_by_a_frame_that_holds_a_page_of_it():
+    table = filled([1, 2, 3, 4])
+    seeds = table.keys[:, :16].copy().view("<u8")
+    table.digests[:4] = np.array([[5, 6], [5, 7], [8, 9], [10, 11]], np.uint64) + seeds[:4]
+    table.evict(np.array([2]))
+    wanted = np.array([[5, 6], [5, 8], [8, 9], [10, 11], [5, 7], [0, 0]], np.uint64)
+    assert table.holds(wanted).tolist() == [True, False, False, True, True, False]
+    assert table.holds(wanted[:0]).tolist() == []
+
+
+def test_an_empty_table_holds_no_digest():
+    assert Columns(4).holds(np.zeros((2, 2), np.uint64)).tolist() == [False, False]
