@@ -327,10 +327,12 @@ def test_a_frame_released_while_its_page_is_made_durable_may_hold_the_next_page(
             backend.release(old["frame"])
             backend.release(rest[:2])
             others = list(range(11, 11 + backend.usage.free_frames))
-            new = await storage.put(backend, others)
+            putting = asyncio.ensure_future(storage.put(backend, others))
+            await asyncio.wait({putting}, timeout=0.5)  # some write behind the sync
         finally:
             sync_gate.open()
         await transfer.drained()
+        new = await putting
         assert (await storage.get(backend, old))[0].tolist() == [Status.MISS] * 2
         statuses, _, found = await storage.get(backend, new)
         assert statuses.tolist() == [Status.LANDED] * len(others)
