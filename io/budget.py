@@ -122,6 +122,9 @@ class WriteBudget:
         row = np.frombuffer(data, _RECORD, count=1)
         if row["magic"][0] != _MAGIC or (checksums(row) != row["checksum"]).any():
             return
+        numbers = np.array([row[name][0] for name in ("level_nbytes", "ahead_nbytes", "stamp_s")])
+        if not (row["bytes_per_day"][0] and np.isfinite(numbers).all() and (numbers >= 0).all()):
+            return  # a right checksum is no proof: others may write here
         share = self._per_day / int(row["bytes_per_day"][0])  # another budget: as full
         self._level = share * float(row["level_nbytes"][0])
         same_boot = any(self._boot) and row["boot"][0].tobytes() == self._boot

@@ -42,9 +42,7 @@ class Reservations:
         Raises:
             LeaseError: one is not reserved, or named twice; none is released.
         """
-        self._frames.check_reserved(frames)
-        if self._released[frames].any():
-            raise LeaseError("slab: a frame was released twice while it was being written")
+        self.check(frames, idle=False)
         self._columns.evict(frames)
         busy = self._writing[frames]
         self._frames.release(frames[~busy])
@@ -53,6 +51,8 @@ class Reservations:
     def check(self, frames: NDArray[np.int64], *, idle: bool) -> None:
         """Raise LeaseError unless each of ``frames`` is reserved, named once, and ``idle``."""
         self._frames.check_reserved(frames)
+        if self._released[frames].any():
+            raise LeaseError("slab: a frame was released while it was being written")
         if idle and self._writing[frames].any():
             raise LeaseError("slab: put to a frame that is still being written; await drained()")
 

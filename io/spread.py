@@ -44,6 +44,7 @@ from bodocache.pages import Reason
 MEMBER_SHIFT = 40  # a frame is its member's number and, below these bits, its frame there
 FAILURES = 3  # batches that fail one after another take a member out of service
 FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0  # out of service; each failed trial doubles it
+PUT_HANGS_S = 10.0  # a put of which nothing has come
 HANGS_S = 2.0  # a batch that has not drained so long after its deadline: the device hangs
 
 _LOCAL = (1 << MEMBER_SHIFT) - 1
@@ -59,6 +60,7 @@ class _Circuit:
         self._clock = clock
         self._name = name
         self._failures = 0
+        self._successes = 0
         self._rest_s = FIRST_REST_S
         self._back_s = -np.inf  # when it may be tried again
 
@@ -75,6 +77,12 @@ class _Circuit:
     def succeed(self) -> None:
         """A batch of its has ended well."""
         self._failures, self._rest_s = 0, FIRST_REST_S
+        self._successes += 1
+
+    @property
+    def successes(self) -> int:
+        """Batches that have ended well so far."""
+        return self._successes
 
     def fail(self, times: int = 1) -> None:
         """A batch of its has failed."""
@@ -114,6 +122,7 @@ class SpreadBackend:
         self._members = members
         self._observer: Callable[[Extent], None] | None = None
         self._revivals: list[asyncio.Task[None]] = []
+        self._looks: set[asyncio.TimerHandle] = set()
         self._watching: set[asyncio.Task[None]] = set()
         self._is_closed = False
         first = next(m.backend for m in members if m.backend is not None)
@@ -283,6 +292,7 @@ class SpreadBackend:
             transfer = backend.put(local, buffers, deadline_s=deadline_s, durability=durability)
             theirs = np.arange(len(positions))
             joined.add(Part(transfer, positions, theirs, self._noting(member.writes)))
+            self._watch_put(transfer, member.writes)
         return joined
 
     @contextlib.contextmanager
@@ -297,6 +307,8 @@ class SpreadBackend:
     async def close(self) -> None:
         """Close every member; twice is harmless."""
         self._is_closed = True
+        for look in self._looks:
+            look.cancel()
         tasks = [*self._revivals, *self._watching]
         for task in tasks:
             task.cancel()
@@ -318,6 +330,18 @@ class SpreadBackend:
                 watching.add_done_callback(self._watching.discard)
 
         return note
+
+    def _watch_put(self, transfer: Transfer, circuit: _Circuit) -> None:
+        """Puts may have no deadline: one that nothing has come of, nor of any since, hangs."""
+        before = circuit.successes
+
+        def look() -> None:
+            self._looks.discard(handle)
+            if (transfer.statuses == Status.PENDING).any() and circuit.successes == before:
+                circuit.fail(FAILURES)
+
+        handle = asyncio.get_running_loop().call_later(PUT_HANGS_S, look)
+        self._looks.add(handle)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -309,6 +309,7 @@ def _push(at: Any, rows: Any) -> Any:
         for i in range(put):
             mine += rows[i].lane == lane
         _wake(at, words, lane, mine)
+    _wake_writes(at, words, -1)  # those woken may take writes whose patience has ended
     libc.mutex_unlock(at)
     return put == len(rows)
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bodocache.errors import ConfigError
+from bodocache.io import budget
 from bodocache.io.backend import Status
 from bodocache.io.budget import BURST_SHARE, DAY_S, WriteBudget, boot_id
 from bodocache.io.config import OpenMode
+from bodocache.io.header import checksums
 from bodocache.io.posix import DataFile
 from bodocache.pages import Reason
 
@@ -276,3 +278,24 @@ def test_a_reader_spends_nothing(bench):
         assert backend.usage.budget_frames is None
 
     bench.run(scenario, mode=OpenMode.READER, write_nbytes_per_day=10**6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("bytes_per_day", 0), ("level_nbytes", np.nan), ("ahead_nbytes", -1.0), ("stamp_s", np.inf)],
+)
+def test_a_record_of_a_right_checksum_that_says_nonsense_begins_empty(bench, field, value):
+    async def nothing(backend):
+        pass
+
+    bench.run(nothing, write_nbytes_per_day=10**9)
+    path = bench.config.directory / "budget.slab"
+    row = np.frombuffer(path.read_bytes(), budget._RECORD).copy()
+    row[field] = value
+    row["checksum"] = checksums(row)
+    path.write_bytes(row.tobytes())
+
+    async def scenario(backend):
+        assert backend.usage.budget_frames == 0
+
+    bench.run(scenario, write_nbytes_per_day=10**9)

@@ -221,6 +221,39 @@ def test_a_directory_that_hangs_is_taken_out(two, fake, monkeypatch, caplog):
     two.run(scenario)
 
 
+def test_a_directory_that_hangs_in_a_put_without_a_deadline_gets_no_more(two, monkeypatch, caplog):
+    monkeypatch.setattr(spread, "PUT_HANGS_S", 0.05)
+
+    async def scenario(backend):
+        batch = two.bench.pages.batch([1, 2], backend.reserve(2, after=-1))
+        stuck = members(batch["frame"])[0]
+        with backend._members[stuck].backend.hold_writes():
+            hanging = backend.put(batch, two.bench.pages.buffers(2), deadline_s=math.inf)
+            await asyncio.sleep(0.2)
+            assert not hanging.statuses.any()
+            assert set(members(backend.reserve(8, after=-1))) == {1 - stuck}
+        await hanging.drained()
+        assert (hanging.statuses == Status.LANDED).all()
+
+    two.run(scenario)
+
+
+def test_a_release_of_what_was_released_while_it_is_written_frees_nothing(two):
+    async def scenario(backend):
+        other, written = backend.reserve(2, after=-1), backend.reserve(2, after=-1)
+        batch = two.bench.pages.batch([1, 2], written)
+        with backend.hold_writes():
+            transfer = backend.put(batch, two.bench.pages.buffers(2), deadline_s=math.inf)
+            backend.release(written)
+            used = backend.usage.used_frames
+            with pytest.raises(LeaseError):
+                backend.release(np.concatenate((other, written)))
+            assert backend.usage.used_frames == used
+        await transfer.drained()
+
+    two.run(scenario)
+
+
 def test_late_pages_of_a_directory_that_goes_on_take_nothing_out(two, monkeypatch):
     monkeypatch.setattr(spread, "HANGS_S", 0.05)
 

@@ -114,6 +114,23 @@ def test_a_read_that_hangs_starves_no_write():
     with_pool(4, scenario)
 
 
+def test_a_read_that_comes_beside_an_old_write_finds_a_thread_of_its_own():
+    async def scenario(pool):
+        log, gate = [], threading.Event()
+        slow, writing, reading = (transfer_of(pool, 1) for _ in range(3))
+        slow.submit([Piece(slow, 0, "slow", log, gate=gate)])
+        await until_begun(log)
+        writing.submit([Piece(writing, 0, "write", log, writes=True, gate=gate)])
+        time.sleep(1.5 * WRITE_PATIENCE_S)  # noqa: ASYNC251 -- the loop does not look meanwhile
+        reading.submit([Piece(reading, 0, "read", log)])
+        await asyncio.wait_for(reading.finished(), 5)
+        gate.set()
+        for transfer in (slow, writing):
+            await transfer.drained()
+
+    with_pool(4, scenario)
+
+
 def test_many_reads_starve_no_write():
     async def scenario(pool):
         log, writing = [], transfer_of(pool, 1)
