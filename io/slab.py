@@ -6,7 +6,6 @@ drained. Every doubt about a frame is a miss with its reason; no error leaves ``
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Self
 
@@ -15,45 +14,40 @@ from numpy.typing import NDArray
 
 from bodocache.clock import Clock
 from bodocache.digest import check_pages
-from bodocache.errors import BackendError, CacheClosed, LayoutError
+from bodocache.errors import BackendError, LayoutError
 from bodocache.io import directory, extents
-from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Usage
+from bodocache.io.backend import Durability, OnLanded
 from bodocache.io.commit import GroupCommit
-from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, OpenMode, SlabConfig
+from bodocache.io.config import BLOCK_NBYTES, WRITE_CHUNK_NBYTES, SlabConfig
+from bodocache.io.engine import SlabEngine
 from bodocache.io.mac import FrameMac
 from bodocache.io.medium import Buffers, Medium, PageRun, fits, scratch
-from bodocache.io.puts import FrameBudget, PutBatch
+from bodocache.io.puts import PutBatch
 from bodocache.io.read import read_extents
-from bodocache.io.reservations import Reservations
 from bodocache.io.transfer import BatchTransfer
 from bodocache.io.workers import WorkerPool
 from bodocache.io.write import write_extents
 
 
-class SlabBackend:
+class SlabBackend(SlabEngine):
     """Implements :class:`bodocache.io.backend.Backend` over one directory."""
 
     def __init__(
         self, config: SlabConfig, slab: directory.OpenSlab, *, clock: Clock, pool: WorkerPool
     ) -> None:
         """Begin to use an open slab on the running loop; :meth:`open` is the door."""
-        self._config = config
-        self._slab = slab
-        self._clock = clock
-        self._columns = slab.columns
-        self._medium = Medium(
+        medium = Medium(
             *(slab.payload, slab.headers, slab.superblock, slab.columns, clock),
             mac=FrameMac(config.mac_key, slab.superblock) if config.is_keyed else None,
             spill=scratch(BLOCK_NBYTES + config.read_through_nbytes),
         )
-        self._reservations = Reservations(slab.columns)
-        self._budget = FrameBudget(slab.budget, config.written_nbytes)
+        super().__init__("slab", config, slab, medium)
+        self._clock = clock
         sizes = (config.page_nbytes, config.frame_nbytes)
         self._read_limits = extents.Limits(
             *sizes, config.chunk_nbytes, hole_nbytes=config.read_through_nbytes
         )
         self._write_limits = extents.Limits(*sizes, min(config.chunk_nbytes, WRITE_CHUNK_NBYTES))
-        self._is_closed = False
         self._closing: asyncio.Future[None] | None = None
         self._transfers: set[BatchTransfer] = set()  # not drained
         self._commit = GroupCommit(self._medium, pool, clock)
@@ -90,59 +84,9 @@ class SlabBackend:
             raise
 
     @property
-    def name(self) -> str:
-        """Its name in metrics and messages."""
-        return "slab"
-
-    @property
-    def page_nbytes(self) -> int:
-        """Bytes of one page."""
-        return self._config.page_nbytes
-
-    @property
     def is_direct(self) -> bool:
         """Whether payloads bypass the page cache, given aligned buffers."""
         return self._slab.payload.is_direct
-
-    @property
-    def usage(self) -> Usage:
-        """How full it is now."""
-        total = self._slab.superblock.frame_count
-        nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
-        return Usage(total - self._reservations.free, total, nbytes, self._budget.left)
-
-    @property
-    def observer(self) -> Callable[[Extent], None] | None:
-        """Told of every completed extent, on the loop; it must be quick and not raise."""
-        return self._medium.observer
-
-    @observer.setter
-    def observer(self, observer: Callable[[Extent], None] | None) -> None:
-        self._medium.observer = observer
-
-    def entries(self) -> Entries:
-        """Every page that a get would find, each key once."""
-        return self._columns.entries()
-
-    def reserve(self, count: int, *, after: int) -> NDArray[np.int64]:
-        """Take ``count`` free frames in as few runs as there are (frames.py)."""
-        self._check_writer()
-        return self._reservations.reserve(count, after=after)
-
-    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
-        """See :meth:`bodocache.io.backend.Backend.check_reserved`."""
-        self._check_writer()
-        self._reservations.check(frames, idle=idle)
-
-    def release(self, frames: NDArray[np.int64]) -> None:
-        """Give frames back; a get of them is a miss from now on.
-
-        Nothing is written: after a restart an old header whose payload is still whole brings its
-        page back, which is harmless, since the bytes are right. A frame that is still being
-        written becomes free when that has ended.
-        """
-        self._check_writer()
-        self._reservations.release(frames)
 
     def get(
         self,
@@ -243,12 +187,3 @@ class SlabBackend:
         address = buffers.ctypes.data
         aligned = address % BLOCK_NBYTES == 0 and self.page_nbytes % BLOCK_NBYTES == 0
         return Buffers(buffers, address, aligned)
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise CacheClosed(f"slab {self._config.directory} is closed")
-
-    def _check_writer(self) -> None:
-        self._check_open()
-        if self._config.mode is not OpenMode.WRITER:
-            raise BackendError(f"slab {self._config.directory} is open for reading only")

@@ -10,7 +10,6 @@ reason; no error leaves ``get``.
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
@@ -22,14 +21,14 @@ from bodocache.clock import Clock
 from bodocache.errors import (
     BackendError,
     BackendUnavailable,
-    CacheClosed,
     ConfigError,
     LayoutError,
 )
 from bodocache.io import directory
-from bodocache.io.backend import Durability, Entries, Extent, OnLanded, Status, Usage
+from bodocache.io.backend import Durability, OnLanded, Status
 from bodocache.io.commit import GroupCommit
-from bodocache.io.config import BLOCK_NBYTES, OpenMode, SlabConfig
+from bodocache.io.config import BLOCK_NBYTES, SlabConfig
+from bodocache.io.engine import SlabEngine
 from bodocache.io.gds import cufile
 from bodocache.io.gds.cufile import MAX_REQUEST_NBYTES, Library
 from bodocache.io.gds.device_memory import Memory, PageBuffers, Regions, memory_of
@@ -38,8 +37,7 @@ from bodocache.io.gds.pilot import Pilot
 from bodocache.io.gds.probe import Probe, probe
 from bodocache.io.gds.queue import GdsQueue
 from bodocache.io.medium import Medium, PageRun, fits
-from bodocache.io.puts import FrameBudget, PutBatch
-from bodocache.io.reservations import Reservations
+from bodocache.io.puts import PutBatch
 from bodocache.io.transfer import BatchTransfer, Outcome
 from bodocache.pages import Reason
 
@@ -83,7 +81,7 @@ class GdsConfig:
         return max(1, nbytes // self.slab.page_nbytes)
 
 
-class GdsBackend:
+class GdsBackend(SlabEngine):
     """Implements :class:`bodocache.io.backend.Backend`; buffers may be device memory.
 
     Anything with ``__cuda_array_interface__`` is such a buffer, a torch CUDA tensor for one. cuFile
@@ -101,20 +99,16 @@ class GdsBackend:
         digest: DigestPages,
     ) -> None:
         """Hold an open slab on the running loop; :meth:`open` is the door."""
-        self._config = config
-        self._slab = slab
+        medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock)
+        super().__init__("gds", config.slab, slab, medium)
+        self._gds = config
         self._clock = clock
         self._digest = digest
-        self._columns = slab.columns
-        self._medium = Medium(slab.payload, slab.headers, slab.superblock, slab.columns, clock)
-        self._reservations = Reservations(slab.columns)
-        self._budget = FrameBudget(slab.budget, config.slab.written_nbytes)
         self._regions = Regions()
         self._queue = GdsQueue(config.slab.queue_depth, BATCH_NBYTES)
         self._commit = GroupCommit(self._medium, self._queue, clock)
         self._pilot = Pilot(self._queue, library, clock)
         self._process = os.getpid()
-        self._is_closed = False
 
     @classmethod
     async def open(
@@ -152,63 +146,18 @@ class GdsBackend:
 
     async def _start(self) -> None:
         payload = self._slab.payload
-        if not (payload.is_direct or self._config.compat):
+        if not (payload.is_direct or self._gds.compat):
             raise BackendError(
                 f"gds {payload.path}: no O_DIRECT ({payload.why_buffered}); choose a file system"
                 " that has it, and Access.DIRECT, or set compat"
             )
         fd = payload.direct_fd if payload.is_direct else payload.fd
         try:
-            await self._pilot.start(fd, compat=self._config.compat)
+            await self._pilot.start(fd, compat=self._gds.compat)
         except BackendError:
             raise
         except Exception as error:
             raise BackendError(f"gds {payload.path}: {error}") from error
-
-    @property
-    def name(self) -> str:
-        """Its name in metrics and messages."""
-        return "gds"
-
-    @property
-    def page_nbytes(self) -> int:
-        """Bytes of one page."""
-        return self._config.slab.page_nbytes
-
-    @property
-    def usage(self) -> Usage:
-        """How full it is now."""
-        total = self._slab.superblock.frame_count
-        nbytes = 0 if self._is_closed else self._slab.payload.nbytes + self._slab.headers.nbytes
-        return Usage(total - self._reservations.free, total, nbytes, self._budget.left)
-
-    @property
-    def observer(self) -> Callable[[Extent], None] | None:
-        """Told of every completed extent, on the loop; it must be quick and not raise."""
-        return self._medium.observer
-
-    @observer.setter
-    def observer(self, observer: Callable[[Extent], None] | None) -> None:
-        self._medium.observer = observer
-
-    def entries(self) -> Entries:
-        """Every page that a get would find, each key once."""
-        return self._columns.entries()
-
-    def reserve(self, count: int, *, after: int) -> NDArray[np.int64]:
-        """Take ``count`` free frames in as few runs as there are."""
-        self._check_writer()
-        return self._reservations.reserve(count, after=after)
-
-    def check_reserved(self, frames: NDArray[np.int64], *, idle: bool = False) -> None:
-        """See :meth:`bodocache.io.backend.Backend.check_reserved`."""
-        self._check_writer()
-        self._reservations.check(frames, idle=idle)
-
-    def release(self, frames: NDArray[np.int64]) -> None:
-        """Give frames back; see :meth:`bodocache.io.slab.SlabBackend.release`."""
-        self._check_writer()
-        self._reservations.release(frames)
 
     def get(
         self,
@@ -239,7 +188,7 @@ class GdsBackend:
         pages = PageRun(there, batch[there], self._columns.generations[frames])
         seeds = self._columns.known.words[frames, :2]
         expected = self._columns.digests[frames] - seeds
-        limit = self._config.pages_per_operation
+        limit = self._gds.pages_per_operation
         transfer.submit(reads_of(self._shared(transfer, memory), pages, expected, limit=limit))
         return transfer
 
@@ -271,7 +220,7 @@ class GdsBackend:
         commit = self._commit if durability is Durability.SYNC else None
         put = PutBatch(transfer, self._reservations.end_writing, commit, self._budget)
         pages = PageRun(np.arange(len(batch)), batch.copy(), generations)
-        limit = self._config.pages_per_operation
+        limit = self._gds.pages_per_operation
         put.begin(writes_of(shared, pages, put.settle, limit=limit))
         return transfer
 
@@ -319,15 +268,9 @@ class GdsBackend:
         return memory
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise CacheClosed(f"gds {self._config.slab.directory} is closed")
+        super()._check_open()
         if os.getpid() != self._process:
             raise BackendError(
-                f"gds {self._config.slab.directory}: opened by process {self._process}; cuFile"
-                " does not survive a fork: open it in the child"
+                f"gds {self._config.directory}: opened by process {self._process}; cuFile does not"
+                " survive a fork: open it in the child"
             )
-
-    def _check_writer(self) -> None:
-        self._check_open()
-        if self._config.slab.mode is not OpenMode.WRITER:
-            raise BackendError(f"gds {self._config.slab.directory} is open for reading only")

@@ -15,7 +15,7 @@ import pytest
 
 from bodocache.clock import RealClock
 from bodocache.errors import BackendError, BackendLocked, ConfigError
-from bodocache.io import slab
+from bodocache.io import engine, slab
 from bodocache.io.config import OpenMode, SlabConfig
 from bodocache.io.slab import SlabBackend
 from bodocache.pages import Reason
@@ -157,7 +157,7 @@ def refuse_memory(patched):
     def refuse(*_):
         raise MemoryError("no memory")
 
-    patched.setattr(slab, "Reservations", refuse)
+    patched.setattr(engine, "Reservations", refuse)
 
 
 REFUSALS = [refuse_descriptors, refuse_threads, refuse_scratch, refuse_memory]
