@@ -10,7 +10,7 @@ succeeds. One that could not be opened is tried again, too.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -27,103 +27,32 @@ from bodocache.errors import (
     TierFull,
 )
 from bodocache.io.backend import (
-    Backend,
     Durability,
     Entries,
     Extent,
     OnLanded,
     Status,
-    Transfer,
     Usage,
 )
 from bodocache.io.columns import newest
 from bodocache.io.joined import JoinedTransfer, Part
 from bodocache.io.medium import fits
+from bodocache.io.members import Member, Opener
 from bodocache.pages import Reason
 
 MEMBER_SHIFT = 40  # a frame is its member's number and, below these bits, its frame there
-FAILURES = 3  # batches that fail one after another take a member out of service
-FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0  # out of service; each failed trial doubles it
-PUT_HANGS_S = 10.0  # a put of which nothing has come
-HANGS_S = 2.0  # a batch that has not drained so long after its deadline: the device hangs
-
 _LOCAL = (1 << MEMBER_SHIFT) - 1
 _log = logging.getLogger(__name__)
-
-Opener = Callable[[], Awaitable[Backend]]
-
-
-class _Circuit:
-    """Whether one kind of work is in service: out after FAILURES in a row, for a while."""
-
-    def __init__(self, clock: Clock, name: str) -> None:
-        self._clock = clock
-        self._name = name
-        self._failures = 0
-        self._successes = 0
-        self._rest_s = FIRST_REST_S
-        self._back_s = -np.inf  # when it may be tried again
-
-    @property
-    def serves(self) -> bool:
-        """Whether it is in service, or may be tried again."""
-        return self._clock.now_s() >= self._back_s
-
-    def rest_s(self) -> float:
-        """Seconds to wait before the next trial; the one after waits twice as long."""
-        rest_s, self._rest_s = self._rest_s, min(2 * self._rest_s, LONGEST_REST_S)
-        return rest_s
-
-    def succeed(self) -> None:
-        """A batch of its has ended well."""
-        self._failures, self._rest_s = 0, FIRST_REST_S
-        self._successes += 1
-
-    @property
-    def successes(self) -> int:
-        """Batches that have ended well so far."""
-        return self._successes
-
-    def fail(self, times: int = 1) -> None:
-        """A batch of its has failed."""
-        self._failures += times
-        if self._failures >= FAILURES and self.serves:
-            rest_s = self.rest_s()
-            self._back_s = self._clock.now_s() + rest_s
-            _log.warning("storage: %s: out of service for %g s", self._name, rest_s)
-
-
-class _Member:
-    """One backend, and what of it is in service: a full disk can still be read."""
-
-    def __init__(self, number: int, opener: Opener, clock: Clock) -> None:
-        self.number = number
-        self.opener = opener
-        self.backend: Backend | None = None
-        self.reads = _Circuit(clock, f"reads of directory {number}")
-        self.writes = _Circuit(clock, f"writes to directory {number}")
-
-    @property
-    def readable(self) -> Backend | None:
-        """The backend, if it may be read."""
-        return self.backend if self.reads.serves else None
-
-    @property
-    def writable(self) -> Backend | None:
-        """The backend, if pages may be placed there."""
-        return self.readable if self.writes.serves else None
 
 
 class SpreadBackend:
     """Implements :class:`bodocache.io.backend.Backend` over others of one page size and form."""
 
-    def __init__(self, members: Sequence[_Member]) -> None:
+    def __init__(self, members: Sequence[Member]) -> None:
         """Use :meth:`open`."""
         self._members = members
         self._observer: Callable[[Extent], None] | None = None
         self._revivals: list[asyncio.Task[None]] = []
-        self._looks: set[asyncio.TimerHandle] = set()
-        self._watching: set[asyncio.Task[None]] = set()
         self._is_closed = False
         first = next(m.backend for m in members if m.backend is not None)
         self._name, self._page_nbytes = first.name, first.page_nbytes
@@ -140,15 +69,15 @@ class SpreadBackend:
             BackendError: none can be opened.
             ConfigError: they hold pages of different sizes.
         """
-        members = [_Member(i, opener, clock) for i, opener in enumerate(openers)]
+        members = [Member(i, opener, clock) for i, opener in enumerate(openers)]
         try:
-            errors = [await _try_open(member) for member in members]
+            errors = [await member.try_open() for member in members]
             _check(members, errors)
             opened = cls(members)
             opened._drop_repeats()
             opened._revive_missing()
         except BaseException:
-            await _close_all(members)
+            await asyncio.gather(*(member.close() for member in members))
             raise
         return opened
 
@@ -264,7 +193,7 @@ class SpreadBackend:
             local["frame"] = -1
             local["frame"][positions] = batch["frame"][positions] & _LOCAL
             transfer = backend.get(local, buffers, deadline_s=deadline_s, on_landed=on_landed)
-            joined.add(Part(transfer, positions, positions, self._noting(member.reads)))
+            joined.add(Part(transfer, positions, positions, member.reads.note))
         return joined
 
     def put(
@@ -291,8 +220,8 @@ class SpreadBackend:
             local["frame"] &= _LOCAL
             transfer = backend.put(local, buffers, deadline_s=deadline_s, durability=durability)
             theirs = np.arange(len(positions))
-            joined.add(Part(transfer, positions, theirs, self._noting(member.writes)))
-            self._watch_put(transfer, member.writes)
+            joined.add(Part(transfer, positions, theirs, member.writes.note))
+            member.writes.watch_put(transfer)
         return joined
 
     @contextlib.contextmanager
@@ -307,47 +236,16 @@ class SpreadBackend:
     async def close(self) -> None:
         """Close every member; twice is harmless."""
         self._is_closed = True
-        for look in self._looks:
-            look.cancel()
-        tasks = [*self._revivals, *self._watching]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await _close_all(self._members)
-
-    def _noting(self, circuit: _Circuit) -> Callable[[Transfer], None]:
-        """Tells ``circuit`` of a batch's end: failed is one without a page landed."""
-
-        def note(transfer: Transfer) -> None:
-            failed = (transfer.statuses == Status.FAILED) & (transfer.reasons == Reason.IO_ERROR)
-            if (transfer.statuses == Status.LANDED).any():
-                circuit.succeed()
-            elif failed.any():
-                circuit.fail()
-            elif (transfer.reasons == Reason.LATE).any():
-                watching = asyncio.ensure_future(_watch(transfer, circuit))
-                self._watching.add(watching)
-                watching.add_done_callback(self._watching.discard)
-
-        return note
-
-    def _watch_put(self, transfer: Transfer, circuit: _Circuit) -> None:
-        """Puts may have no deadline: one that nothing has come of, nor of any since, hangs."""
-        before = circuit.successes
-
-        def look() -> None:
-            self._looks.discard(handle)
-            if (transfer.statuses == Status.PENDING).any() and circuit.successes == before:
-                circuit.fail(FAILURES)
-
-        handle = asyncio.get_running_loop().call_later(PUT_HANGS_S, look)
-        self._looks.add(handle)
+        for revival in self._revivals:
+            revival.cancel()
+        await asyncio.gather(*self._revivals, return_exceptions=True)
+        await asyncio.gather(*(member.close() for member in self._members))
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise CacheClosed("storage: closed")
 
-    def _room(self, member: _Member) -> int:
+    def _room(self, member: Member) -> int:
         """How many frames it could take and write now."""
         if (backend := member.writable) is None:
             return 0
@@ -355,7 +253,7 @@ class SpreadBackend:
         budget = usage.free_frames if usage.budget_frames is None else usage.budget_frames
         return min(usage.free_frames, budget)
 
-    def _split(self, frames: NDArray[np.int64]) -> list[tuple[_Member, NDArray[np.int64]]]:
+    def _split(self, frames: NDArray[np.int64]) -> list[tuple[Member, NDArray[np.int64]]]:
         """The members that ``frames`` lie on, each with the positions of its own."""
         numbers = frames >> MEMBER_SHIFT
         mine = ((member, np.flatnonzero(numbers == member.number)) for member in self._members)
@@ -383,12 +281,12 @@ class SpreadBackend:
         missing = [member for member in self._members if member.backend is None]
         self._revivals = [loop.create_task(self._revive(member)) for member in missing]
 
-    async def _revive(self, member: _Member) -> None:
+    async def _revive(self, member: Member) -> None:
         """Try to open ``member`` until it succeeds, then let it serve, empty."""
         while member.backend is None:
             await asyncio.sleep(member.reads.rest_s())
             with contextlib.suppress(BackendLocked):  # perhaps not the next time
-                await _try_open(member)
+                await member.try_open()
         member.backend.observer = self._observer
         with contextlib.suppress(BackendError):
             member.backend.release(member.backend.entries().frames)
@@ -400,34 +298,9 @@ def _firsts(keys: NDArray[np.uint8]) -> NDArray[np.int64]:
     return newest(keys, np.zeros(len(keys), np.uint64))
 
 
-def _check(members: Sequence[_Member], errors: Sequence[Exception | None]) -> None:
+def _check(members: Sequence[Member], errors: Sequence[Exception | None]) -> None:
     sizes = {member.backend.page_nbytes for member in members if member.backend is not None}
     if not sizes:
         raise BackendError(f"storage: no directory can be opened: {errors[0]}")
     if len(sizes) > 1:
         raise ConfigError(f"storage: pages of {sorted(sizes)} bytes; expected one size")
-
-
-async def _try_open(member: _Member) -> BackendError | OSError | None:
-    """Open it; the error where that failed, but for one that a person must look at."""
-    try:
-        member.backend = await member.opener()
-    except BackendLocked:
-        raise
-    except (BackendError, OSError) as error:
-        _log.warning("storage: directory %d cannot be opened: %s", member.number, error)
-        return error
-    return None
-
-
-async def _close_all(members: Sequence[_Member]) -> None:
-    open_ones = [member.backend for member in members if member.backend is not None]
-    await asyncio.gather(*(backend.close() for backend in open_ones))
-
-
-async def _watch(transfer: Transfer, circuit: _Circuit) -> None:
-    """Nothing landed by the deadline: a busy device ends what it has begun, one that hangs not."""
-    try:
-        await asyncio.wait_for(transfer.drained(), HANGS_S)
-    except TimeoutError:
-        circuit.fail(FAILURES)

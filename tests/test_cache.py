@@ -23,7 +23,7 @@ from bodocache.config import (
     TiersConfig,
 )
 from bodocache.errors import BackendLocked, ConfigError, LayoutError, LeaseError
-from bodocache.io.spread import FAILURES
+from bodocache.io.members import FAILURES
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.pages import Reason, Tier

@@ -19,10 +19,11 @@ from bodocache.errors import (
     LeaseError,
     TierFull,
 )
-from bodocache.io import spread
+from bodocache.io import members as membership
 from bodocache.io.backend import Status, ToldInPython
+from bodocache.io.members import FAILURES
 from bodocache.io.slab import SlabBackend
-from bodocache.io.spread import FAILURES, MEMBER_SHIFT, SpreadBackend
+from bodocache.io.spread import MEMBER_SHIFT, SpreadBackend
 from bodocache.pages import Reason
 from bodocache.testing import Fault, FaultyBackend
 from bodocache.testing.faulty import Operation
@@ -139,7 +140,7 @@ def test_a_directory_that_fails_is_taken_out_and_comes_back(two, caplog):
         assert (await two.bench.get(backend, sound))[0] == [Status.LANDED] * 3
         assert set(members(backend.reserve(3, after=int(broken["frame"][-1])))) == {1}
         assert backend.usage.free_frames == free - 3
-        two.clock.advance(spread.FIRST_REST_S)
+        two.clock.advance(membership.FIRST_REST_S)
         assert (await two.bench.get(backend, broken))[0] == [Status.LANDED] * 3
         assert set(members(backend.reserve(3, after=int(broken["frame"][-1])))) == {0}
 
@@ -193,7 +194,7 @@ def test_a_full_directory_gets_no_more_pages_and_is_read_all_the_same(two, caplo
 
 
 def test_a_directory_that_hangs_is_taken_out(two, fake, monkeypatch, caplog):
-    monkeypatch.setattr(spread, "HANGS_S", 0.05)
+    monkeypatch.setattr(membership, "HANGS_S", 0.05)
 
     async def scenario(backend):
         batch, _ = await two.put(backend, [0, 1])
@@ -215,14 +216,14 @@ def test_a_directory_that_hangs_is_taken_out(two, fake, monkeypatch, caplog):
         assert again.reasons.tolist() == [Reason.UNAVAILABLE] * 2
         opened.set()
         await hanging.drained()
-        two.clock.advance(spread.FIRST_REST_S)
+        two.clock.advance(membership.FIRST_REST_S)
         assert (await two.bench.get(backend, batch))[0] == [Status.LANDED] * 2
 
     two.run(scenario)
 
 
 def test_a_directory_that_hangs_in_a_put_without_a_deadline_gets_no_more(two, monkeypatch, caplog):
-    monkeypatch.setattr(spread, "PUT_HANGS_S", 0.05)
+    monkeypatch.setattr(membership, "PUT_HANGS_S", 0.05)
 
     async def scenario(backend):
         batch = two.bench.pages.batch([1, 2], backend.reserve(2, after=-1))
@@ -255,7 +256,7 @@ def test_a_release_of_what_was_released_while_it_is_written_frees_nothing(two):
 
 
 def test_late_pages_of_a_directory_that_goes_on_take_nothing_out(two, monkeypatch):
-    monkeypatch.setattr(spread, "HANGS_S", 0.05)
+    monkeypatch.setattr(membership, "HANGS_S", 0.05)
 
     async def scenario(backend):
         batch, _ = await two.put(backend, [0, 1])
@@ -293,7 +294,7 @@ def test_a_put_or_a_release_that_is_refused_has_begun_nothing(two):
 
 
 def test_a_directory_that_was_locked_for_a_while_comes_in_the_end(two, monkeypatch, caplog):
-    monkeypatch.setattr(spread, "FIRST_REST_S", 0.01)
+    monkeypatch.setattr(membership, "FIRST_REST_S", 0.01)
     two.errors[1] = [BackendError("no such disk"), BackendLocked("somebody else's, for now")]
 
     async def scenario(backend):
@@ -320,7 +321,7 @@ def test_one_bad_page_takes_nothing_out_of_service(two):
 
 
 def test_a_directory_that_cannot_be_opened_comes_later_and_empty(two, monkeypatch, caplog):
-    monkeypatch.setattr(spread, "FIRST_REST_S", 0.01)
+    monkeypatch.setattr(membership, "FIRST_REST_S", 0.01)
 
     async def fill(backend):
         return await two.put(backend, list(range(backend.usage.total_frames)))
