@@ -71,4 +71,4 @@ def test_a_page_that_was_not_synced_is_whole_or_a_miss_after_a_power_cut(
     except power_cuts.Unavailable as reason:
         pytest.skip(str(reason))
     assert set(reasons) <= {Reason.NONE, Reason.NEVER_STORED, Reason.CORRUPT}
-    assert Reason.NONE not in reasons, "the cut lost nothing: this test has no teeth"
+    assert set(reasons) != {Reason.NONE}, "the cuts lost nothing: this test has no teeth"
