@@ -3,9 +3,12 @@
 
 A page's eviction key is the greatest density (value.py) in its subtree, deepest first on ties. The
 least key is always a leaf's own density, so a tier queues only its leaves, and a parent enters when
-its last child leaves: every change is O(log n). Pinned and under-age pages are not among the leaves
-that may go, so none of their ancestors is. A page whose last copy anywhere lies here is a leaf only
-while no page right after it lies in any tier: no page is ever orphaned.
+its last child leaves. Leaves are queued by class of the reuse model (hazards.py), longest unused
+first; what leaves is the first of some class, whose density is then taken at its true age: every
+change is O(log n + classes). Without the model they are in one queue, by heat.
+Pinned and under-age pages are not among the leaves that may go, so none of their ancestors is. A
+page whose last copy anywhere lies here is a leaf only while no page right after it lies in any
+tier: no page is ever orphaned.
 
 The caller owns the pages and the queues, and says what happens: arrive, depart, touch, pin, unpin.
 Each is a few microseconds plus O(log n) a row. ``rows`` go shallow to deep. A row outside the table
@@ -19,59 +22,59 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import heap, heat, value
+from bodocache.plan import hazards, heat, pairing, value
 from bodocache.plan.records import POLICY, TIERS, Int
 
 PageArray = NDArray[np.void]  # PAGE[rows]
 PolicyArray = NDArray[np.void]  # POLICY[1]
 Rows = NDArray[np.int64]
 
-RIPE, YOUNG = 0, 1  # the two heaps of a tier: leaves by key, under-age leaves by arrival
-LANES = 2 * TIERS  # heap k of tier t is lane 2t + k
+YOUNG = hazards.CLASSES  # the lane of under-age leaves, by arrival; before it, one a class
+LANES = hazards.CLASSES + 1
 
 
 class Queues(NamedTuple):
     """The eviction queues of every tier. Memory that no row has used yet is never touched."""
 
-    nodes: NDArray[np.void]  # heap.NODE[LANES, rows]
-    places: NDArray[np.int32]  # [rows, LANES]
-    counts: NDArray[np.int64]  # [LANES]
+    nodes: NDArray[np.void]  # pairing.NODE[TIERS, rows]
+    roots: NDArray[np.int32]  # [TIERS, LANES]
     since_s: NDArray[np.float64]  # [rows, TIERS]: when the page came to that tier
     clock_s: NDArray[np.float64]  # [1]: the latest time any call has told
+    fronts: NDArray[np.float64]  # [LANES]: density of each lane's first page, while some are evicted
+    model: hazards.Hazards
 
 
 PAGES, POLICIES, ROWS = jit.array(PAGE), jit.array(POLICY), jit.array("i8")
 QUEUES = jit.named(
     Queues,
-    jit.array(heap.NODE, 2),
+    jit.array(pairing.NODE, 2),
     jit.array("i4", 2),
-    jit.array("i8"),
     jit.array("f8", 2),
     jit.array("f8"),
+    jit.array("f8"),
+    hazards.HAZARDS,
 )
 
 
 def open_queues(rows: int) -> Queues:
     """Empty queues for a page table of ``rows`` records."""
     return Queues(
-        np.zeros((LANES, rows), heap.NODE),
-        np.zeros((rows, LANES), np.int32),
-        np.zeros(LANES, np.int64),
+        np.zeros((TIERS, rows), pairing.NODE),
+        np.zeros((TIERS, LANES), np.int32),
         np.zeros((rows, TIERS)),
         np.zeros(1),
+        np.empty(LANES),
+        model,
     )
 
 
 def grown(queues: Queues, rows: int) -> Queues:
     """The same queues with room for ``rows`` records (the page table has grown)."""
-    larger = open_queues(rows)
     before = len(queues.since_s)
-    larger.nodes[:, :before] = queues.nodes
-    larger.places[:before] = queues.places
-    larger.since_s[:before] = queues.since_s
-    larger.counts[:] = queues.counts
-    larger.clock_s[:] = queues.clock_s
-    return larger
+    nodes, since_s = np.zeros((TIERS, rows), pairing.NODE), np.zeros((rows, TIERS))
+    nodes[:, :before] = queues.nodes
+    since_s[:before] = queues.since_s
+    return queues._replace(nodes=nodes, since_s=since_s)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, ROWS, jit.i8, jit.f8)
@@ -139,19 +142,23 @@ def coldest(
     slots and writes their reason. Fewer than ``count``: all others are pinned, under age or needed.
     """
     _ripen(pages, queues, policy, tier, now_s)
+    num_lanes = _look_at_fronts(pages, queues, policy, tier)
     taken = 0
     floor = -np.inf
-    while taken < count and queues.counts[2 * tier + RIPE] > 0:
-        node = queues.nodes[2 * tier + RIPE, 0]
-        row, key = np.int64(node["row"]), node["key"]
+    while taken < count:
+        lane = _coldest_lane(pages, queues, tier, num_lanes)
+        if lane < 0:
+            break
+        row = pairing.first(queues.roots[tier], lane)
         if _is_young(queues, policy, row, tier):  # min_residence_s was raised since it was queued
             _weigh(pages, queues, policy, row, tier)
-            continue
-        floor = max(floor, key)
-        depart_one(pages, queues, policy, row, tier)
-        out[taken] = row
-        taken += 1
-        _raise_to(pages, queues, np.int64(pages[row]["parent"]), tier, floor)
+        else:
+            floor = max(floor, queues.fronts[lane])
+            depart_one(pages, queues, policy, row, tier)
+            out[taken] = row
+            taken += 1
+            _raise_to(pages, queues, policy, np.int64(pages[row]["parent"]), tier, floor)
+        _look_at_front(pages, queues, policy, tier, lane)
     for i in range(taken):  # parents that stay go back to their own density
         parent = np.int64(pages[out[i]]["parent"])
         if parent >= 0:
@@ -161,12 +168,56 @@ def coldest(
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
 def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> float:
-    """Density (s/byte) at ``now_s`` of the page that would leave ``tier`` next; inf: none can."""
+    """Density (value.py) at ``now_s`` of the page that would leave ``tier`` next; inf: none can."""
     _ripen(pages, queues, policy, tier, now_s)
-    if queues.counts[2 * tier + RIPE] == 0:
+    num_lanes = _look_at_fronts(pages, queues, policy, tier)
+    lane = _coldest_lane(pages, queues, tier, num_lanes)
+    if lane < 0:
         return np.inf
-    key = queues.nodes[2 * tier + RIPE, 0]["key"]
-    return float(np.exp2(key - now_s / policy[0]["half_life_s"]))
+    row = pairing.first(queues.roots[tier], lane)
+    return float(np.exp2(value.log_density(pages, policy, queues.model, row, tier, now_s)))
+
+
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
+def _look_at_fronts(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int) -> int:
+    """Take the density of each lane's first page; return how many lanes are in use."""
+    num_lanes = hazards.CLASSES if value.is_learned(policy) else 1
+    for lane in range(num_lanes):
+        _look_at_front(pages, queues, policy, tier, lane)
+    return num_lanes
+
+
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+def _look_at_front(
+    pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, lane: Int
+) -> None:
+    row = pairing.first(queues.roots[tier], lane)
+    if row < 0:
+        queues.fronts[lane] = np.inf
+    elif value.is_learned(policy):
+        now_s = queues.clock_s[0]
+        queues.fronts[lane] = value.log_density(pages, policy, queues.model, row, tier, now_s)
+    else:
+        queues.fronts[lane] = queues.nodes[tier, row]["key"]
+
+
+@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8)
+def _coldest_lane(pages: PageArray, queues: Queues, tier: Int, num_lanes: Int) -> Int:
+    """The lane whose first page leaves first, or -1: none can; ties go deepest first."""
+    best, best_row = np.int64(-1), np.int64(-1)
+    for lane in range(num_lanes):
+        row = pairing.first(queues.roots[tier], lane)
+        if row < 0 or (best >= 0 and queues.fronts[lane] > queues.fronts[best]):
+            continue
+        if best < 0 or queues.fronts[lane] < queues.fronts[best] or _is_deeper(pages, row, best_row):
+            best, best_row = lane, row
+    return best
+
+
+@jit.kernel(PAGES, jit.i8, jit.i8)
+def _is_deeper(pages: PageArray, row: Int, other: Int) -> bool:
+    depth, other_depth = np.int64(pages[row]["depth"]), np.int64(pages[other]["depth"])
+    return bool(depth > other_depth or (depth == other_depth and row < other))
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
@@ -198,7 +249,7 @@ def depart_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, 
     if not (tiers >> tier) & 1:
         return
     page["tiers"] = tiers & ~(1 << tier)
-    _leave_queue(queues, row, tier)
+    pairing.drop(queues.nodes[tier], queues.roots[tier], row)
     _weigh_everywhere(pages, queues, policy, row)
     _count_child(pages, queues, policy, row, tier, -1)
 
@@ -245,28 +296,29 @@ def _weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row
 def _weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """Put the row where it belongs in ``tier``: among the ripe, among the young, or in neither."""
     if not _is_leaf(pages, row, tier):
-        _leave_queue(queues, row, tier)
+        pairing.drop(queues.nodes[tier], queues.roots[tier], row)
     elif _is_young(queues, policy, row, tier):
-        _drop(queues, row, 2 * tier + RIPE)
-        _put(pages, queues, row, 2 * tier + YOUNG, queues.since_s[row, tier])
+        _put(pages, queues, row, tier, YOUNG, queues.since_s[row, tier])
     else:
-        _drop(queues, row, 2 * tier + YOUNG)
-        _put(pages, queues, row, 2 * tier + RIPE, value.log_density(pages, policy, row, tier))
+        _put_ripe(pages, queues, policy, row, tier)
+
+
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
+    """Queue the row by its class and its last use, or, without the model, by its heat."""
+    if value.is_learned(policy):
+        lane, key = np.int64(pages[row]["reuse_class"]), pages[row]["stamp_s"]
+    else:
+        lane, key = np.int64(0), value.log_heat_density(pages, policy, row, tier)
+    _put(pages, queues, row, tier, lane, key)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
 def _rekey(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """Bring the row's keys up to date where it is queued; where it is queued stays."""
     for tier in range(TIERS):
-        if queues.places[row, 2 * tier + RIPE] > 0:
-            key = value.log_density(pages, policy, row, tier)
-            _put(pages, queues, row, 2 * tier + RIPE, key)
-
-
-@jit.kernel(QUEUES, jit.i8, jit.i8)
-def _leave_queue(queues: Queues, row: Int, tier: Int) -> None:
-    _drop(queues, row, 2 * tier + RIPE)
-    _drop(queues, row, 2 * tier + YOUNG)
+        if 0 < queues.nodes[tier, row]["lane"] <= YOUNG:  # its lane + 1
+            _put_ripe(pages, queues, policy, row, tier)
 
 
 @jit.kernel(PAGES, jit.i8, jit.i8)
@@ -291,9 +343,9 @@ def _is_young(queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> bool:
 def _ripen(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> None:
     """Move the young that have come of age among the ripe: each once in its stay, oldest first."""
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
-    while queues.counts[2 * tier + YOUNG] > 0:
-        row = np.int64(queues.nodes[2 * tier + YOUNG, 0]["row"])
-        if _is_young(queues, policy, row, tier):
+    while True:
+        row = pairing.first(queues.roots[tier], YOUNG)
+        if row < 0 or _is_young(queues, policy, row, tier):
             return
         _weigh(pages, queues, policy, row, tier)
 
@@ -335,26 +387,22 @@ def _is_hotter(pages: PageArray, row: Int, other: Int, half_life_s: float) -> bo
     return bool(one_score > heat.score(np.float64(two["heat"]), two["stamp_s"], half_life_s))
 
 
-@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.f8)
-def _raise_to(pages: PageArray, queues: Queues, row: Int, tier: Int, floor: float) -> None:
-    """A parent whose last child left in this round keeps that child's key, if greater, for it."""
-    lane = 2 * tier + RIPE
-    if row < 0 or queues.places[row, lane] == 0:
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
+def _raise_to(
+    pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, floor: float
+) -> None:
+    """A parent that the last child of a round has left counts as much as that child did, if more.
+
+    Among classes it needs no help: colder than all others, it is the next to leave.
+    """
+    if row < 0 or not 0 < queues.nodes[tier, row]["lane"] <= YOUNG:
         return
-    if queues.nodes[lane, np.int64(queues.places[row, lane]) - 1]["key"] < floor:
-        _put(pages, queues, row, lane, floor)
+    if not value.is_learned(policy) and queues.nodes[tier, row]["key"] < floor:
+        _put(pages, queues, row, tier, 0, floor)
+    _look_at_front(pages, queues, policy, tier, np.int64(queues.nodes[tier, row]["lane"]) - 1)
 
 
-@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.f8)
-def _put(pages: PageArray, queues: Queues, row: Int, lane: Int, key: float) -> None:
+@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.i8, jit.f8)
+def _put(pages: PageArray, queues: Queues, row: Int, tier: Int, lane: Int, key: float) -> None:
     tie = -np.int64(pages[row]["depth"])  # deepest first
-    count = queues.counts[lane]
-    nodes = queues.nodes[lane]
-    queues.counts[lane] = heap.put(nodes, queues.places, lane, count, row, key, tie)
-
-
-@jit.kernel(QUEUES, jit.i8, jit.i8)
-def _drop(queues: Queues, row: Int, lane: Int) -> None:
-    if queues.places[row, lane] > 0:
-        count = queues.counts[lane]
-        queues.counts[lane] = heap.drop(queues.nodes[lane], queues.places, lane, count, row)
+    pairing.put(queues.nodes[tier], queues.roots[tier], lane, row, key, tie)

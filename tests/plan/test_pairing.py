@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bodocache.plan import queues
+from bodocache.plan import pairing
 
 LANES, ROWS = 3, 12
 LANE, ROW = st.integers(0, LANES - 1), st.integers(0, ROWS - 1)
@@ -16,7 +16,7 @@ class Lanes(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.nodes, self.heads = np.zeros(ROWS, queues.NODE), np.zeros(LANES, np.int32)
+        self.nodes, self.heads = np.zeros(ROWS, pairing.NODE), np.zeros(LANES, np.int32)
         self.queued = {}
 
     def least(self, lane):
@@ -25,25 +25,25 @@ class Lanes(RuleBasedStateMachine):
 
     @rule(lane=LANE, row=ROW, key=KEY, tie=st.integers(-2, 2))
     def put(self, lane, row, key, tie):
-        queues.put(self.nodes, self.heads, lane, row, key, tie)
+        pairing.put(self.nodes, self.heads, lane, row, key, tie)
         self.queued[row] = lane, key, tie
 
     @rule(row=ROW)
     def drop(self, row):
-        queues.drop(self.nodes, self.heads, row)
+        pairing.drop(self.nodes, self.heads, row)
         self.queued.pop(row, None)
 
     @precondition(lambda self: self.queued)
     @rule(lane=LANE)
     def empty(self, lane):
-        while (row := queues.first(self.heads, lane)) >= 0:
+        while (row := pairing.first(self.heads, lane)) >= 0:
             assert row == self.least(lane)
             self.drop(row)
 
     @invariant()
     def the_least_of_each_lane_is_first(self):
         for lane in range(LANES):
-            assert queues.first(self.heads, lane) == self.least(lane)
+            assert pairing.first(self.heads, lane) == self.least(lane)
         assert {row for row in range(ROWS) if self.nodes["lane"][row]} == set(self.queued)
 
 
@@ -53,12 +53,12 @@ TestLanes.settings = settings(max_examples=150, stateful_step_count=40, deadline
 
 def test_ten_thousand_rows_come_out_in_order():
     rows = 10_000
-    nodes, heads = np.zeros(rows, queues.NODE), np.zeros(1, np.int32)
+    nodes, heads = np.zeros(rows, pairing.NODE), np.zeros(1, np.int32)
     keys = np.random.default_rng(7).integers(0, 500, rows).astype(float)
     for row in range(rows):
-        queues.put(nodes, heads, 0, row, keys[row], 0)
+        pairing.put(nodes, heads, 0, row, keys[row], 0)
     out = []
-    while (row := int(queues.first(heads, 0))) >= 0:
-        queues.drop(nodes, heads, row)
+    while (row := int(pairing.first(heads, 0))) >= 0:
+        pairing.drop(nodes, heads, row)
         out.append(row)
     assert out == sorted(range(rows), key=lambda row: (keys[row], row))
