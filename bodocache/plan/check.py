@@ -82,7 +82,7 @@ def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> int:
     kind = np.int64(demand["kind"])
     if not 0 <= demand["page"] < len(pages):
         which = 0
-    elif kind != _LOAD and kind != _WRITE and kind != _PREFETCH and kind != _PREWARM:
+    elif kind not in (_LOAD, _WRITE, _PREFETCH, _PREWARM):
         which = 1
     elif demand["request"] < 0:
         which = 2

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.pages import Tier
 from bodocache.plan import order
-from bodocache.plan.facts import DEMANDS, FACT, FACTS
-from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Feature, Int, OpKind
+from bodocache.plan.facts import FACT, WANTS, Wants
+from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Fate, Feature, Int, OpKind
 
 Records = NDArray[np.void]
 Indices = NDArray[np.int32]
@@ -93,6 +93,7 @@ ROOM = jit.named(Room, jit.array(OP), *[jit.array("i8")] * 4)
 _POLICIES = jit.array(POLICY)
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _DEVICE, _HOST, _DISK = int(Tier.DEVICE), int(Tier.HOST), int(Tier.DISK)
+_PLANNED = int(Fate.PLANNED)
 _LANE_BITS, _LANES = 5, 32  # 6 kinds, 4 tiers
 _FANOUT, _COALESCE = int(Feature.FANOUT), int(Feature.COALESCE)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -124,22 +125,13 @@ def room_for(demands: int) -> Room:
     )
 
 
-@jit.kernel(DEMANDS, FACTS, _I4, jit.readonly("?"), _POLICIES, WORK, ROOM)
-def coalesce(
-    demands: Records,
-    facts: Records,
-    leads: Indices,
-    wanted: NDArray[np.bool_],
-    policy: Records,
-    work: Work,
-    room: Room,
-) -> None:
-    """Write the ops of the wanted demands, and what they move and answer, to ``room``.
+@jit.kernel(WANTS, _POLICIES, WORK, ROOM)
+def coalesce(wants: Wants, policy: Records, work: Work, room: Room) -> None:
+    """Add the ops of the PLANNED demands, and what they move and answer, to ``room``.
 
-    A wanted demand has a lane. Order in a stream and prediction are left to later stages.
+    Such a demand has a lane. Order in a stream and prediction are left to later stages.
     """
-    off = np.int64(policy[0]["features_off"])
-    num_items = _list_items(demands, facts, leads, wanted, (off & _FANOUT) == 0, work)
+    num_items = _list_items(wants, policy, work)
     num_groups = _group(num_items, work)
     num_ops = _form(num_groups, policy, work)
     num_runs = _find_runs(work.found, num_ops, work.runs)
@@ -148,60 +140,56 @@ def coalesce(
     _write(num_ops, work, room)
 
 
-@jit.kernel(DEMANDS, FACTS, _I4, jit.readonly("?"), jit.boolean, WORK)
-def _list_items(
-    demands: Records,
-    facts: Records,
-    leads: Indices,
-    wanted: NDArray[np.bool_],
-    clusters: bool,
-    work: Work,
-) -> int:
+@jit.kernel(WANTS, _POLICIES, WORK)
+def _list_items(wants: Wants, policy: Records, work: Work) -> int:
     """One item a page, its askers chained, the most urgent first; return how many."""
+    demands, facts, leads, fates = wants
     items, item_of, next_asker = work.items, work.item_of, work.next_asker
+    clusters = (np.int64(policy[0]["features_off"]) & _FANOUT) == 0
     count = 0
     for i in range(len(demands)):
         lead = np.int64(leads[i])
         if lead == i:
             item_of[i] = -1
-        if not wanted[i]:
+        if fates[i] != _PLANNED:
             continue
         next_asker[i] = -1
         at = np.int64(item_of[lead])
         if at < 0:
             item_of[lead] = count
-            _open(items[count], facts[lead], demands[i], i, clusters)
+            cluster = max(np.int64(facts[lead]["cluster"]), -1) if clusters else -1
+            _open(items[count], facts[lead], demands[i], facts[i]["due_s"], i)
+            items[count]["cluster"] = cluster
             count += 1
-        elif _is_before(demands[i], items[at]):
+        elif _is_before(demands[i], facts[i]["due_s"], items[at]):
             next_asker[i] = items[at]["first"]
             items[at]["first"] = i
-            _adopt(items[at], demands[i])
+            _adopt(items[at], demands[i], facts[i]["due_s"])
         else:
             next_asker[items[at]["last"]] = i
             items[at]["last"] = i
     return count
 
 
-@jit.kernel(jit.record(ITEM), jit.record(FACT), jit.record(DEMAND), jit.i8, jit.boolean)
-def _open(item: Any, fact: Any, demand: Any, index: Int, clusters: bool) -> None:
-    _adopt(item, demand)
+@jit.kernel(jit.record(ITEM), jit.record(FACT), jit.record(DEMAND), jit.f8, jit.i8)
+def _open(item: Any, fact: Any, demand: Any, due_s: float, index: Int) -> None:
+    _adopt(item, demand, due_s)
     item["place"], item["nbytes"], item["depth"] = fact["place"], fact["nbytes"], fact["depth"]
-    item["cluster"] = max(np.int64(fact["cluster"]), -1) if clusters else -1
     item["lane"] = np.int64(fact["lane"]) | np.int64(demand["node"]) << _LANE_BITS
     item["page"] = demand["page"]
     item["first"], item["last"] = index, index
 
 
-@jit.kernel(jit.record(ITEM), jit.record(DEMAND))
-def _adopt(one: Any, demand: Any) -> None:
-    one["deadline_s"], one["arrival_s"] = demand["deadline_s"], demand["arrival_s"]
+@jit.kernel(jit.record(ITEM), jit.record(DEMAND), jit.f8)
+def _adopt(one: Any, demand: Any, due_s: float) -> None:
+    one["deadline_s"], one["arrival_s"] = due_s, demand["arrival_s"]
     one["request"] = demand["request"]
 
 
-@jit.kernel(jit.record(DEMAND), jit.record(ITEM))
-def _is_before(one: Any, two: Any) -> bool:
-    if one["deadline_s"] != two["deadline_s"]:
-        return bool(one["deadline_s"] < two["deadline_s"])
+@jit.kernel(jit.record(DEMAND), jit.f8, jit.record(ITEM))
+def _is_before(one: Any, due_s: float, two: Any) -> bool:
+    if due_s != two["deadline_s"]:
+        return bool(due_s < two["deadline_s"])
     if one["arrival_s"] != two["arrival_s"]:
         return bool(one["arrival_s"] < two["arrival_s"])
     return bool(one["request"] < two["request"])
@@ -408,10 +396,10 @@ def _order(found: Records, count: Int, runs: Records, pairs: order.Pairs) -> Non
 @jit.kernel(jit.i8, WORK, ROOM)
 def _write(num_ops: Int, work: Work, room: Room) -> None:
     items, found, next_asker = work.items, work.found, work.next_asker
-    place, answered = 0, 0
+    num_before, place, answered = room.counts[0], room.counts[1], room.counts[2]
     for i in range(num_ops):
         op = found[work.pairs.carried[0, i]]
-        _describe(room.ops[i], op, items[op["item"]], place)
+        _describe(room.ops[num_before + i], op, items[op["item"]], place)
         for k in range(op["first"], op["first"] + op["count"]):
             item = items[work.order[k]]
             room.rows[place] = item["page"]
@@ -423,7 +411,7 @@ def _write(num_ops: Int, work: Work, room: Room) -> None:
                 asker = np.int64(next_asker[asker])
             place += 1
     room.answers[place] = answered
-    room.counts[0], room.counts[1], room.counts[2] = num_ops, place, answered
+    room.counts[0], room.counts[1], room.counts[2] = num_before + num_ops, place, answered
 
 
 @jit.kernel(jit.record(OP), jit.record(FOUND), jit.record(ITEM), jit.i8)

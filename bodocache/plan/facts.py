@@ -5,7 +5,7 @@ A page's record is two cache lines at a place that nobody foresees: they are ask
 early. Where nothing is to be moved there is no lane.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ NO_LANE = -1
 FACT = np.dtype(
     [
         ("key", "<u8"),  # page, node and kind: demands of one key want the same thing
+        ("due_s", "<f8"),  # the demand's deadline; inf: it will be late in any case, and goes last
         ("place", "<i8"),  # its frame, where it is read by frame; else -1
         ("nbytes", "<u4"),
         ("depth", "<u4"),
@@ -34,7 +35,19 @@ FACT = np.dtype(
     align=True,
 )
 
+
+
+class Wants(NamedTuple):
+    """The demands of a window and what is known and decided of each: arrays of [n]."""
+
+    demands: Records  # DEMAND, never written
+    facts: Records  # FACT
+    leads: NDArray[np.int32]  # the first demand that wants the same; itself where it is alone
+    fates: NDArray[np.uint8]  # Fate
+
+
 FACTS = jit.array(FACT)
+WANTS = jit.named(Wants, DEMANDS, FACTS, jit.array("i4"), jit.array("u1"))
 _LOAD, _WRITE, _DISK = int(OpKind.LOAD), int(OpKind.WRITE), int(Tier.DISK)
 _ON_DEVICE, _ON_DISK = Tier.DEVICE.bit, Tier.DISK.bit
 _ABOVE_DISK = Tier.DEVICE.bit | Tier.HOST.bit
@@ -61,6 +74,7 @@ def _note(fact: Any, demand: Any, page: Any) -> None:
     source = _source(np.int64(page["tiers"]), kind)
     place = np.uint64(demand["page"]) << np.uint64(24)
     fact["key"] = place | np.uint64(demand["node"]) << np.uint64(8) | np.uint64(kind)
+    fact["due_s"] = demand["deadline_s"]
     fact["place"] = page["frame"] if source == _DISK else -1
     fact["nbytes"] = page["nbytes"]
     fact["depth"] = page["depth"]
