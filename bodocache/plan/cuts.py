@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loads of a window: what late.py decides about them, as fates of their demands.
+"""Cutting loads: what late.py decides about a window's, as fates of their demands.
 
 A request with a record is one load. Its boundaries are its pages, from what has landed (the pages
 before its first demand) to the last that somebody may move. Bytes of a page that several load are
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import Tier
-from bodocache.plan import late, order
+from bodocache.plan import late, loads, order
 from bodocache.plan.check import DEMANDS, LINKS, POLICIES, REQUESTS
 from bodocache.plan.coalesce import ROOM, Room
 from bodocache.plan.facts import FACT, WANTS, Wants
@@ -32,20 +32,20 @@ _TARDINESS, _OVERLAP = int(Feature.TARDINESS), int(Feature.OVERLAP)
 class Book(NamedTuple):
     """Memory for n demands of m requests over some links."""
 
-    loads: late.Loads  # [m], boundaries [n + m]
-    decisions: Records  # late.DECISION[m]: of the loads
-    of_request: Records  # late.DECISION[m]: of the requests
+    listed: loads.Loads  # [m], boundaries [n + m]
+    decisions: Records  # loads.DECISION[m]: of the loads
+    of_request: Records  # loads.DECISION[m]: of the requests
     requests: NDArray[np.int64]  # [m]: the request of each load
     owners: Indices  # [n]: the load of each demand; -1: of none
     counted: NDArray[np.bool_]  # [n]: by lead
     pairs: order.Pairs  # [m]
-    scratch: late.Scratch
+    scratch: loads.Scratch
 
 
 BOOK = jit.named(
     Book,
-    *(late.LOADS, late.DECISIONS, late.DECISIONS),
-    *(jit.array("i8"), jit.array("i4"), jit.array("?"), order.PAIRS, late.SCRATCH),
+    *(loads.LOADS, loads.DECISIONS, loads.DECISIONS),
+    *(jit.array("i8"), jit.array("i4"), jit.array("?"), order.PAIRS, loads.SCRATCH),
 )
 
 
@@ -53,19 +53,19 @@ def book_for(demands: int, requests: int, links: int) -> Book:
     """Memory for as many."""
     boundaries = demands + requests
     return Book(
-        late.Loads(
-            np.empty(requests, late.LOAD),
+        loads.Loads(
+            np.empty(requests, loads.LOAD),
             np.empty(boundaries, np.int64),
-            np.empty((boundaries, late.COPIES), np.int64),
+            np.empty((boundaries, loads.COPIES), np.int64),
             np.empty(boundaries, np.int64),
         ),
-        np.zeros(requests, late.DECISION),
-        np.zeros(requests, late.DECISION),
+        np.zeros(requests, loads.DECISION),
+        np.zeros(requests, loads.DECISION),
         np.empty(requests, np.int64),
         np.empty(demands, np.int32),
         np.empty(demands, np.bool_),
         order.pairs_for(requests),
-        late.scratch_for(requests, links),
+        loads.scratch_for(requests, links),
     )
 
 
@@ -91,9 +91,9 @@ def decide(
         end_after = _list(wants, requests[row], streams, book, count, end)
         if end_after > end:
             count, end = count + 1, end_after
-    loads = book.loads
-    some = late.Loads(
-        loads.records[:count], loads.boundaries, loads.first_nbytes, loads.second_nbytes
+    listed = book.listed
+    some = loads.Loads(
+        listed.records[:count], listed.boundaries, listed.first_nbytes, listed.second_nbytes
     )
     late.decide(some, links, policy[0]["switch_s"], now_s, book.scratch, book.decisions)
     for k in range(count):
@@ -119,7 +119,7 @@ def _sort(demands: Records, requests: Records, book: Book) -> None:
 def _list(wants: Wants, request: Any, streams: Streams, book: Book, k: Int, end: Int) -> Int:
     """Write load k of a request; return where its boundaries end, ``end`` if it has none."""
     demands, facts, leads, fates = wants
-    load, loads = book.loads.records[k], book.loads
+    load, listed = book.listed.records[k], book.listed
     node = np.int64(demands[request["first"]]["node"])
     load["second"] = link_of(streams, node, _HOST, _DEVICE)
     if load["second"] < 0:
@@ -132,14 +132,14 @@ def _list(wants: Wants, request: Any, streams: Streams, book: Book, k: Int, end:
             continue
         if at == end:
             landed = np.int64(facts[i]["depth"]) * np.int64(request["page_tokens"])
-            _bound(loads, at, landed, 0, 0)
+            _bound(listed, at, landed, 0, 0)
             at += 1
         if not book.counted[leads[i]]:
             book.counted[leads[i]] = True
             first_nbytes += _hop_nbytes(load, facts[i], streams, node)
             second_nbytes += facts[i]["nbytes"]
         tokens = (np.int64(facts[i]["depth"]) + 1) * np.int64(request["page_tokens"])
-        _bound(loads, at, tokens, first_nbytes, second_nbytes)
+        _bound(listed, at, tokens, first_nbytes, second_nbytes)
         at += 1
         book.owners[i] = k
         load["deadline_s"] = min(load["deadline_s"], demands[i]["deadline_s"])
@@ -149,7 +149,7 @@ def _list(wants: Wants, request: Any, streams: Streams, book: Book, k: Int, end:
     return at
 
 
-@jit.kernel(jit.record(late.LOAD), jit.record(REQUEST))
+@jit.kernel(jit.record(loads.LOAD), jit.record(REQUEST))
 def _copy(load: Any, request: Any) -> None:
     """What the request says; the rest as of a load that has not begun and moves nothing."""
     load["wait_s"], load["new_compute_s"] = request["wait_s"], request["new_compute_s"]
@@ -161,13 +161,13 @@ def _copy(load: Any, request: Any) -> None:
     load["links"][0] = load["links"][1] = -1
 
 
-@jit.kernel(late.LOADS, jit.i8, jit.i8, jit.i8, jit.i8)
-def _bound(loads: late.Loads, at: Int, tokens: Int, first_nbytes: Int, nbytes: Int) -> None:
-    loads.boundaries[at], loads.second_nbytes[at] = tokens, nbytes
-    loads.first_nbytes[at, 0] = loads.first_nbytes[at, 1] = first_nbytes
+@jit.kernel(loads.LOADS, jit.i8, jit.i8, jit.i8, jit.i8)
+def _bound(listed: loads.Loads, at: Int, tokens: Int, first_nbytes: Int, nbytes: Int) -> None:
+    listed.boundaries[at], listed.second_nbytes[at] = tokens, nbytes
+    listed.first_nbytes[at, 0] = listed.first_nbytes[at, 1] = first_nbytes
 
 
-@jit.kernel(jit.record(late.LOAD), jit.record(FACT), STREAMS, jit.i8)
+@jit.kernel(jit.record(loads.LOAD), jit.record(FACT), STREAMS, jit.i8)
 def _hop_nbytes(load: Any, fact: Any, streams: Streams, node: Int) -> Int:
     """Bytes of the page that cross a link to the host first; the load's first such link counts."""
     source = np.int64(fact["lane"]) % TIERS

@@ -36,7 +36,6 @@ FACT = np.dtype(
 )
 
 
-
 class Wants(NamedTuple):
     """The demands of a window and what is known and decided of each: arrays of [n]."""
 

@@ -85,9 +85,7 @@ def link_of(streams: Streams, node: Int, source: Int, destination: Int) -> Int:
 
 
 @jit.kernel(STREAMS, jit.array(OP), LINKS, POLICIES, jit.f8)
-def assign(
-    streams: Streams, ops: Records, links: Records, policy: Records, now_s: float
-) -> None:
+def assign(streams: Streams, ops: Records, links: Records, policy: Records, now_s: float) -> None:
     """Set order, predicted_finish_s and keep_until_s of ``ops``, which stand in EDF order."""
     residence_s = now_s + policy[0]["min_residence_s"]
     predicts = (np.int64(policy[0]["features_off"]) & _TARDINESS) == 0 and len(links) > 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import charges, check, coalesce, evict, facts, fanout, fates, loads
+from bodocache.plan import charges, check, coalesce, cuts, evict, facts, fanout, fates
 from bodocache.plan import streams as ways
 from bodocache.plan.check import DEMANDS, LINKS, PAGES, POLICIES, REQUESTS, TENANTS
 from bodocache.plan.credits import check as check_credits
@@ -59,7 +59,7 @@ class _Space(NamedTuple):
     ready_s: NDArray[np.float64]  # [n]
     writes: fates.Writes
     payments: fates.Payments
-    book: loads.Book
+    book: cuts.Book
     work: coalesce.Work
     room: coalesce.Room
     streams: ways.Streams
@@ -118,8 +118,10 @@ class Planner:
     def _fit(self, inputs: Inputs) -> None:
         """Make memory larger if the inputs need it; the tenants' fits exactly."""
         needs = (len(inputs.demands), len(inputs.requests), len(inputs.links))
-        sizes = [max(1, had if need <= had else max(need, 2 * had)) for need, had in
-                 zip(needs, self._sizes, strict=False)]
+        sizes = [
+            max(1, had if need <= had else max(need, 2 * had))
+            for need, had in zip(needs, self._sizes, strict=False)
+        ]
         tenants = len(inputs.tenants)
         if (*sizes, tenants) != self._sizes:
             self._sizes = (*sizes, tenants)
@@ -143,7 +145,7 @@ class Planner:
         return charges.Asked(unwritten, *(column[:n] for column in columns))
 
 
-def plan_window(
+def plan_window(  # noqa: PLR0913 -- each is a table, or a number, of one window
     demands: Records,
     pages: Records,
     queues: evict.Queues,
@@ -168,7 +170,7 @@ def _space_for(demands: int, requests: int, links: int, tenants: int) -> _Space:
         np.zeros(demands),
         fates.writes_for(demands),
         fates.payments_for(demands, tenants),
-        loads.book_for(demands, requests, links),
+        cuts.book_for(demands, requests, links),
         coalesce.work_for(demands),
         coalesce.room_for(demands),
         ways.streams(),
@@ -192,8 +194,8 @@ _DTYPES = (DEMAND, PAGE, POLICY, TENANT, LINK, REQUEST)
 _INPUTS = (DEMANDS, PAGES, POLICIES, TENANTS, LINKS, REQUESTS)
 _SPACE = jit.named(
     _Space,
-    *(facts.FACTS, jit.array("i4"), fates.FATES, jit.array("f8")),
-    *(fates.WRITES, fates.PAYMENTS, loads.BOOK, coalesce.WORK, coalesce.ROOM, ways.STREAMS),
+    *(facts.FACTS, jit.array("i4"), jit.array("u1"), jit.array("f8")),
+    *(fates.WRITES, fates.PAYMENTS, cuts.BOOK, coalesce.WORK, coalesce.ROOM, ways.STREAMS),
 )
 
 
@@ -230,7 +232,7 @@ def _intake(
 
 
 @jit.kernel(*_INPUTS, evict.QUEUES, jit.f8, jit.i8, _SPACE)
-def _decide(
+def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-only
     demands: Records,
     pages: Records,
     policy: Records,
@@ -255,11 +257,11 @@ def _decide(
         fates.charge(wants, tenants, policy, now_s, payments, work.pairs, space.ready_s)
     decides = len(requests) > 0 and (on & (_TARDINESS | _OVERLAP)) != 0
     if decides:
-        loads.decide(wants, requests, links, policy, now_s, space.streams, book)
-        loads.abort(wants, book, room)
+        cuts.decide(wants, requests, links, policy, now_s, space.streams, book)
+        cuts.abort(wants, book, room)
     coalesce.coalesce(wants, policy, work, room)
     if pays:
         fates.settle(wants, tenants, payments, work, room)
     ways.assign(space.streams, room.ops[: room.counts[0]], links, policy, now_s)
     if decides and (on & _OVERLAP) != 0:
-        loads.stream_by_layer(requests, book, room)
+        cuts.stream_by_layer(requests, book, room)
