@@ -22,15 +22,17 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import hazards, heat, pairing, value
-from bodocache.plan.records import POLICY, TIERS, Int
+from bodocache.plan import hazards, heat, pairing, reuse, value
+from bodocache.plan.records import POLICY, TIERS, Feature, Int
 
 PageArray = NDArray[np.void]  # PAGE[rows]
 PolicyArray = NDArray[np.void]  # POLICY[1]
 Rows = NDArray[np.int64]
 
-YOUNG = hazards.CLASSES  # the lane of under-age leaves, by arrival; before it, one a class
-LANES = hazards.CLASSES + 1
+YOUNG = reuse.CLASSES  # the lane of under-age leaves, by arrival; before it, one a class
+LANES = reuse.CLASSES + 1
+
+_REUSE = int(Feature.REUSE)
 
 
 class Queues(NamedTuple):
@@ -41,7 +43,8 @@ class Queues(NamedTuple):
     since_s: NDArray[np.float64]  # [rows, TIERS]: when the page came to that tier
     clock_s: NDArray[np.float64]  # [1]: the latest time any call has told
     fronts: NDArray[np.float64]  # [LANES]: density of each lane's first page, while some are evicted
-    model: hazards.Hazards
+    model: reuse.Model
+    memories: NDArray[np.void]  # reuse.MEMORY[rows]: what the model knows of each page
 
 
 PAGES, POLICIES, ROWS = jit.array(PAGE), jit.array(POLICY), jit.array("i8")
@@ -52,7 +55,8 @@ QUEUES = jit.named(
     jit.array("f8", 2),
     jit.array("f8"),
     jit.array("f8"),
-    hazards.HAZARDS,
+    reuse.MODEL,
+    reuse.MEMORIES,
 )
 
 
@@ -64,17 +68,27 @@ def open_queues(rows: int) -> Queues:
         np.zeros((rows, TIERS)),
         np.zeros(1),
         np.empty(LANES),
-        model,
+        reuse.open_model(),
+        np.zeros(rows, reuse.MEMORY),
     )
 
 
 def grown(queues: Queues, rows: int) -> Queues:
     """The same queues with room for ``rows`` records (the page table has grown)."""
     before = len(queues.since_s)
-    nodes, since_s = np.zeros((TIERS, rows), pairing.NODE), np.zeros((rows, TIERS))
-    nodes[:, :before] = queues.nodes
-    since_s[:before] = queues.since_s
-    return queues._replace(nodes=nodes, since_s=since_s)
+    larger = Queues(
+        np.zeros((TIERS, rows), pairing.NODE),
+        queues.roots,
+        np.zeros((rows, TIERS)),
+        queues.clock_s,
+        queues.fronts,
+        queues.model,
+        np.zeros(rows, reuse.MEMORY),
+    )
+    larger.nodes[:, :before] = queues.nodes
+    larger.since_s[:before] = queues.since_s
+    larger.memories[:before] = queues.memories
+    return larger
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, ROWS, jit.i8, jit.f8)
@@ -175,13 +189,36 @@ def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_
     if lane < 0:
         return np.inf
     row = pairing.first(queues.roots[tier], lane)
-    return float(np.exp2(value.log_density(pages, policy, queues.model, row, tier, now_s)))
+    return float(np.exp2(log_density(pages, queues, policy, row, tier)))
+
+
+@jit.kernel(POLICIES)
+def is_learned(policy: PolicyArray) -> bool:
+    """Whether what is learned of the next use decides; else heat does."""
+    return bool(np.int64(policy[0]["features_off"]) & _REUSE == 0)
+
+
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+def log_density(
+    pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int
+) -> float:
+    """log2 of the density of the page's copy, had or planned, in ``tier`` at the queues' clock.
+
+    Learned, p_reuse is per second that the page is held (hazards.score).
+    """
+    now_s = queues.clock_s[0]
+    if not is_learned(policy):
+        return value.log_density(pages, policy, row, tier) - now_s / policy[0]["half_life_s"]
+    memory = queues.memories[row]
+    age_s = max(0.0, now_s - memory["stamp_s"])
+    rate = hazards.score(queues.model.hazards, np.int64(memory["kind"]), age_s)
+    return float(np.log2(rate) + value.log_saved(pages, policy, row, tier))
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
 def _look_at_fronts(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int) -> int:
     """Take the density of each lane's first page; return how many lanes are in use."""
-    num_lanes = hazards.CLASSES if value.is_learned(policy) else 1
+    num_lanes = reuse.CLASSES if is_learned(policy) else 1
     for lane in range(num_lanes):
         _look_at_front(pages, queues, policy, tier, lane)
     return num_lanes
@@ -194,9 +231,8 @@ def _look_at_front(
     row = pairing.first(queues.roots[tier], lane)
     if row < 0:
         queues.fronts[lane] = np.inf
-    elif value.is_learned(policy):
-        now_s = queues.clock_s[0]
-        queues.fronts[lane] = value.log_density(pages, policy, queues.model, row, tier, now_s)
+    elif is_learned(policy):
+        queues.fronts[lane] = log_density(pages, queues, policy, row, tier)
     else:
         queues.fronts[lane] = queues.nodes[tier, row]["key"]
 
@@ -306,10 +342,11 @@ def _weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
 def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """Queue the row by its class and its last use, or, without the model, by its heat."""
-    if value.is_learned(policy):
-        lane, key = np.int64(pages[row]["reuse_class"]), pages[row]["stamp_s"]
+    if is_learned(policy):
+        memory = queues.memories[row]
+        lane, key = np.int64(memory["kind"]), memory["stamp_s"]
     else:
-        lane, key = np.int64(0), value.log_heat_density(pages, policy, row, tier)
+        lane, key = np.int64(0), value.log_density(pages, policy, row, tier)
     _put(pages, queues, row, tier, lane, key)
 
 
@@ -397,7 +434,7 @@ def _raise_to(
     """
     if row < 0 or not 0 < queues.nodes[tier, row]["lane"] <= YOUNG:
         return
-    if not value.is_learned(policy) and queues.nodes[tier, row]["key"] < floor:
+    if not is_learned(policy) and queues.nodes[tier, row]["key"] < floor:
         _put(pages, queues, row, tier, 0, floor)
     _look_at_front(pages, queues, policy, tier, np.int64(queues.nodes[tier, row]["lane"]) - 1)
 
@@ -405,4 +442,8 @@ def _raise_to(
 @jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.i8, jit.f8)
 def _put(pages: PageArray, queues: Queues, row: Int, tier: Int, lane: Int, key: float) -> None:
     tie = -np.int64(pages[row]["depth"])  # deepest first
+    node = queues.nodes[tier, row]
+    if node["lane"] == lane + 1 and node["key"] == key:
+        return
+    pairing.drop(queues.nodes[tier], queues.roots[tier], row)
     pairing.put(queues.nodes[tier], queues.roots[tier], lane, row, key, tie)

@@ -34,7 +34,7 @@ class Writes(NamedTuple):
 
     rows: NDArray[np.int64]
     demands: NDArray[np.int64]
-    densities: NDArray[np.float64]
+    weighed: Records  # admit.WEIGHED
     admitted: NDArray[np.bool_]
 
 
@@ -50,7 +50,7 @@ class Payments(NamedTuple):
 
 
 _I, _B, _I4 = jit.array("i8"), jit.array("?"), jit.array("i4")
-WRITES = jit.named(Writes, _I, _I, jit.array("f8"), _B)
+WRITES = jit.named(Writes, _I, _I, jit.array(admit.WEIGHED), _B)
 PAYMENTS = jit.named(Payments, _I, _I, _I, _B, _B, charges.SCRATCH)
 
 
@@ -59,7 +59,7 @@ def writes_for(demands: int) -> Writes:
     return Writes(
         np.empty(demands, np.int64),
         np.empty(demands, np.int64),
-        np.empty(demands),
+        np.empty(demands, admit.WEIGHED),
         np.empty(demands, np.bool_),
     )
 
@@ -107,8 +107,8 @@ def admit_writes(
             count += 1
     if count == 0:
         return
-    rows, densities, admitted = writes.rows[:count], writes.densities, writes.admitted
-    admit.admit(pages, queues, policy, rows, _DISK, free_frames, densities, admitted)
+    rows, weighed, admitted = writes.rows[:count], writes.weighed, writes.admitted
+    admit.admit(pages, queues, policy, rows, _DISK, free_frames, weighed, admitted)
     for i in range(count):
         if not admitted[i]:
             fates[writes.demands[i]] = REFUSED

@@ -2,8 +2,8 @@
 """Heat: how often a page was used lately, each use halving its weight every half-life.
 
 ``h(now) = h * 2^(-(now - stamp) / half_life) + hits``. If uses go on at this rate, h is also how
-many are expected within one mean life (half_life / ln 2 seconds): what the planner takes for
-p_reuse until a learned model replaces it; where h is small, that is the probability of one.
+many are expected within one mean life (half_life / ln 2 seconds); where h is small, that is the
+probability of one: what the planner takes for p_reuse where learning is switched off (reuse.py).
 """
 
 import numpy as np

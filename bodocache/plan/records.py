@@ -79,6 +79,7 @@ class Feature(IntFlag):
     TARDINESS = 8  # off: no load is cut or dropped, no finish predicted
     OVERLAP = 16  # off: a step starts when all its layers are there
     COALESCE = 32  # off: an op is one page
+    REUSE = 64  # off: heat stands for what is learned of the next use
 
 
 # One page somebody wants moved. Rows of one request stand together, shallow to deep.

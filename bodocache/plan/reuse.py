@@ -43,7 +43,9 @@ _BUCKETS = 10
 _TAIL, _POPULAR, _OTHERS = 0, 1, 1 + OCTAVES
 _PER_SHAPE = 5
 _SHAPES = 2 * (len(NEW_PAGES) + 1)
-CLASSES = LEVELS * (_OTHERS + _SHAPES * _PER_SHAPE)  # 255
+_CLASSES_A_LEVEL = _OTHERS + _SHAPES * _PER_SHAPE
+WORTHLESS = LEVELS * _CLASSES_A_LEVEL  # the class of pages that are never used again: 255
+CLASSES = WORTHLESS + 1
 _FAMILIES = _SHAPES + 2
 _SAID, _CONTINUED = range(2)
 
@@ -65,6 +67,7 @@ MEMORY = np.dtype(
         ("kind", "<i2"),  # class
         ("uses", "u1"),  # up to 255; 0: nothing is known of it
         ("from_end", "u1"),  # pages behind it in the last request, up to 255
+        ("continues", "u1"),  # 1: the last request continued one before
     ],
     align=True,
 )
@@ -88,8 +91,9 @@ def open_model() -> Model:
 def _beliefs() -> tuple[Floats, Ids]:
     """The prior hazards and the family of each class."""
     prior, family = np.zeros((CLASSES, counted.BINS)), np.zeros(CLASSES, np.int64)
-    for kind in range(CLASSES):
-        level, base = divmod(kind, CLASSES // LEVELS)
+    family[WORTHLESS] = LEVELS * _FAMILIES
+    for kind in range(WORTHLESS):
+        level, base = divmod(kind, _CLASSES_A_LEVEL)
         shape, used = divmod(base - _OTHERS, _PER_SHAPE)
         family[kind] = level * _FAMILIES + (2 + shape if base >= _OTHERS else min(base, 1))
         chance, sigma = _TAIL_CHANCE if base == _TAIL else _POPULAR_CHANCE, _POPULAR_SIGMA
@@ -114,43 +118,82 @@ MEMORIES = jit.array(MEMORY)
 Memories = NDArray[np.void]
 
 
-@jit.kernel(MODEL, MEMORIES, jit.readonly("i8"), jit.f8, jit.i8, jit.f8)
-def observe(
-    model: Model, memories: Memories, rows: Ids, now_s: float, tenant: Int, hint: float
-) -> None:
-    """A request touches ``rows``, first page first: learn from it, and class its pages anew.
+class Asked(NamedTuple):
+    """Where the pages stand in the request that touches them, and who asks."""
 
-    ``hint`` is the caller's probability that the request will be continued; NaN: nothing said.
+    before: Int  # the row before them, touched by the same request already; -1: they are its first
+    behind: Int  # pages of the prompt behind them, which nobody has given a row yet
+    tenant: Int
+    hint: float  # the caller's probability that the request will be continued; NaN: nothing said
+
+
+ASKED = jit.named(Asked, jit.i8, jit.i8, jit.i8, jit.f8)
+
+
+@jit.kernel(MODEL, MEMORIES, jit.readonly("i8"), jit.f8, ASKED)
+def observe(model: Model, memories: Memories, rows: Ids, now_s: float, asked: Asked) -> None:
+    """A request touches ``rows``, in the order of its prompt: learn from it, class them anew.
+
+    One request may come in two calls: the pages that were found, later those that were stored.
     """
     counted.advance(model.hazards, now_s)
     model.counts[0] += 1
     known = _known(memories, rows)
-    goes_on = known > 0 and memories[rows[known - 1]]["from_end"] <= 1
+    continues = _continues(memories, rows, known, asked.before)
     for at in range(len(rows)):
         if at < known:
             _use(model, memories, rows[at], now_s)
         else:
             forget(model, memories, rows[at])
-    bucket = _bucket(tenant, hint)
+    bucket = _bucket(asked.tenant, asked.hint)
+    shape = _shape(continues, len(rows) - known + asked.behind)
     level = _level(model.hints, bucket)
-    shape = _shape(len(rows) - known) + int(goes_on) * (len(NEW_PAGES) + 1)
     for at in range(len(rows)):
         memory = memories[rows[at]]
-        behind = len(rows) - 1 - at
+        behind = len(rows) - 1 - at + asked.behind
         memory["uses"] = min(memory["uses"] + 1, 255)
-        memory["from_end"] = min(behind, 255)
-        memory["stamp_s"] = now_s
-        base = (
-            _TAIL
-            if behind == 0
-            else _base(shape, np.int64(memory["uses"]), np.float64(memory["mean_gap"]))
-        )
-        memory["kind"] = level * (CLASSES // LEVELS) + base
-        memory["group"] = counted.join(
-            model.hazards, np.int64(memory["kind"]), model.counts[0], now_s
-        )
+        memory["from_end"], memory["continues"] = min(behind, 255), continues
+        base = _TAIL
+        if behind > 0:
+            base = _base(shape, np.int64(memory["uses"]), np.float64(memory["mean_gap"]))
+        _class(model, memories, rows[at], level * _CLASSES_A_LEVEL + base, now_s)
         memory["hint"] = 0
-    _say(model, memories, rows, bucket)
+    if asked.behind == 0:
+        _say(model, memories, rows, bucket)
+
+
+@jit.kernel(MEMORIES, jit.readonly("i8"), jit.i8, jit.i8)
+def _continues(memories: Memories, rows: Ids, known: Int, before: Int) -> bool:
+    """Whether the deepest page known was the last whole one of the request that touched it last."""
+    if before >= 0:
+        return bool(memories[before]["continues"])
+    return bool(known > 0 and memories[rows[known - 1]]["from_end"] <= 1)
+
+
+@jit.kernel(MODEL, MEMORIES, jit.i8, jit.i8, jit.f8)
+def _class(model: Model, memories: Memories, row: Int, kind: Int, now_s: float) -> None:
+    memory = memories[row]
+    memory["stamp_s"], memory["kind"] = now_s, kind
+    memory["group"] = counted.join(model.hazards, kind, model.counts[0], now_s)
+
+
+@jit.kernel(MODEL, MEMORIES, jit.readonly("i8"), jit.f8)
+def adopt(model: Model, memories: Memories, rows: Ids, now_s: float) -> None:
+    """Take up ``rows`` that an earlier process left behind: used once, nobody knows by whom."""
+    model.counts[0] += 1
+    kind = AS_USUAL * _CLASSES_A_LEVEL + _base(len(NEW_PAGES), 1, 0.0)
+    for row in rows:
+        forget(model, memories, row)
+        memories[row]["uses"], memories[row]["from_end"] = 1, 255
+        _class(model, memories, row, kind, now_s)
+
+
+@jit.kernel(MODEL, MEMORIES, jit.readonly("i8"))
+def write_off(model: Model, memories: Memories, rows: Ids) -> None:
+    """``rows`` will not be used again: they are worth nothing until somebody touches them."""
+    for row in rows:
+        forget(model, memories, row)
+        memories[row]["kind"] = WORTHLESS
 
 
 @jit.kernel(MEMORIES, jit.readonly("i8"))

@@ -25,7 +25,7 @@ from bodocache.kernels.score import score_pages
 from bodocache.kernels.subtree import refresh_keys
 from bodocache.pages import PAGE, Tier
 from bodocache.plan import evict, value
-from bodocache.plan.records import POLICY, TIERS
+from bodocache.plan.records import POLICY, TIERS, Feature
 
 importlib.import_module("bodocache.kernels.cpu_scoring")
 jit.warm()  # a cold compile is not part of any test's time
@@ -37,6 +37,7 @@ EXAMPLES = 25 if env.triton_interpreted() else 300
 
 def planners_policy():
     policy = np.zeros(1, POLICY)
+    policy["features_off"] = Feature.REUSE  # by heat, as the device has it
     for name in ("half_life_s", "min_residence_s", "load_latency_s", "load_s_per_byte"):
         policy[name] = getattr(FORMULA, name)
     return policy

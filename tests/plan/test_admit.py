@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from bodocache.pages import PAGE, Tier
 from bodocache.plan import evict
-from bodocache.plan.admit import admit
-from bodocache.plan.records import DEMAND, POLICY, OpKind
+from bodocache.plan.admit import WEIGHED, admit
+from bodocache.plan.records import DEMAND, POLICY, Feature, OpKind
 from bodocache.plan.window import plan_window
 
 NBYTES = 4096
@@ -22,6 +22,7 @@ def state(parents, heats, residents=(), write_s_per_byte=0.0):
     policy, queues = np.zeros(1, POLICY), evict.open_queues(len(pages))
     policy["half_life_s"], policy["write_s_per_byte"] = 60.0, write_s_per_byte
     policy["chunk_nbytes"] = 1 << 30
+    policy["features_off"] = Feature.REUSE  # by heat
     on_disk = np.arange(len(parents), len(pages))
     evict.arrive(pages, queues, policy, on_disk, Tier.DISK, 0.0)
     for row in range(len(parents)):  # one by one: arriving, a child warms its parent
@@ -30,9 +31,9 @@ def state(parents, heats, residents=(), write_s_per_byte=0.0):
 
 
 def admitted(pages, queues, policy, rows, free_pages):
-    mask, densities = np.empty(len(rows), np.bool_), np.empty(len(rows))
+    mask, weighed = np.empty(len(rows), np.bool_), np.empty(len(rows), WEIGHED)
     rows = np.array(rows, np.int64)
-    count = admit(pages, queues, policy, rows, Tier.DISK, free_pages, densities, mask)
+    count = admit(pages, queues, policy, rows, Tier.DISK, free_pages, weighed, mask)
     assert count == mask.sum()
     return rows[mask].tolist()
 

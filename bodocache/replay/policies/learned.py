@@ -94,9 +94,8 @@ def _replay(
         if at > 0:  # of its own pages, only the deepest can be a leaf
             pairing.drop(cache.queue, cache.roots, rows[at - 1])
         now_s = touches.timestamps_s[request]
-        reuse.observe(
-            cache.model, cache.memories, rows, now_s, touches.tenants[request], hints[request]
-        )
+        asked = reuse.Asked(-1, 0, touches.tenants[request], hints[request])
+        reuse.observe(cache.model, cache.memories, rows, now_s, asked)
         _weigh(cache, rows, now_s)
         stop = _insert(touches, cache, rows, at, request, capacity_pages)
         if stop > 0:
