@@ -16,7 +16,7 @@ from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Entries
 from bodocache.move import rows as bookkeeping
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
-from bodocache.plan import evict
+from bodocache.plan import evict, reuse
 from bodocache.plan.records import Plan
 from bodocache.plan.window import plan_window
 from bodocache.pools import BorrowedPool, OwnedPool
@@ -169,6 +169,7 @@ class Residency:
     def _add_recovered(self, keys: KeyArray, parents: RowArray, depths: RowArray) -> RowArray:
         rows = self.add(keys, parents, depths)
         self.table.records["heat"][rows] = RECOVERED_HEAT
+        reuse.adopt(*self._learned, rows, self._now_s())
         return rows
 
     def add(self, keys: KeyArray, parents: RowArray, depths: NDArray[np.integer[Any]]) -> RowArray:
@@ -286,14 +287,18 @@ class Residency:
             self._forget(gone[:count])
 
     def touch(self, rows: RowArray) -> None:
-        """Somebody used ``rows``."""
-        evict.touch(self.table.records, self._queues, self.policy, rows, self._now_s())
+        """Somebody stored ``rows``, the last pages of a prompt, shallow to deep."""
+        records, now_s = self.table.records, self._now_s()
+        before = int(records["parent"][rows[0]]) if len(rows) else NOWHERE
+        reuse.observe(*self._learned, rows, now_s, reuse.Asked(before, 0, 0, np.nan))
+        evict.touch(records, self._queues, self.policy, rows, now_s)
 
     def retire_older_than(self, version: int) -> None:
         """Pages of weights before ``version`` go first from now on."""
         records = self.table.records
         old = np.flatnonzero((records["version"] < version) & (records["tiers"] != 0))
         records["heat"][old] = 0.0
+        reuse.write_off(*self._learned, old)
         evict.requeue(records, self._queues, self.policy, old)
 
     def stats(self) -> dict[Tier, TierStats]:
@@ -310,6 +315,10 @@ class Residency:
             for tier, pages in capacity.items()
             if pages
         }
+
+    @property
+    def _learned(self) -> tuple[reuse.Model, NDArray[np.void]]:
+        return self._queues.model, self._queues.memories
 
     # Planning
 
@@ -406,6 +415,7 @@ class Residency:
         oldest = self._ghosts[places]
         oldest = oldest[(oldest != NOWHERE) & (self._ghost_places[oldest] == places)]
         self.index.remove(oldest)
+        reuse.write_off(*self._learned, oldest)
         self.table.remove(oldest)
         self._ghosts[places] = rows
         self._ghost_places[rows] = places

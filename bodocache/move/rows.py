@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.io.backend import TRANSFER
 from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE, Reason, Tier
-from bodocache.plan import evict
+from bodocache.plan import evict, reuse
 
 Records = NDArray[np.void]
 Rows = NDArray[np.int64]
@@ -70,6 +70,8 @@ def begin_load(
     """
     present = count_present(pages, found)
     rows = found[:present]
+    asked = reuse.Asked(-1, len(found) - present, 0, np.nan)
+    reuse.observe(queues.model, queues.memories, rows, now_s, asked)
     evict.touch(pages, queues, policy, rows, now_s)
     evict.pin(pages, queues, policy, rows)
     return present, device_targets(pages, rows, slots, wanted, sources)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selective write-through: which pages are worth a place in a slower tier.
 
-A page is admitted when ``(density - price) * held_s > write_s_per_byte``: what its copy there should
-save (value.py) beyond what the byte displaces, while it is held, exceeds what writing it costs the
-link. The price is 0 while there is room, then the density of the page that would leave the tier
+A page is admitted when ``(density - price) * held_s > write_s_per_byte``: what its copy there saves
+(value.py) beyond what the byte displaces, while it is held, exceeds what writing it costs the link.
+The price is 0 while there is room, then the density of the page that would leave the tier
 next. ``held_s = P(used again) / (uses per second held)``, both learned (hazards.py); by heat, whose
 density is not per second, it is 1.
 A first use counts: there is no gate on hits ("admit on second sight" loses 42 % of the attainable
@@ -61,9 +61,7 @@ def admit(
     return count
 
 
-@jit.kernel(
-    evict.PAGES, evict.QUEUES, evict.POLICIES, jit.readonly("i8"), jit.i8, _WEIGHED
-)
+@jit.kernel(evict.PAGES, evict.QUEUES, evict.POLICIES, jit.readonly("i8"), jit.i8, _WEIGHED)
 def _weigh(
     pages: NDArray[np.void],
     queues: evict.Queues,
@@ -76,9 +74,9 @@ def _weigh(
     for i in range(len(rows) - 1, -1, -1):
         weighed[i]["density"] = np.exp2(evict.log_density(pages, queues, policy, rows[i], tier))
         weighed[i]["held_s"] = _held_s(queues, rows[i]) if learned else 1.0
-        if i + 1 < len(rows) and np.int64(pages[rows[i + 1]]["parent"]) == rows[i]:
-            if weighed[i + 1]["density"] > weighed[i]["density"]:
-                weighed[i] = weighed[i + 1]
+        goes_on = i + 1 < len(rows) and np.int64(pages[rows[i + 1]]["parent"]) == rows[i]
+        if goes_on and weighed[i + 1]["density"] > weighed[i]["density"]:
+            weighed[i] = weighed[i + 1]
 
 
 @jit.kernel(evict.QUEUES, jit.i8)

@@ -42,7 +42,9 @@ class Queues(NamedTuple):
     roots: NDArray[np.int32]  # [TIERS, LANES]
     since_s: NDArray[np.float64]  # [rows, TIERS]: when the page came to that tier
     clock_s: NDArray[np.float64]  # [1]: the latest time any call has told
-    fronts: NDArray[np.float64]  # [LANES]: density of each lane's first page, while some are evicted
+    fronts: NDArray[
+        np.float64
+    ]  # [LANES]: density of each lane's first page, while some are evicted
     model: reuse.Model
     memories: NDArray[np.void]  # reuse.MEMORY[rows]: what the model knows of each page
 
@@ -245,7 +247,11 @@ def _coldest_lane(pages: PageArray, queues: Queues, tier: Int, num_lanes: Int) -
         row = pairing.first(queues.roots[tier], lane)
         if row < 0 or (best >= 0 and queues.fronts[lane] > queues.fronts[best]):
             continue
-        if best < 0 or queues.fronts[lane] < queues.fronts[best] or _is_deeper(pages, row, best_row):
+        if (
+            best < 0
+            or queues.fronts[lane] < queues.fronts[best]
+            or _is_deeper(pages, row, best_row)
+        ):
             best, best_row = lane, row
     return best
 

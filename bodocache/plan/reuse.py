@@ -146,7 +146,7 @@ def observe(model: Model, memories: Memories, rows: Ids, now_s: float, asked: As
         else:
             forget(model, memories, rows[at])
     bucket = _bucket(asked.tenant, asked.hint)
-    shape = _shape(continues, len(rows) - known + asked.behind)
+    shape = _shape(len(rows) - known + asked.behind) + int(continues) * (len(NEW_PAGES) + 1)
     level = _level(model.hints, bucket)
     for at in range(len(rows)):
         memory = memories[rows[at]]

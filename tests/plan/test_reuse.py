@@ -4,7 +4,7 @@ import pytest
 
 from bodocache.plan import reuse
 from bodocache.plan.hazards import BINS
-from bodocache.plan.reuse import AS_USUAL, MEMORY, TENANTS
+from bodocache.plan.reuse import AS_USUAL, MEMORY, TENANTS, WORTHLESS, Asked
 
 NOTHING = float("nan")
 
@@ -15,15 +15,15 @@ class Seen:
     def __init__(self, pages=2000):
         self.model, self.memories = reuse.open_model(), np.zeros(pages, MEMORY)
 
-    def touch(self, rows, now_s=0.0, tenant=0, hint=NOTHING):
+    def touch(self, rows, now_s=0.0, tenant=0, hint=NOTHING, before=-1, behind=0):
         column = np.array(rows, np.int64)
         column.flags.writeable = False
-        reuse.observe(self.model, self.memories, column, now_s, tenant, hint)
+        reuse.observe(self.model, self.memories, column, now_s, Asked(before, behind, tenant, hint))
         return self.memories["kind"][rows].tolist()
 
     def level(self, tenant, hint):
         """The level that a request would get which says this."""
-        return self.touch([1998, 1999], 1e6, tenant, hint)[0] // (reuse.CLASSES // reuse.LEVELS)
+        return self.touch([1998, 1999], 1e6, tenant, hint)[0] // (WORTHLESS // reuse.LEVELS)
 
 
 def test_the_last_page_of_a_request_has_a_class_of_its_own():
@@ -117,3 +117,38 @@ def test_a_model_is_of_fixed_size_and_has_a_belief_about_every_class():
     assert model.hints.shape[1] == TENANTS
     parts = [*model.hazards, model.hints]
     assert sum(part.nbytes for part in parts) < 3 << 20
+
+
+def test_a_request_in_two_calls_is_learned_as_in_one():
+    whole, parts = Seen(), Seen()
+    for seen in (whole, parts):
+        seen.touch(range(5))
+    whole.touch([*range(4), 10, 11, 12], 60.0)
+    parts.touch(range(4), 60.0, behind=3)
+    parts.touch([10, 11, 12], 60.0, before=3)
+    fields = ["stamp_s", "mean_gap", "kind", "uses", "from_end", "continues"]
+    assert (whole.memories[fields] == parts.memories[fields]).all()
+
+
+def test_what_was_written_off_is_worth_nothing_until_it_is_used_again():
+    seen = Seen()
+    seen.touch(range(3))
+    reuse.write_off(seen.model, seen.memories, _rows(0, 1, 2))
+    kinds = seen.memories["kind"][:3].tolist()
+    assert kinds == [WORTHLESS] * 3
+    assert not seen.model.hazards.score[WORTHLESS].any()
+    assert WORTHLESS not in seen.touch(range(3), 5.0)
+
+
+def test_pages_of_an_earlier_process_count_as_used_once():
+    seen = Seen()
+    reuse.adopt(seen.model, seen.memories, _rows(0, 1), 3.0)
+    assert seen.memories["uses"][:2].tolist() == [1, 1]
+    assert seen.memories["stamp_s"][:2].tolist() == [3.0, 3.0]
+    assert (seen.model.hazards.score[seen.memories["kind"][:2], 0] > 0).all()
+
+
+def _rows(*rows):
+    column = np.array(rows, np.int64)
+    column.flags.writeable = False
+    return column
