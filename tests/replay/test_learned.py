@@ -90,7 +90,7 @@ class Table:
                 group = self.groups[self.swept[at]]
                 if now_s - group["stamp_s"] < self.edges[at]:
                     break
-                self.at_risk[group["kind"], at] += len(group["pages"])
+                self.at_risk[group["kind"], at] += len(group["pages"]) / np.sqrt(group["joined"])
                 self.swept[at] += 1
         self.requests += 1
         if self.requests % counted.FIT_REQUESTS == 0:
@@ -171,10 +171,11 @@ class Plain:
             memory |= {"uses": memory["uses"] + 1, "from_end": len(rows) - 1 - at, "said": None}
             kind = level * KINDS_A_LEVEL + self.base(memory, shape)
             if kind not in groups:
-                groups[kind] = {"kind": kind, "stamp_s": self.now_s, "pages": set()}
+                groups[kind] = {"kind": kind, "stamp_s": self.now_s, "pages": set(), "joined": 0}
                 groups[kind]["number"] = len(self.table.groups)
                 self.table.groups.append(groups[kind])
             groups[kind]["pages"].add(row)
+            groups[kind]["joined"] += 1
             memory["group"] = groups[kind]
         if not np.isnan(hint) and len(rows) > 1:
             self.said[tenant, min(int(10 * hint), 9)] += 1
@@ -185,7 +186,8 @@ class Plain:
         group = memory["group"]
         group["pages"].remove(row)
         age_s = self.now_s - group["stamp_s"]
-        self.table.reuses[group["kind"], self.table.bin_of(age_s)] += 1
+        weight = 1 / np.sqrt(group["joined"])
+        self.table.reuses[group["kind"], self.table.bin_of(age_s)] += weight
         if memory["said"]:
             self.went_on[memory["said"]] += 1
         weight = 1.0 if memory["uses"] == 1 else reuse.GAP_WEIGHT
