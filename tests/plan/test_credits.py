@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bodocache import jit
 from bodocache.plan import charges
 from bodocache.plan import credits as buckets
-from bodocache.plan.charges import Answer, Asked, scratch_for
+from bodocache.plan.asked import Answer, Asked, scratch_for
 from bodocache.plan.records import BUCKETS, DEMAND, IO, POLICY, TENANT, OpKind, Purpose
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
