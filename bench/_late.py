@@ -4,7 +4,8 @@
 An 8 B model's pages (131,072 bytes and 50 us of compute a token) on a disk of 5 GB/s, and either
 through the host (a part of each lies there already, some lie on a remote store of 2 GB/s too) and
 at 50 GB/s to the device, or straight to the device, layer by layer. What the links really give
-differs by 10 % (one sigma) from what is planned with.
+differs by 10 % (one sigma) from what is planned with. "timeout" is what engines do: a load is begun
+whole and given up when it is due; whole pages that lie in the host by then are kept.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from bodocache.plan import late
 from bodocache.plan.loads import COPIES, DECISION, LOAD, Loads, scratch_for
 from bodocache.plan.records import LINK
 
-STRATEGIES = ("whole", "whole or dropped", "cut without demotion", "cut")
+STRATEGIES = ("whole", "timeout", "whole or dropped", "cut without demotion", "cut")
 PATHS = ("through the host", "straight")
 LEVELS = (2, 8, 32)  # loads in a window
 WINDOWS = 300
@@ -67,7 +68,10 @@ def _window(rng: np.random.Generator, path: str, level: int, strategy: str) -> N
     late.decide(loads, links, 0.0, 0.0, scratch_for(level, len(links)), decisions)
     free_s, outcomes = np.zeros(len(RATES)), np.zeros((level, 3))
     for i in np.argsort(decisions["demoted"], kind="stable"):
-        step_s, again_s = _run(loads, decisions[i], i, truth, free_s)
+        if strategy == "timeout":
+            step_s, again_s = _time_out(records[i], tokens[i], on_host[i], truth, free_s)
+        else:
+            step_s, again_s = _run(loads, decisions[i], i, truth, free_s)
         outcomes[i] = max(0.0, step_s - due_s[i]), step_s, again_s
     return outcomes
 
@@ -94,7 +98,7 @@ def _loads(
     strategy: str,
 ) -> Loads:
     """What may be cut where: nowhere, before the first page, or at any page."""
-    steps = {"whole": [1.0], "whole or dropped": [0.0, 1.0]}
+    steps = {"whole": [1.0], "timeout": [1.0], "whole or dropped": [0.0, 1.0]}
     cuts = [
         (np.array(steps[strategy]) * n).astype(np.int64) if strategy in steps else np.arange(n + 1)
         for n in pages
@@ -118,16 +122,53 @@ def _run(
     """Serve one load on links that serve one after the other: when its step has computed."""
     one, at = loads.records[i], loads.records[i]["first"] + decision["cut"]
     whole, cut = loads.boundaries[one["first"] + one["count"] - 1], loads.boundaries[at]
-    again_s = one["token_s"] * (whole - cut) + one["slope_s"] * (whole**2 - cut**2) / 2
-    first, second = one["links"][decision["copy"]], one["second"]
+    again_s = float(one["token_s"] * (whole - cut) + one["slope_s"] * (whole**2 - cut**2) / 2)
+    first = one["links"][decision["copy"]]
     landed_s, first_nbytes = 0.0, loads.first_nbytes[at, decision["copy"]]
     if first >= 0 and first_nbytes > 0:
         free_s[first] += first_nbytes / rates[first]
         landed_s = free_s[first]
-    engine_s, layer_s = one["wait_s"], loads.second_nbytes[at] / rates[second] / LAYERS
+    return _stream(one, loads.second_nbytes[at], again_s, landed_s, rates, free_s), again_s
+
+
+def _time_out(
+    one: np.void,
+    pages: int,
+    on_host: int,
+    rates: NDArray[np.float64],
+    free_s: NDArray[np.float64],
+) -> tuple[float, float]:
+    """Begin the whole load, from its first copy; keep what is of use when it is due."""
+    first, due_s, page_nbytes = one["links"][0], one["deadline_s"], PAGE_TOKENS * TOKEN_NBYTES
+    link = first if first >= 0 else one["second"]
+    begin_s, left = free_s[link], pages - on_host if first >= 0 else pages
+    end_s = begin_s + left * page_nbytes / rates[link]
+    if first < 0:  # layer by layer: before the last layer's end no page is whole
+        kept, landed_s = (pages, begin_s) if end_s <= due_s else (0, due_s)
+    else:
+        moved = int(max(0.0, due_s - begin_s) * rates[link] / page_nbytes)
+        kept, landed_s = on_host + min(left, moved), min(end_s, due_s)
+    if first >= 0 or kept == 0:
+        free_s[link] = min(end_s, max(begin_s, due_s))
+    whole, cut = pages * PAGE_TOKENS, kept * PAGE_TOKENS
+    again_s = float(one["token_s"] * (whole - cut) + one["slope_s"] * (whole**2 - cut**2) / 2)
+    return _stream(one, kept * page_nbytes, again_s, landed_s, rates, free_s), again_s
+
+
+def _stream(
+    one: np.void,
+    nbytes: int,
+    again_s: float,
+    landed_s: float,
+    rates: NDArray[np.float64],
+    free_s: NDArray[np.float64],
+) -> float:
+    """Bring ``nbytes`` to the device, layer by layer, and compute: when the step has."""
+    second = one["second"]
+    engine_s, layer_s = one["wait_s"], nbytes / rates[second] / LAYERS
     landed_s = max(landed_s, free_s[second]) if layer_s > 0 else landed_s
     for _ in range(LAYERS):
         landed_s += layer_s
         engine_s = max(engine_s, landed_s) + (again_s + one["new_compute_s"]) / LAYERS
     free_s[second] = landed_s if layer_s > 0 else free_s[second]
-    return float(engine_s), float(again_s)
+    return float(engine_s)

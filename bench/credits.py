@@ -5,7 +5,8 @@
 * flood: a tenant that uses a fifth of a link, beside one that asks for three times the link; each
   page is due 50 ms after it was asked for, and then computed again. With and without credits.
 * late: windows of random loads over a disk, a remote store and a link to the device whose true
-  rates the planner does not know; a load is loaded whole, loaded or dropped, or cut.
+  rates the planner does not know; a load is loaded whole, given up when due, loaded or dropped, or
+  cut.
 """
 
 import os
@@ -249,6 +250,7 @@ def late_claims(rows: list[dict[str, Any]]) -> list[_common.Claim]:
             total[row["path"], row["strategy"], what] += row[what]
     against = {
         "whole": ("late seconds", "late_s_per_load"),
+        "timeout": ("late seconds", "late_s_per_load"),
         "whole or dropped": ("late seconds", "late_s_per_load"),
         "cut without demotion": ("late loads", "late"),
     }
