@@ -8,6 +8,8 @@ differs by 10 % (one sigma) from what is planned with. "timeout" is what engines
 whole and given up when it is due; whole pages that lie in the host by then are kept.
 """
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ STRATEGIES = ("whole", "timeout", "whole or dropped", "cut without demotion", "c
 PATHS = ("through the host", "straight")
 LEVELS = (2, 8, 32)  # loads in a window
 WINDOWS = 300
+JOINT_LOADS, JOINT_WINDOWS = 3, 100  # 5^3 cuts a window
 PAGE_TOKENS, TOKEN_NBYTES, LAYERS = 256, 131_072, 32
 TOKEN_S = 5e-5
 SLOPE_S = TOKEN_S / 30_500  # attention costs as much as the rest at 30,500 tokens
@@ -33,6 +36,42 @@ def simulate_loads() -> list[dict[str, Any]]:
     return [
         _row(path, level, strategy) for path in PATHS for level in LEVELS for strategy in STRATEGIES
     ]
+
+
+def simulate_joint() -> list[dict[str, Any]]:
+    """What deciding loads one by one, in EDF order, costs above the best of all cuts together."""
+    return [_joint_row(path) for path in PATHS]
+
+
+def _joint_row(path: str) -> dict[str, Any]:
+    rng, ratios = np.random.default_rng(0), []
+    for _ in range(JOINT_WINDOWS):
+        records, pages, on_host = _requests(rng, JOINT_LOADS)
+        if path == "straight":
+            records["links"], records["second"], records["copies"] = -1, 1, 1
+        records["deadline_s"], records["copies"] = np.inf, 1
+        loads = _loads(records, pages, on_host, "quarters")
+        decisions = _decide(loads)
+        own = _cost(loads, decisions["cut"].tolist())
+        best = min(_cost(loads, cuts) for cuts in product(range(5), repeat=JOINT_LOADS))
+        ratios.append(own / best)
+    return {
+        "what": "joint",
+        "path": path,
+        "loads": JOINT_LOADS,
+        "cost_over_best_mean": round(float(np.mean(ratios)), 4),
+        "cost_over_best_p99": round(float(np.quantile(ratios, 0.99)), 4),
+        "as_good_as_best": round(float(np.mean(np.array(ratios) <= 1 + 1e-9)), 4),
+    }
+
+
+def _cost(loads: Loads, cuts: Sequence[int]) -> float:
+    """Sum over the loads of T + n_waiting * R, at the planned rates."""
+    free_s, total = np.zeros(len(RATES)), 0.0
+    for i, cut in enumerate(cuts):
+        step_s, again_s = _run(loads, 0, cut, i, np.array(RATES), free_s)
+        total += step_s + loads.records[i]["n_waiting"] * again_s
+    return total
 
 
 def _row(path: str, level: int, strategy: str) -> dict[str, Any]:
@@ -62,18 +101,24 @@ def _window(rng: np.random.Generator, path: str, level: int, strategy: str) -> N
     if strategy == "cut without demotion":
         records["deadline_s"] = np.inf  # nothing is late; the order stays
     loads = _loads(records, tokens, on_host, strategy)
-    links = np.zeros(len(RATES), LINK)
-    links["rate"], links["drift"] = RATES, DRIFT
-    decisions = np.zeros(level, DECISION)
-    late.decide(loads, links, 0.0, 0.0, scratch_for(level, len(links)), decisions)
+    decisions = _decide(loads)
     free_s, outcomes = np.zeros(len(RATES)), np.zeros((level, 3))
     for i in np.argsort(decisions["demoted"], kind="stable"):
         if strategy == "timeout":
             step_s, again_s = _time_out(records[i], tokens[i], on_host[i], truth, free_s)
         else:
-            step_s, again_s = _run(loads, decisions[i], i, truth, free_s)
+            copy, cut = decisions[i]["copy"], decisions[i]["cut"]
+            step_s, again_s = _run(loads, copy, cut, i, truth, free_s)
         outcomes[i] = max(0.0, step_s - due_s[i]), step_s, again_s
     return outcomes
+
+
+def _decide(loads: Loads) -> NDArray[np.void]:
+    links = np.zeros(len(RATES), LINK)
+    links["rate"], links["drift"] = RATES, DRIFT
+    decisions = np.zeros(len(loads.records), DECISION)
+    late.decide(loads, links, 0.0, 0.0, scratch_for(len(decisions), len(links)), decisions)
+    return decisions
 
 
 def _requests(
@@ -98,7 +143,12 @@ def _loads(
     strategy: str,
 ) -> Loads:
     """What may be cut where: nowhere, before the first page, or at any page."""
-    steps = {"whole": [1.0], "timeout": [1.0], "whole or dropped": [0.0, 1.0]}
+    steps = {
+        "whole": [1.0],
+        "timeout": [1.0],
+        "whole or dropped": [0.0, 1.0],
+        "quarters": [0.0, 0.25, 0.5, 0.75, 1.0],
+    }
     cuts = [
         (np.array(steps[strategy]) * n).astype(np.int64) if strategy in steps else np.arange(n + 1)
         for n in pages
@@ -114,17 +164,18 @@ def _loads(
 
 def _run(
     loads: Loads,
-    decision: np.void,
+    copy: int,
+    cut_index: int,
     i: int,
     rates: NDArray[np.float64],
     free_s: NDArray[np.float64],
 ) -> tuple[float, float]:
     """Serve one load on links that serve one after the other: when its step has computed."""
-    one, at = loads.records[i], loads.records[i]["first"] + decision["cut"]
+    one, at = loads.records[i], loads.records[i]["first"] + cut_index
     whole, cut = loads.boundaries[one["first"] + one["count"] - 1], loads.boundaries[at]
     again_s = float(one["token_s"] * (whole - cut) + one["slope_s"] * (whole**2 - cut**2) / 2)
-    first = one["links"][decision["copy"]]
-    landed_s, first_nbytes = 0.0, loads.first_nbytes[at, decision["copy"]]
+    first = one["links"][copy]
+    landed_s, first_nbytes = 0.0, loads.first_nbytes[at, copy]
     if first >= 0 and first_nbytes > 0:
         free_s[first] += first_nbytes / rates[first]
         landed_s = free_s[first]

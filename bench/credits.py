@@ -7,6 +7,7 @@
 * late: windows of random loads over a disk, a remote store and a link to the device whose true
   rates the planner does not know; a load is loaded whole, given up when due, loaded or dropped, or
   cut.
+* joint: loads decided one by one against the best of all cuts of all loads together.
 """
 
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import _common
 import numpy as np
-from _late import PATHS, simulate_loads
+from _late import PATHS, simulate_joint, simulate_loads
 from numpy.typing import NDArray
 
 from bodocache import jit
@@ -44,7 +45,8 @@ def main() -> None:
     jit.warm()
     costs, floods, loads = cost_rows(), flood_rows(), simulate_loads()
     claims = [*cost_claims(costs), *flood_claims(floods), *late_claims(loads)]
-    _common.write(arguments.json, [*costs, *floods, *loads], claims, seed=0, demands=DEMANDS)
+    rows = [*costs, *floods, *loads, *simulate_joint()]
+    _common.write(arguments.json, rows, claims, seed=0, demands=DEMANDS)
 
 
 def cost_rows() -> list[dict[str, Any]]:
