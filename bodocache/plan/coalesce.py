@@ -234,7 +234,7 @@ def _is_same(one: Any, two: Any) -> bool:
 
 
 @jit.kernel(jit.array(ITEM), jit.i8, _I4)
-def _find(items: Records, i: Int, table: Indices) -> int:
+def _find(items: Records, i: Int, table: Indices) -> Int:
     """Where the table holds the first item (1 + its index) of the group of item i, or 0 for it."""
     one = items[i]
     name: Int = np.int64(one["cluster"]) if one["cluster"] >= 0 else -1 - one["request"]

@@ -67,8 +67,11 @@ def writes_for(demands: int) -> Writes:
 def payments_for(demands: int, tenants: int) -> Payments:
     """Memory for ``demands`` of ``tenants``."""
     return Payments(
-        *(np.empty(demands, np.int64) for _ in range(3)),
-        *(np.empty(demands, np.bool_) for _ in range(2)),
+        np.empty(demands, np.int64),
+        np.empty(demands, np.int64),
+        np.empty(demands, np.int64),
+        np.empty(demands, np.bool_),
+        np.empty(demands, np.bool_),
         charges.scratch_for(demands, tenants),
     )
 
@@ -175,6 +178,6 @@ def settle(wants: Wants, tenants: Records, payments: Payments, work: Work, room:
         op = room.ops[k]
         count = np.int64(op["count"])
         for place in range(count if op["kind"] != _ABORT and count > 1 else 0):
-            leader = np.int64(leads[room.demands[room.answers[op["first"] + place]]])
+            lead = np.int64(leads[room.demands[room.answers[op["first"] + place]]])
             unused = IO - charges.part(IO, count, place)
-            charges.give_back(tenants, asked, leader, _IOS, unused, scratch)
+            charges.give_back(tenants, asked, lead, _IOS, unused, scratch)

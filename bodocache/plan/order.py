@@ -87,17 +87,16 @@ def _radix(pairs: Pairs, begin: Int, end: Int, differing: np.uint64) -> None:
 @jit.kernel(PAIRS, jit.i8, jit.i8, jit.i8, jit.u8)
 def _pass(pairs: Pairs, begin: Int, end: Int, here: Int, shift: np.uint64) -> None:
     keys, carried, places = pairs.keys, pairs.carried, pairs.counters
-    there, mask = 1 - here, np.uint64(_DIGITS - 1)
+    there, mask, place = 1 - here, np.uint64(_DIGITS - 1), np.int64(begin)
     places[:] = 0
     for i in range(begin, end):
         places[np.int64((keys[here, i] >> shift) & mask)] += 1
-    place = begin
     for digit in range(_DIGITS):
-        count = places[digit]
+        of_digit = places[digit]
         places[digit] = place
-        place += count
+        place += of_digit
     for i in range(begin, end):
         digit = np.int64((keys[here, i] >> shift) & mask)
-        place = places[digit]
-        places[digit] = place + 1
-        keys[there, place], carried[there, place] = keys[here, i], carried[here, i]
+        to = places[digit]
+        places[digit] = to + 1
+        keys[there, to], carried[there, to] = keys[here, i], carried[here, i]

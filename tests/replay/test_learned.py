@@ -16,7 +16,7 @@ from bodocache.replay.policy import Policy, Touches, simulate
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
-KINDS_A_LEVEL = reuse.CLASSES // reuse.LEVELS
+KINDS_A_LEVEL = reuse.WORTHLESS // reuse.LEVELS
 
 
 def touches_of(parents, requests, timestamps_s, tenants=()):
