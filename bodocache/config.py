@@ -159,6 +159,7 @@ class FeaturesConfig:
     """Stages of the planner that can be switched off, each to its neutral behaviour."""
 
     heat: StrictBool = True  # off: uses never fade
+    reuse: StrictBool = True  # off: what leaves goes by heat, not by what was learned
     fanout: StrictBool = True  # off: each request moves its own pages, in ops of its own
     admit: StrictBool = True  # off: every page is written through
     credits: StrictBool = True  # off: nobody waits for credits

@@ -98,7 +98,15 @@ def test_heat_fades_unless_it_is_switched_off():
         case.pages["tiers"][0], case.pages["stamp_s"] = 0, [0.0, 100.0]
         evict.arrive(case.pages, queues, case.policy, np.array([0]), DISK, 100.0)
         case.queues = queues
-        assert case.plan(free_frames=0).rows.tolist() == planned
+        assert case.plan(Feature.REUSE, free_frames=0).rows.tolist() == planned
+
+
+def test_what_was_learned_decides_unless_it_is_switched_off():
+    case = Case(2, kind=OpKind.WRITE)
+    case.pages["parent"], case.pages["heat"] = NOWHERE, [1.0, 9.0]
+    case.policy["write_s_per_byte"] = 2 * 0.01 / NBYTES  # worth it for two uses, and by none's chance
+    assert case.plan(Feature.REUSE).rows.tolist() == [1]
+    assert case.plan().rows.tolist() == []
 
 
 def test_admission_refuses_what_is_worth_less_than_a_write_unless_it_is_switched_off():
@@ -299,7 +307,7 @@ def test_time_does_not_run_backwards():
         ("requests", "request", 1, 0, "requests.request: row 1: 0"),
         ("requests", "page_tokens", 1, 0, "requests: row 1"),
         ("requests", "wait_s", 0, np.nan, "requests: row 0"),
-        ("policy", "features_off", 0, 64, "policy.features_off: row 0: 64"),
+        ("policy", "features_off", 0, 128, "policy.features_off: row 0: 128"),
         ("policy", "patience_s", 0, np.nan, "policy: row 0"),
         ("policy", "credits_per_s", 0, -1.0, "policy: row 0"),
     ],
