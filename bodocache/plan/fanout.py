@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.plan import heat
+from bodocache.plan import heat, order
 from bodocache.plan.check import PAGES, POLICIES
 from bodocache.plan.facts import FACTS
 from bodocache.plan.records import Int
@@ -88,13 +88,11 @@ def _named(pages: Records, row: Int, limit: float, now_s: float, half_life_s: fl
 def join(facts: Records, table: NDArray[np.int32], leads: NDArray[np.int32]) -> None:
     """Set ``leads[i]``: the first demand that wants what demand i wants; itself where it is alone.
 
-    ``table`` is scratch: a power of two, at least twice the demands.
+    ``table`` is scratch: at least ``2 ** order.table_bits(demands)`` long.
     """
-    table[:] = 0
-    bits = 0
-    while (1 << bits) < len(table):
-        bits += 1
-    shift, mask = np.uint64(64 - bits), len(table) - 1
+    bits = order.table_bits(len(facts))
+    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    table[: 1 << bits] = 0
     for i in range(len(facts)):
         key = facts[i]["key"]
         at = np.int64((key * _MIX) >> shift)
