@@ -94,6 +94,7 @@ _POLICIES = jit.array(POLICY)
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _DEVICE, _HOST, _DISK = int(Tier.DEVICE), int(Tier.HOST), int(Tier.DISK)
 _PLANNED = int(Fate.PLANNED)
+_AHEAD = 8  # items or ops whose cache lines are asked for early
 _LANE_BITS, _LANES = 5, 32  # 6 kinds, 4 tiers
 _FANOUT, _COALESCE = int(Feature.FANOUT), int(Feature.COALESCE)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -251,12 +252,13 @@ def _find(items: Records, i: Int, table: Indices, bits: Int) -> Int:
 def _form(num_groups: Int, policy: Records, work: Work) -> int:
     """Cut each group into ops; return how many."""
     items, members, found = work.items, work.order, work.found
-    num_ops = 0
+    num_ops, last = 0, np.int64(work.starts[num_groups]) - 1
     for group in range(num_groups):
         begin, end = np.int64(work.starts[group]), np.int64(work.starts[group + 1])
         if end - begin > 1 and items[members[begin]]["place"] >= 0:
             _sort_by_frame(items, begin, end, members, work.pairs)
         for i in range(begin, end):
+            jit.prefetch(items, members[min(i + _AHEAD, last)])
             item = items[members[i]]
             if i > begin and _join(found[num_ops - 1], items[members[i - 1]], item, policy):
                 _note(found[num_ops - 1], item)
@@ -398,8 +400,11 @@ def _order(found: Records, count: Int, runs: Records, pairs: order.Pairs) -> Non
 def _write(num_ops: Int, work: Work, room: Room) -> None:
     items, found, next_asker = work.items, work.found, work.next_asker
     num_before, place, answered = room.counts[0], room.counts[1], room.counts[2]
+    ranked = work.pairs.carried
     for i in range(num_ops):
-        op = found[work.pairs.carried[0, i]]
+        jit.prefetch(found, ranked[0, min(i + 2 * _AHEAD, num_ops - 1)])
+        jit.prefetch(items, found[ranked[0, min(i + _AHEAD, num_ops - 1)]]["item"])
+        op = found[ranked[0, i]]
         _describe(room.ops[num_before + i], op, items[op["item"]], place)
         for k in range(op["first"], op["first"] + op["count"]):
             item = items[work.order[k]]
