@@ -221,7 +221,7 @@ def links_of() -> Any:
 
 
 def tenants_of() -> Any:
-    """Each may read an eighth of what the disk gives and lend half of that; nobody waits to write."""
+    """Each may read an eighth of what the disk gives, and lend half of it; writes are free."""
     tenants = np.zeros(TENANTS, TENANT)
     rate = np.array([DISK_RATE, 1e5 * IO, DISK_RATE, 1e5 * IO, 1e12, 1e5 * IO])
     tenants["rate"] = rate / TENANTS

@@ -4,7 +4,8 @@
 Windows: demands for pages of a table of 10^6, drawn anew each time, after the caches were emptied
 by a walk over 64 MiB. ``chains``: requests for 25 pages of one prefix; ``scattered``: every page at
 random, of a cluster of its own (no real window is that bad). Four of five demands are loads, the
-others writes and prefetches, each request with a deadline of its own.
+others writes and prefetches, each request with a deadline of its own. ``cpu``: the thread's own
+time, for a machine that others use too.
 
 Stages: the conversation trace (bench/_planner_trace.py), once with all of them, then with each
 switched off: ``loss`` is how the totals change by it (us_per_window falls by the stage's cost).
@@ -73,14 +74,15 @@ class Table:
 
 
 def measure_windows(table: Table, count: int, shape: str) -> dict[str, Any]:
-    planner, seconds, ops = Planner(), [], 0
+    planner, seconds, busy, ops = Planner(), [], [], 0
     for _ in range(WINDOWS[count] + 2):
         inputs = Inputs(table.draw(count, shape), table.pages, table.policy)
         _FLUSH.sum()
-        begin = time.perf_counter()
+        begin, busy_begin = time.perf_counter(), time.thread_time()
         ops = len(planner.plan(inputs, table.queues).ops)
+        busy.append(time.thread_time() - busy_begin)
         seconds.append(time.perf_counter() - begin)
-    taken = timing(seconds[2:])
+    taken, worked = timing(seconds[2:]), timing(busy[2:])
     return {
         "what": "window",
         "shape": shape,
@@ -90,6 +92,8 @@ def measure_windows(table: Table, count: int, shape: str) -> dict[str, Any]:
         "p50_us": round(1e6 * taken.median_s, 1),
         "p99_us": round(1e6 * taken.p99_s, 1),
         "min_us": round(1e6 * min(seconds[2:]), 1),
+        "cpu_p50_us": round(1e6 * worked.median_s, 1),
+        "cpu_p99_us": round(1e6 * worked.p99_s, 1),
     }
 
 

@@ -94,6 +94,7 @@ _POLICIES = jit.array(POLICY)
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _DEVICE, _HOST, _DISK = int(Tier.DEVICE), int(Tier.HOST), int(Tier.DISK)
 _PLANNED = int(Fate.PLANNED)
+_AHEAD = 8  # items or ops whose cache lines are asked for early
 _LANE_BITS, _LANES = 5, 32  # 6 kinds, 4 tiers
 _FANOUT, _COALESCE = int(Feature.FANOUT), int(Feature.COALESCE)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -109,7 +110,7 @@ def work_for(demands: int) -> Work:
         np.empty(demands + 1, np.int32),
         np.empty(demands, FOUND),
         np.empty(demands, RUN),
-        np.empty(1 << max(1, 2 * demands - 1).bit_length(), np.int32),
+        np.empty(1 << order.table_bits(demands), np.int32),
         order.pairs_for(demands),
     )
 
@@ -199,13 +200,14 @@ def _is_before(one: Any, due_s: float, two: Any) -> bool:
 def _group(count: Int, work: Work) -> int:
     """Number the groups as they come and list the items group by group; return how many."""
     items, table, starts = work.items, work.table, work.starts
-    table[:] = 0
+    bits = order.table_bits(count)
+    table[: 1 << bits] = 0
     num_groups = 0
     starts[0] = 0
     for i in range(count):
         group = np.int64(items[i - 1]["group"]) if i > 0 else 0
         if i == 0 or not _is_same(items[i], items[i - 1]):
-            at = _find(items, i, table)
+            at = _find(items, i, table, bits)
             if table[at] == 0:
                 table[at] = i + 1
                 group = num_groups
@@ -233,13 +235,13 @@ def _is_same(one: Any, two: Any) -> bool:
     return bool(one["cluster"] >= 0 or one["request"] == two["request"])
 
 
-@jit.kernel(jit.array(ITEM), jit.i8, _I4)
-def _find(items: Records, i: Int, table: Indices) -> Int:
+@jit.kernel(jit.array(ITEM), jit.i8, _I4, jit.i8)
+def _find(items: Records, i: Int, table: Indices, bits: Int) -> Int:
     """Where the table holds the first item (1 + its index) of the group of item i, or 0 for it."""
     one = items[i]
     name: Int = np.int64(one["cluster"]) if one["cluster"] >= 0 else -1 - one["request"]
     mixed = (np.uint64(name) * _MIX ^ np.uint64(one["lane"])) * _MIX
-    mask = len(table) - 1
+    mask = (1 << bits) - 1
     at = np.int64(mixed >> np.uint64(32)) & mask
     while table[at] > 0 and not _is_same(one, items[table[at] - 1]):
         at = (at + 1) & mask
@@ -250,12 +252,13 @@ def _find(items: Records, i: Int, table: Indices) -> Int:
 def _form(num_groups: Int, policy: Records, work: Work) -> int:
     """Cut each group into ops; return how many."""
     items, members, found = work.items, work.order, work.found
-    num_ops = 0
+    num_ops, last = 0, np.int64(work.starts[num_groups]) - 1
     for group in range(num_groups):
         begin, end = np.int64(work.starts[group]), np.int64(work.starts[group + 1])
         if end - begin > 1 and items[members[begin]]["place"] >= 0:
             _sort_by_frame(items, begin, end, members, work.pairs)
         for i in range(begin, end):
+            jit.prefetch(items, members[min(i + _AHEAD, last)])
             item = items[members[i]]
             if i > begin and _join(found[num_ops - 1], items[members[i - 1]], item, policy):
                 _note(found[num_ops - 1], item)
@@ -397,8 +400,11 @@ def _order(found: Records, count: Int, runs: Records, pairs: order.Pairs) -> Non
 def _write(num_ops: Int, work: Work, room: Room) -> None:
     items, found, next_asker = work.items, work.found, work.next_asker
     num_before, place, answered = room.counts[0], room.counts[1], room.counts[2]
+    ranked = work.pairs.carried
     for i in range(num_ops):
-        op = found[work.pairs.carried[0, i]]
+        jit.prefetch(found, ranked[0, min(i + 2 * _AHEAD, num_ops - 1)])
+        jit.prefetch(items, found[ranked[0, min(i + _AHEAD, num_ops - 1)]]["item"])
+        op = found[ranked[0, i]]
         _describe(room.ops[num_before + i], op, items[op["item"]], place)
         for k in range(op["first"], op["first"] + op["count"]):
             item = items[work.order[k]]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.plan import heat
+from bodocache.plan import heat, order
 from bodocache.plan.check import PAGES, POLICIES
 from bodocache.plan.facts import FACTS
 from bodocache.plan.records import Int
@@ -29,6 +29,7 @@ SHARE = 0.01  # of the recent requests
 REQUESTS = 4.0
 KEEP = 0.5  # at 1 the ids of pages near the limit change with every request
 ABOVE = -2  # in PAGE.cluster: above every cluster; -1: no request passed yet
+_AHEAD = 16  # demands whose place in the table is asked for early
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
@@ -88,14 +89,14 @@ def _named(pages: Records, row: Int, limit: float, now_s: float, half_life_s: fl
 def join(facts: Records, table: NDArray[np.int32], leads: NDArray[np.int32]) -> None:
     """Set ``leads[i]``: the first demand that wants what demand i wants; itself where it is alone.
 
-    ``table`` is scratch: a power of two, at least twice the demands.
+    ``table`` is scratch: at least ``2 ** order.table_bits(demands)`` long.
     """
-    table[:] = 0
-    bits = 0
-    while (1 << bits) < len(table):
-        bits += 1
-    shift, mask = np.uint64(64 - bits), len(table) - 1
+    bits = order.table_bits(len(facts))
+    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    table[: 1 << bits] = 0
     for i in range(len(facts)):
+        soon = facts[min(i + _AHEAD, len(facts) - 1)]["key"]
+        jit.prefetch(table, np.int64((soon * _MIX) >> shift))
         key = facts[i]["key"]
         at = np.int64((key * _MIX) >> shift)
         while table[at] > 0 and facts[table[at] - 1]["key"] != key:

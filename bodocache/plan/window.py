@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import charges, check, coalesce, cuts, evict, facts, fanout, fates
+from bodocache.plan import asked, charges, check, coalesce, cuts, evict, facts, fanout, fates
 from bodocache.plan import streams as ways
 from bodocache.plan.check import DEMANDS, LINKS, PAGES, POLICIES, REQUESTS, TENANTS
 from bodocache.plan.credits import check as check_credits
@@ -145,12 +145,12 @@ class Planner:
             check_credits(inputs.tenants, inputs.policy, now_s)
             charges.check(inputs.tenants, self._bill(inputs.demands))
 
-    def _bill(self, demands: Records) -> charges.Asked:
+    def _bill(self, demands: Records) -> asked.Asked:
         """What the tenants would be asked to pay for, as it stands before anything is decided."""
         payments, n = self._space.payments, len(demands)
         unwritten = demands[:]
         unwritten.flags.writeable = False
-        return charges.Asked(
+        return asked.Asked(
             unwritten,
             payments.nbytes[:n],
             payments.order[:n],
