@@ -3,7 +3,8 @@
 
 Demands for one copy of a page form a group: it is charged once, its bytes and one I/O, in equal
 parts to each demand (a tenant that asks twice pays twice the part), exactly. Where a tenant cannot
-pay, the others pay for it, who would pay no less alone; a group that nobody can pay for waits.
+pay, the others pay for it, who would pay no less alone; a group that nobody can pay for waits. If
+even after TURNS turns some of those left cannot pay, who asks most urgently is left to pay alone.
 
 A tenant's demands are paid in the order given (earliest deadline first), none overtaking, so a
 large page waits for no stream of small ones. But once its oldest has waited ``patience_s`` (0: no
@@ -31,6 +32,9 @@ from bodocache.plan.credits import POLICIES, TENANTS, Tenants, lend, lendable, s
 from bodocache.plan.records import BUCKETS, DEMAND, IO, Int, OpKind
 
 __all__ = ["Answer", "Asked", "Scratch", "check", "give_back", "grant", "part", "scratch_for"]
+
+TURNS = 8  # of finding who pays: each costs a walk over the group, and a thousand tenants with just
+# the wrong balances would make it a thousand walks
 
 _WRITE, _LOAD = int(OpKind.WRITE), int(OpKind.LOAD)
 _I, _B = jit.array("i8"), jit.array("?")
@@ -210,13 +214,14 @@ def _serve(tenants: Tenants, asked: Asked, i: Int, scratch: Scratch) -> None:
     leader, lane = asked.leaders[i], _lane(asked.demands, i)
     if scratch.served[leader] or scratch.blocked[lane]:
         return
-    while True:  # each turn fewer pay, or it is the last
-        payers = _count_payers(asked, leader, scratch)
-        if payers == 0:
-            break
-        if _charge(tenants, asked, leader, payers, scratch):
-            scratch.served[leader] = True
-            break
+    turn: Int = 0
+    payers: Int = _count_payers(asked, leader, scratch)
+    while payers > 0 and not scratch.served[leader]:
+        scratch.served[leader] = _charge(tenants, asked, leader, payers, scratch)
+        turn += 1
+        if turn == TURNS:
+            _leave_to(asked, leader, lane, scratch)
+        payers = _count_payers(asked, leader, scratch)  # fewer each turn
     member: Int = scratch.heads[leader]
     while member >= 0:  # another group, or the same with loans, is another matter
         scratch.short[_lane(asked.demands, member)] = -1
@@ -232,6 +237,16 @@ def _count_payers(asked: Asked, leader: Int, scratch: Scratch) -> Int:
         count += _pays(scratch.blocked, scratch.short, _lane(asked.demands, i), leader)
         i = scratch.nexts[i]
     return count
+
+
+@jit.kernel(ASKED, jit.i8, jit.i8, SCRATCH)
+def _leave_to(asked: Asked, leader: Int, lane: Int, scratch: Scratch) -> None:
+    """Of the group, only demands of ``lane`` pay from now on."""
+    i: Int = scratch.heads[leader]
+    while i >= 0:
+        if _lane(asked.demands, i) != lane:
+            scratch.short[_lane(asked.demands, i)] = leader
+        i = scratch.nexts[i]
 
 
 @jit.kernel(_B, _I, jit.i8, jit.i8)
