@@ -26,17 +26,30 @@ from bodocache.plan.asked import (
     Asked,
     Indices,
     Scratch,
+    bucket_of,
+    lane_of,
     scratch_for,
 )
 from bodocache.plan.credits import POLICIES, TENANTS, Tenants, lend, lendable, scale_to_link
-from bodocache.plan.records import BUCKETS, DEMAND, IO, Int, OpKind
+from bodocache.plan.records import BUCKETS, IO, Int
 
-__all__ = ["Answer", "Asked", "Scratch", "check", "give_back", "grant", "part", "scratch_for"]
+__all__ = [
+    "ANSWER",
+    "ASKED",
+    "SCRATCH",
+    "Answer",
+    "Asked",
+    "Scratch",
+    "check",
+    "give_back",
+    "grant",
+    "part",
+    "scratch_for",
+]
 
 TURNS = 8  # of finding who pays: each costs a walk over the group, and a thousand tenants with just
 # the wrong balances would make it a thousand walks
 
-_WRITE, _LOAD = int(OpKind.WRITE), int(OpKind.LOAD)
 _I, _B = jit.array("i8"), jit.array("?")
 
 
@@ -99,7 +112,10 @@ def give_back(
             back = min(part(unused, payers, place), scratch.paid[i, unit])
             scratch.paid[i, unit] -= back
             _credit(
-                tenants, np.int64(asked.demands[i]["tenant"]), _bucket(asked.demands, i, unit), back
+                tenants,
+                np.int64(asked.demands[i]["tenant"]),
+                bucket_of(asked.demands, i, unit),
+                back,
             )
             place += 1
         i = scratch.nexts[i]
@@ -109,25 +125,6 @@ def give_back(
 def part(whole: Int, parts: Int, place: Int) -> Int:
     """The size of part ``place`` of ``whole`` in equal parts: they sum to it exactly."""
     return whole // parts + (1 if place < whole % parts else 0)
-
-
-@jit.kernel(jit.i8)
-def purpose(kind: Int) -> Int:
-    """The Purpose of an OpKind."""
-    if kind == _LOAD:
-        return 0
-    return 2 if kind == _WRITE else 1
-
-
-@jit.kernel(jit.readonly(DEMAND), jit.i8)
-def _lane(demands: NDArray[np.void], i: Int) -> Int:
-    demand = demands[i]
-    return LANES * np.int64(demand["tenant"]) + purpose(np.int64(demand["kind"]))
-
-
-@jit.kernel(jit.readonly(DEMAND), jit.i8, jit.i8)
-def _bucket(demands: NDArray[np.void], i: Int, unit: Int) -> Int:
-    return 2 * purpose(np.int64(demands[i]["kind"])) + unit
 
 
 @jit.kernel(TENANTS, jit.i8, jit.i8, jit.i8)
@@ -163,7 +160,7 @@ def _group(asked: Asked, scratch: Scratch) -> None:
         scratch.nexts[i] = scratch.heads[asked.leaders[i]]
         scratch.heads[asked.leaders[i]] = i
         scratch.sizes[asked.leaders[i]] += 1
-        lane = _lane(asked.demands, i)
+        lane = lane_of(asked.demands, i)
         oldest = scratch.oldest[lane]
         if oldest < 0 or asked.demands[i]["arrival_s"] <= asked.demands[oldest]["arrival_s"]:
             scratch.oldest[lane] = i
@@ -180,7 +177,7 @@ def _serve_all(
         if i >= 0 and now_s - asked.demands[i]["arrival_s"] > patience_s:
             _serve(tenants, asked, i, scratch)
     for i in asked.order:
-        leader, lane = asked.leaders[i], _lane(asked.demands, i)
+        leader, lane = asked.leaders[i], lane_of(asked.demands, i)
         if not asked.wanted[i] or scratch.served[leader] or scratch.blocked[lane]:
             continue
         row, bucket, nbytes = lane // LANES, 2 * (lane % LANES), asked.nbytes[leader]
@@ -211,7 +208,7 @@ def _pay_alone(tenants: Tenants, row: Int, bucket: Int, nbytes: Int) -> bool:
 @jit.kernel(TENANTS, ASKED, jit.i8, SCRATCH)
 def _serve(tenants: Tenants, asked: Asked, i: Int, scratch: Scratch) -> None:
     """Charge the group of ``i``; where nobody can pay, what its tenant asks for later waits too."""
-    leader, lane = asked.leaders[i], _lane(asked.demands, i)
+    leader, lane = asked.leaders[i], lane_of(asked.demands, i)
     if scratch.served[leader] or scratch.blocked[lane]:
         return
     turn: Int = 0
@@ -224,7 +221,7 @@ def _serve(tenants: Tenants, asked: Asked, i: Int, scratch: Scratch) -> None:
         payers = _count_payers(asked, leader, scratch)  # fewer each turn
     member: Int = scratch.heads[leader]
     while member >= 0:  # another group, or the same with loans, is another matter
-        scratch.short[_lane(asked.demands, member)] = -1
+        scratch.short[lane_of(asked.demands, member)] = -1
         member = scratch.nexts[member]
     scratch.blocked[lane] = not scratch.served[leader]
 
@@ -234,7 +231,7 @@ def _count_payers(asked: Asked, leader: Int, scratch: Scratch) -> Int:
     count = np.int64(0)
     i: Int = scratch.heads[leader]
     while i >= 0:
-        count += _pays(scratch.blocked, scratch.short, _lane(asked.demands, i), leader)
+        count += _pays(scratch.blocked, scratch.short, lane_of(asked.demands, i), leader)
         i = scratch.nexts[i]
     return count
 
@@ -244,8 +241,8 @@ def _leave_to(asked: Asked, leader: Int, lane: Int, scratch: Scratch) -> None:
     """Of the group, only demands of ``lane`` pay from now on."""
     i: Int = scratch.heads[leader]
     while i >= 0:
-        if _lane(asked.demands, i) != lane:
-            scratch.short[_lane(asked.demands, i)] = leader
+        if lane_of(asked.demands, i) != lane:
+            scratch.short[lane_of(asked.demands, i)] = leader
         i = scratch.nexts[i]
 
 
@@ -263,7 +260,7 @@ def _charge(tenants: Tenants, asked: Asked, leader: Int, payers: Int, scratch: S
     whole = True
     i: Int = scratch.heads[leader]
     while i >= 0:
-        lane = _lane(asked.demands, i)
+        lane = lane_of(asked.demands, i)
         if _pays(scratch.blocked, scratch.short, lane, leader):
             row, bucket = lane // LANES, 2 * (lane % LANES)
             nbytes, ios = each_nbytes + (place < more_nbytes), each_ios + (place < more_ios)
@@ -313,7 +310,7 @@ def _undo(tenants: Tenants, asked: Asked, leader: Int, scratch: Scratch) -> None
     while i >= 0:
         tenant = tenants[np.int64(asked.demands[i]["tenant"])]
         for unit in range(2):
-            bucket, loan = _bucket(asked.demands, i, unit), scratch.loaned[i, unit]
+            bucket, loan = bucket_of(asked.demands, i, unit), scratch.loaned[i, unit]
             tenant["spent"][bucket] -= scratch.paid[i, unit]
             tenant["held"][bucket] += scratch.paid[i, unit] - loan
             tenant["owed"][bucket] -= loan
@@ -377,7 +374,7 @@ def _ready_s(
     row, leader = np.int64(asked.demands[i]["tenant"]), asked.leaders[i]
     ready_s = now_s
     for unit in range(2):
-        bucket = _bucket(asked.demands, i, unit)
+        bucket = bucket_of(asked.demands, i, unit)
         at = bucket * len(tenants) + row
         whole = asked.nbytes[leader] if unit == 0 else np.int64(IO)
         scratch.backlog[at] += part(whole, scratch.sizes[leader], 0)
@@ -394,7 +391,7 @@ def _first_wrong(tenants: Tenants, asked: Asked) -> Int:
         row = np.int64(asked.demands[i]["tenant"])
         if row >= len(tenants):
             return i
-        bucket = _bucket(asked.demands, i, 0)
+        bucket = bucket_of(asked.demands, i, 0)
         waits = asked.wanted[i] and tenants[row]["rate"][bucket] > 0
         if waits and asked.nbytes[i] > tenants[row]["cap"][bucket]:
             return i

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bodocache import jit
 from bodocache.plan import charges
 from bodocache.plan import credits as buckets
-from bodocache.plan.asked import Answer, Asked, scratch_for
+from bodocache.plan.asked import Answer, Asked, purpose, scratch_for
 from bodocache.plan.records import BUCKETS, DEMAND, IO, POLICY, TENANT, OpKind, Purpose
 from bodocache.plan.tardiness import CUT, best_cut
 
@@ -553,6 +553,6 @@ def test_errors_of_the_policy_and_of_the_demands_name_field_and_row():
 
 
 def test_every_bucket_belongs_to_one_purpose_and_unit():
-    assert sorted(2 * charges.purpose(kind) + unit for kind in (0, 1, 2) for unit in (0, 1)) == [
+    assert sorted(2 * purpose(kind) + unit for kind in (0, 1, 2) for unit in (0, 1)) == [
         *range(BUCKETS)
     ]
