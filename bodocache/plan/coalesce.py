@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE, Tier
-from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Int, OpKind, Plan
+from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Int, OpKind
 
 Records = NDArray[np.void]
 
@@ -42,10 +42,18 @@ class Scratch(NamedTuple):
     demands: NDArray[np.int64]  # [n], of each page, op by op as they were found
 
 
+class Room(NamedTuple):
+    """What :func:`coalesce` writes: arrays of [n]."""
+
+    ops: Records  # OP
+    rows: NDArray[np.int64]
+    demands: NDArray[np.int64]  # of each row
+
+
 SCRATCH = jit.named(
     Scratch, *(jit.array(ITEM), jit.array(ITEM), jit.array("i8", 2), jit.array(OP), jit.array("i8"))
 )
-PLAN = jit.named(Plan, jit.array(OP), jit.array("i8"), jit.array("i8"))
+ROOM = jit.named(Room, jit.array(OP), jit.array("i8"), jit.array("i8"))
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _DEVICE, _DISK = int(Tier.DEVICE), int(Tier.DISK)
 _PAGES, _DEMANDS, _POLICIES = jit.array(PAGE), jit.readonly(DEMAND), jit.array(POLICY)
@@ -64,7 +72,7 @@ def scratch_for(demands: int) -> Scratch:
 
 @jit.kernel(
     *(_DEMANDS, jit.readonly("?"), _PAGES, _POLICIES, SCRATCH),
-    *(PLAN, jit.array("i8")),
+    *(ROOM, jit.array("i8")),
 )
 def coalesce(
     demands: Records,
@@ -72,7 +80,7 @@ def coalesce(
     pages: Records,
     policy: Records,
     scratch: Scratch,
-    plan: Plan,
+    plan: Room,
     counts: NDArray[np.int64],
 ) -> None:
     """Write the ops of the wanted demands, and what they move, to ``plan`` (arrays of [n]).

@@ -28,19 +28,9 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.plan import heap
-from bodocache.plan.records import Int
+from bodocache.plan.records import LINK, Int
 
 Z90 = 1.2815515655446004
-
-LINK = np.dtype(
-    [
-        ("rate", "<f8"),  # bytes/s
-        ("spread", "<f8"),  # s/sqrt(byte)
-        ("drift", "<f8"),  # relative error of the rate
-        ("queued_nbytes", "<i8"),  # ahead of whatever is added
-    ],
-    align=True,
-)
 
 # One load and the engine that waits for it; tokens count from the start of its prompt.
 CUT = np.dtype(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.pages import PAGE, Tier
 from bodocache.plan import admit, coalesce, evict
-from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Int, OpKind, Plan
+from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Fate, Int, OpKind, Plan
 
 Records = NDArray[np.void]
 
@@ -71,12 +71,16 @@ def plan_window(
         np.empty(n, np.bool_),
         np.empty(2, np.int64),
     )
-    room = Plan(np.empty(n, OP), np.empty(n, np.int64), np.empty(n, np.int64))
+    room = coalesce.Room(np.empty(n, OP), np.empty(n, np.int64), np.empty(n, np.int64))
     wrong = _plan(demands, pages, queues, policy, free_frames, scratch, room)
     if wrong >= 0:
         raise _complaint(wrong, demands, len(pages))
     num_ops, num_rows = scratch.counts
-    return Plan(room.ops[:num_ops], room.rows[:num_rows], room.demands[:num_rows])
+    planned = room.demands[:num_rows]
+    fates = np.full(n, Fate.IDLE, np.uint8)
+    fates[planned] = Fate.PLANNED
+    answers = np.arange(num_rows + 1)
+    return Plan(room.ops[:num_ops], room.rows[:num_rows], planned, answers, fates, np.zeros(0))
 
 
 def _check_arrays(demands: Records, pages: Records, queues: evict.Queues, policy: Records) -> None:
@@ -111,7 +115,7 @@ _SCRATCH = jit.named(
 _DEMANDS = jit.readonly(DEMAND)
 
 
-@jit.kernel(_DEMANDS, evict.PAGES, evict.QUEUES, evict.POLICIES, jit.i8, _SCRATCH, coalesce.PLAN)
+@jit.kernel(_DEMANDS, evict.PAGES, evict.QUEUES, evict.POLICIES, jit.i8, _SCRATCH, coalesce.ROOM)
 def _plan(
     demands: Records,
     pages: Records,
@@ -119,7 +123,7 @@ def _plan(
     policy: Records,
     free_frames: Int,
     scratch: _Scratch,
-    room: Plan,
+    room: coalesce.Room,
 ) -> int:
     """-1, or the code of what is wrong first: which complaint + complaints * row."""
     wrong = _first_wrong(demands, pages, policy)

@@ -99,7 +99,7 @@ def windows(draw):
     demands = [np.zeros(0, DEMAND)]
     for request in draw(st.permutations(range(3))):
         asked = draw(st.sets(st.integers(0, len(tiers) - 1)))
-        kind = draw(st.sampled_from(OpKind))
+        kind = draw(st.sampled_from([OpKind.LOAD, OpKind.WRITE]))
         when = st.sampled_from([1.0, 2.0, np.inf])
         demands.append(demands_of(sorted(asked), kind, request, draw(when), draw(st.just(0.0))))
     return np.concatenate(demands).astype(DEMAND), pages

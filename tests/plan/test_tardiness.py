@@ -121,7 +121,7 @@ def test_loading_and_computing_meet_at_the_same_time(load, landed):
 
 
 def test_a_finish_counts_what_is_queued_and_doubts_what_it_does_not_know():
-    link = np.array([(1e9, 0.0, 0.0, 10**9)], LINK)
+    link = np.array([(1e9, 0.0, 0.0, 10**9, 0, 0, 0)], LINK)
     assert predicted_finish_s(link, 1e9, 5.0, Z90) == 7.0
     link["spread"], link["drift"] = 1e-6, 0.1
     doubt_s = Z90 * np.hypot(1e-6 * np.sqrt(2e9), 0.2)
@@ -129,7 +129,7 @@ def test_a_finish_counts_what_is_queued_and_doubts_what_it_does_not_know():
 
 
 def test_each_load_is_late_by_what_lies_ahead_of_it():
-    link = np.array([(1e9, 0.0, 0.0, 0)], LINK)
+    link = np.array([(1e9, 0.0, 0.0, 0, 0, 0, 0)], LINK)
     finishes_s, late_s = np.empty(3), np.empty(3)
     nbytes, deadlines_s = np.full(3, 10**9), np.array([1.5, 1.5, np.inf])
     tardiness(link, nbytes, deadlines_s, 0.0, finishes_s, late_s)
