@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demanded pages to ops: few and large, earliest deadline first.
+"""Wanted pages to ops: few and large, earliest deadline first.
 
-Pages of one request, kind and source tier form ops of at most ``chunk_nbytes``. From disk they are
-taken by frame: file-adjacent frames merge, and a hole of up to ``hole_nbytes`` between two is read
-through: its bytes count towards the limit and ``nbytes``, and nobody is offered them. From other
-tiers, and for writes, they go shallow to deep: where they lie in memory does not matter.
-Ops are ordered by deadline, arrival, request, then their shallowest page.
+Pages of one node, kind, source tier and cluster form ops of at most ``chunk_nbytes``; those of no
+cluster go with the request that asks first. From disk they are taken by frame: file-adjacent frames
+merge, and a hole of up to ``hole_nbytes`` between two is read through: its bytes count towards the
+limit and ``nbytes``, and nobody is offered them. From other tiers they go as they were demanded,
+shallow to deep: where they lie in memory does not matter.
+Ops are ordered by deadline, arrival, request, kind, then their shallowest page.
 """
 
 from typing import Any, NamedTuple
@@ -14,226 +15,415 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.pages import PAGE, Tier
-from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Int, OpKind
+from bodocache.pages import Tier
+from bodocache.plan import order
+from bodocache.plan.facts import FACT, WANTS, Wants
+from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Fate, Feature, Int, OpKind
 
 Records = NDArray[np.void]
+Indices = NDArray[np.int32]
 
-# One page, later one op, while it is sorted: by all but the last field, in this order.
+# A page that is moved once, for all who want it: one cache line.
 ITEM = np.dtype(
+    [
+        ("deadline_s", "<f8"),  # of its most urgent asker, like the next two
+        ("arrival_s", "<f8"),
+        ("request", "<i8"),
+        ("place", "<i8"),  # its frame, where it is read by frame; else -1
+        ("nbytes", "<u4"),
+        ("depth", "<u4"),
+        ("cluster", "<i4"),  # -1: none
+        ("lane", "<u4"),  # kind * TIERS + source, and the node above
+        ("page", "<i4"),
+        ("first", "<i4"),  # its most urgent asker: a demand
+        ("last", "<i4"),  # the end of the chain of askers
+        ("group", "<i4"),
+    ]
+)
+
+# An op, in the order in which they are found.
+FOUND = np.dtype(
     [
         ("deadline_s", "<f8"),
         ("arrival_s", "<f8"),
         ("request", "<i8"),
-        ("lane", "<i8"),  # kind * TIERS + source
-        ("place", "<i8"),  # frame or depth
-        ("index", "<i8"),  # of the demand, or of the op
+        ("nbytes", "<i8"),
+        ("kind_depth", "<u8"),  # kind, then its shallowest page
+        ("item", "<i4"),  # its first
+        ("first", "<i4"),  # its place in Work.order
+        ("count", "<i4"),
+        ("run", "<i4"),  # found one after the other with equal deadline, arrival and request
     ]
 )
 
+# Ops of one urgency.
+RUN = np.dtype([("op", "<i4"), ("rank", "<i4"), ("tied", "<i4")])
 
-class Scratch(NamedTuple):
-    """Memory for one call over n demands."""
 
-    items: Records  # ITEM[n], of pages
-    op_items: Records  # ITEM[n], of ops
-    order: NDArray[np.int64]  # [2, n]
-    ops: Records  # OP[n]
-    demands: NDArray[np.int64]  # [n], of each page, op by op as they were found
+class Work(NamedTuple):
+    """Memory for n demands."""
+
+    items: Records  # ITEM[n]
+    item_of: Indices  # [n]: of a lead; -1: none yet
+    next_asker: Indices  # [n]: -1: the last
+    order: Indices  # [n]: items, group by group
+    starts: Indices  # [n + 1] of groups
+    found: Records  # FOUND[n]
+    runs: Records  # RUN[n]
+    table: Indices  # a power of two, at least 2 n
+    pairs: order.Pairs
 
 
 class Room(NamedTuple):
-    """What :func:`coalesce` writes: arrays of [n]."""
+    """The plan that is being made: arrays of n, one more for ``answers``."""
 
     ops: Records  # OP
     rows: NDArray[np.int64]
-    demands: NDArray[np.int64]  # of each row
+    demands: NDArray[np.int64]
+    answers: NDArray[np.int64]
+    counts: NDArray[np.int64]  # [3]: ops, rows, demands
 
 
-SCRATCH = jit.named(
-    Scratch, *(jit.array(ITEM), jit.array(ITEM), jit.array("i8", 2), jit.array(OP), jit.array("i8"))
+_I4 = jit.array("i4")
+WORK = jit.named(
+    Work,
+    *(jit.array(ITEM), _I4, _I4, _I4, _I4, jit.array(FOUND), jit.array(RUN), _I4, order.PAIRS),
 )
-ROOM = jit.named(Room, jit.array(OP), jit.array("i8"), jit.array("i8"))
+ROOM = jit.named(Room, jit.array(OP), *[jit.array("i8")] * 4)
+_POLICIES = jit.array(POLICY)
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
-_DEVICE, _DISK = int(Tier.DEVICE), int(Tier.DISK)
-_PAGES, _DEMANDS, _POLICIES = jit.array(PAGE), jit.readonly(DEMAND), jit.array(POLICY)
+_DEVICE, _HOST, _DISK = int(Tier.DEVICE), int(Tier.HOST), int(Tier.DISK)
+_PLANNED = int(Fate.PLANNED)
+_LANE_BITS, _LANES = 5, 32  # 6 kinds, 4 tiers
+_FANOUT, _COALESCE = int(Feature.FANOUT), int(Feature.COALESCE)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def scratch_for(demands: int) -> Scratch:
-    """Scratch of :func:`coalesce`."""
-    return Scratch(
+def work_for(demands: int) -> Work:
+    """Memory for ``demands``."""
+    return Work(
         np.empty(demands, ITEM),
-        np.empty(demands, ITEM),
-        np.empty((2, demands), np.int64),
-        np.empty(demands, OP),
-        np.empty(demands, np.int64),
+        np.empty(demands, np.int32),
+        np.empty(demands, np.int32),
+        np.empty(demands, np.int32),
+        np.empty(demands + 1, np.int32),
+        np.empty(demands, FOUND),
+        np.empty(demands, RUN),
+        np.empty(1 << max(1, 2 * demands - 1).bit_length(), np.int32),
+        order.pairs_for(demands),
     )
 
 
-@jit.kernel(
-    *(_DEMANDS, jit.readonly("?"), _PAGES, _POLICIES, SCRATCH),
-    *(ROOM, jit.array("i8")),
-)
-def coalesce(
-    demands: Records,
-    wanted: NDArray[np.bool_],
-    pages: Records,
-    policy: Records,
-    scratch: Scratch,
-    plan: Room,
-    counts: NDArray[np.int64],
-) -> None:
-    """Write the ops of the wanted demands, and what they move, to ``plan`` (arrays of [n]).
+def room_for(demands: int) -> Room:
+    """A plan of nothing, with room for ``demands``."""
+    return Room(
+        np.empty(demands, OP),
+        np.empty(demands, np.int64),
+        np.empty(demands, np.int64),
+        np.empty(demands + 1, np.int64),
+        np.zeros(3, np.int64),
+    )
 
-    ``counts`` becomes (ops, rows). Left out: a page to load that lies on the device or nowhere,
-    and one to write that lies on disk, or in neither device nor host memory.
+
+@jit.kernel(WANTS, _POLICIES, WORK, ROOM)
+def coalesce(wants: Wants, policy: Records, work: Work, room: Room) -> None:
+    """Add the ops of the PLANNED demands, and what they move and answer, to ``room``.
+
+    Such a demand has a lane. Order in a stream and prediction are left to later stages.
     """
-    num_pages = _list_pages(demands, wanted, pages, scratch.items)
-    order = scratch.order[_sort(scratch.items, scratch.order, num_pages)]
-    num_ops = 0
-    for i in range(num_pages):
-        item = scratch.items[order[i]]
-        demand = demands[item["index"]]
-        page = pages[demand["page"]]
-        scratch.demands[i] = item["index"]
-        if num_ops > 0 and _join(
-            scratch.ops[num_ops - 1], scratch.items[order[i - 1]], item, page, policy
-        ):
-            _note(scratch.op_items[num_ops - 1], demand, page)
-        else:
-            _begin(scratch.ops[num_ops], item, demand, page, i)
-            _list_op(scratch.op_items[num_ops], demand, page, num_ops)
-            num_ops += 1
-    order = scratch.order[_sort(scratch.op_items, scratch.order, num_ops)]
-    place = 0
-    for i in range(num_ops):
-        op = plan.ops[i]
-        plan.ops[i] = scratch.ops[order[i]]
-        op["deadline_s"] = scratch.op_items[order[i]]["deadline_s"]
-        first, op["first"] = op["first"], place
-        for k in range(op["count"]):
-            plan.demands[place] = scratch.demands[first + k]
-            plan.rows[place] = demands[plan.demands[place]]["page"]
-            place += 1
-    counts[0], counts[1] = num_ops, num_pages
+    num_items = _list_items(wants, policy, work)
+    num_groups = _group(num_items, work)
+    num_ops = _form(num_groups, policy, work)
+    num_runs = _find_runs(work.found, num_ops, work.runs)
+    _rank(work.found, work.runs, num_runs, work.pairs)
+    _order(work.found, num_ops, work.runs, work.pairs)
+    _write(num_ops, work, room)
 
 
-@jit.kernel(_DEMANDS, jit.readonly("?"), _PAGES, jit.array(ITEM))
-def _list_pages(demands: Records, wanted: NDArray[np.bool_], pages: Records, items: Records) -> int:
-    """One item a page to move: by request, lane and place; return how many."""
+@jit.kernel(WANTS, _POLICIES, WORK)
+def _list_items(wants: Wants, policy: Records, work: Work) -> int:
+    """One item a page, its askers chained, the most urgent first; return how many."""
+    demands, facts, leads, fates = wants
+    items, item_of, next_asker = work.items, work.item_of, work.next_asker
+    clusters = (np.int64(policy[0]["features_off"]) & _FANOUT) == 0
     count = 0
     for i in range(len(demands)):
-        demand = demands[i]
-        page = pages[demand["page"]]
-        kind = np.int64(demand["kind"])
-        source = _source(np.int64(page["tiers"]), kind)
-        if source < 0 or not wanted[i]:
+        lead = np.int64(leads[i])
+        if lead == i:
+            item_of[i] = -1
+        if fates[i] != _PLANNED:
             continue
-        item = items[count]
-        item["deadline_s"] = item["arrival_s"] = 0.0
-        item["request"] = demand["request"]
-        item["lane"] = kind * TIERS + source
-        by_frame = kind == _LOAD and source == _DISK
-        item["place"] = page["frame"] if by_frame else np.int64(page["depth"])
-        item["index"] = i
-        count += 1
+        next_asker[i] = -1
+        at = np.int64(item_of[lead])
+        if at < 0:
+            item_of[lead] = count
+            cluster = max(np.int64(facts[lead]["cluster"]), -1) if clusters else -1
+            _open(items[count], facts[lead], demands[i], facts[i]["due_s"], i)
+            items[count]["cluster"] = cluster
+            count += 1
+        elif _is_before(demands[i], facts[i]["due_s"], items[at]):
+            next_asker[i] = items[at]["first"]
+            items[at]["first"] = i
+            _adopt(items[at], demands[i], facts[i]["due_s"])
+        else:
+            next_asker[items[at]["last"]] = i
+            items[at]["last"] = i
     return count
 
 
-@jit.kernel(jit.i8, jit.i8)
-def _source(tiers: Int, kind: Int) -> int:
-    """The fastest tier to copy from, or -1: nothing to copy, or nowhere to copy from."""
-    done, end = (_DISK, _DISK) if kind == _WRITE else (_DEVICE, TIERS)
-    if (tiers >> done) & 1:
-        return -1
-    for tier in range(end):
-        if (tiers >> tier) & 1:
-            return tier
-    return -1
+@jit.kernel(jit.record(ITEM), jit.record(FACT), jit.record(DEMAND), jit.f8, jit.i8)
+def _open(item: Any, fact: Any, demand: Any, due_s: float, index: Int) -> None:
+    _adopt(item, demand, due_s)
+    item["place"], item["nbytes"], item["depth"] = fact["place"], fact["nbytes"], fact["depth"]
+    item["lane"] = np.int64(fact["lane"]) | np.int64(demand["node"]) << _LANE_BITS
+    item["page"] = demand["page"]
+    item["first"], item["last"] = index, index
 
 
-@jit.kernel(*(jit.record(OP), jit.record(ITEM), jit.record(ITEM), jit.record(PAGE), _POLICIES))
-def _join(op: Any, before: Any, item: Any, page: Any, policy: Records) -> bool:
-    """Add the page to the op of the page before it, if that is allowed."""
-    if item["request"] != before["request"] or item["lane"] != before["lane"]:
+@jit.kernel(jit.record(ITEM), jit.record(DEMAND), jit.f8)
+def _adopt(one: Any, demand: Any, due_s: float) -> None:
+    one["deadline_s"], one["arrival_s"] = due_s, demand["arrival_s"]
+    one["request"] = demand["request"]
+
+
+@jit.kernel(jit.record(DEMAND), jit.f8, jit.record(ITEM))
+def _is_before(one: Any, due_s: float, two: Any) -> bool:
+    if due_s != two["deadline_s"]:
+        return bool(due_s < two["deadline_s"])
+    if one["arrival_s"] != two["arrival_s"]:
+        return bool(one["arrival_s"] < two["arrival_s"])
+    return bool(one["request"] < two["request"])
+
+
+@jit.kernel(jit.i8, WORK)
+def _group(count: Int, work: Work) -> int:
+    """Number the groups as they come and list the items group by group; return how many."""
+    items, table, starts = work.items, work.table, work.starts
+    table[:] = 0
+    num_groups = 0
+    starts[0] = 0
+    for i in range(count):
+        group = np.int64(items[i - 1]["group"]) if i > 0 else 0
+        if i == 0 or not _is_same(items[i], items[i - 1]):
+            at = _find(items, i, table)
+            if table[at] == 0:
+                table[at] = i + 1
+                group = num_groups
+                num_groups += 1
+                starts[num_groups] = 0
+            else:
+                group = np.int64(items[table[at] - 1]["group"])
+        items[i]["group"] = group
+        starts[group + 1] += 1
+    for group in range(num_groups):
+        starts[group + 1] += starts[group]
+        table[group] = starts[group]  # the table has served
+    for i in range(count):
+        group = np.int64(items[i]["group"])
+        work.order[table[group]] = i
+        table[group] += 1
+    return num_groups
+
+
+@jit.kernel(jit.record(ITEM), jit.record(ITEM))
+def _is_same(one: Any, two: Any) -> bool:
+    """Whether two items are of one group."""
+    if one["lane"] != two["lane"] or one["cluster"] != two["cluster"]:
         return False
-    nbytes = np.int64(page["nbytes"])
-    hole_nbytes = np.int64(0)
-    if item["lane"] == _LOAD * TIERS + _DISK:
+    return bool(one["cluster"] >= 0 or one["request"] == two["request"])
+
+
+@jit.kernel(jit.array(ITEM), jit.i8, _I4)
+def _find(items: Records, i: Int, table: Indices) -> int:
+    """Where the table holds the first item (1 + its index) of the group of item i, or 0 for it."""
+    one = items[i]
+    name: Int = np.int64(one["cluster"]) if one["cluster"] >= 0 else -1 - one["request"]
+    mixed = (np.uint64(name) * _MIX ^ np.uint64(one["lane"])) * _MIX
+    mask = len(table) - 1
+    at = np.int64(mixed >> np.uint64(32)) & mask
+    while table[at] > 0 and not _is_same(one, items[table[at] - 1]):
+        at = (at + 1) & mask
+    return at
+
+
+@jit.kernel(jit.i8, _POLICIES, WORK)
+def _form(num_groups: Int, policy: Records, work: Work) -> int:
+    """Cut each group into ops; return how many."""
+    items, members, found = work.items, work.order, work.found
+    num_ops = 0
+    for group in range(num_groups):
+        begin, end = np.int64(work.starts[group]), np.int64(work.starts[group + 1])
+        if end - begin > 1 and items[members[begin]]["place"] >= 0:
+            _sort_by_frame(items, begin, end, members, work.pairs)
+        for i in range(begin, end):
+            item = items[members[i]]
+            if i > begin and _join(found[num_ops - 1], items[members[i - 1]], item, policy):
+                _note(found[num_ops - 1], item)
+            else:
+                _begin(found[num_ops], item, members[i], i)
+                num_ops += 1
+    return num_ops
+
+
+@jit.kernel(jit.array(ITEM), jit.i8, jit.i8, _I4, order.PAIRS)
+def _sort_by_frame(
+    items: Records, begin: Int, end: Int, members: Indices, pairs: order.Pairs
+) -> None:
+    for i in range(begin, end):
+        pairs.keys[0, i], pairs.carried[0, i] = items[members[i]]["place"], members[i]
+    order.sort(pairs, begin, end)
+    for i in range(begin, end):
+        members[i] = pairs.carried[0, i]
+
+
+@jit.kernel(jit.record(FOUND), jit.record(ITEM), jit.record(ITEM), _POLICIES)
+def _join(op: Any, before: Any, item: Any, policy: Records) -> bool:
+    """Add the page to the op of the page before it, if that is allowed."""
+    said = policy[0]
+    if np.int64(said["features_off"]) & _COALESCE:
+        return False
+    nbytes, hole_nbytes = np.int64(item["nbytes"]), np.int64(0)
+    if item["place"] >= 0:
         hole_nbytes = (item["place"] - before["place"] - 1) * nbytes  # frames are pages
     grown_nbytes = op["nbytes"] + hole_nbytes + nbytes
-    if not 0 <= hole_nbytes <= policy[0]["hole_nbytes"]:
+    if not 0 <= hole_nbytes <= said["hole_nbytes"] or grown_nbytes > said["chunk_nbytes"]:
         return False
-    if grown_nbytes > policy[0]["chunk_nbytes"]:
-        return False
-    op["count"] += 1
     op["nbytes"] = grown_nbytes
     return True
 
 
-@jit.kernel(jit.record(OP), jit.record(ITEM), jit.record(DEMAND), jit.record(PAGE), jit.i8)
-def _begin(op: Any, item: Any, demand: Any, page: Any, first: Int) -> None:
-    op["kind"] = demand["kind"]
-    op["source"] = item["lane"] % TIERS
-    op["destination"] = _DISK if demand["kind"] == _WRITE else _DEVICE
-    op["count"] = 1
-    op["first"] = first
-    op["request"] = demand["request"]
-    op["nbytes"] = page["nbytes"]
+@jit.kernel(jit.record(FOUND), jit.record(ITEM), jit.i8, jit.i8)
+def _begin(op: Any, item: Any, index: Int, first: Int) -> None:
+    op["deadline_s"], op["arrival_s"] = item["deadline_s"], item["arrival_s"]
+    op["request"] = item["request"]
+    op["nbytes"], op["count"] = item["nbytes"], 1
+    op["kind_depth"] = _kind_depth(item)
+    op["item"], op["first"] = index, first
 
 
-@jit.kernel(jit.record(ITEM), jit.record(DEMAND), jit.record(PAGE), jit.i8)
-def _list_op(listed: Any, demand: Any, page: Any, index: Int) -> None:
-    listed["deadline_s"] = demand["deadline_s"]
-    listed["arrival_s"] = demand["arrival_s"]
-    listed["request"] = demand["request"]
-    listed["lane"] = np.int64(demand["kind"]) * TIERS  # whatever the source, shallow first
-    listed["place"] = page["depth"]
-    listed["index"] = index
+@jit.kernel(jit.record(ITEM))
+def _kind_depth(item: Any) -> np.uint64:
+    kind = (np.uint64(item["lane"]) & np.uint64(_LANES - 1)) >> np.uint64(2)
+    return kind << np.uint64(32) | np.uint64(item["depth"])
 
 
-@jit.kernel(jit.record(ITEM), jit.record(DEMAND), jit.record(PAGE))
-def _note(listed: Any, demand: Any, page: Any) -> None:
+@jit.kernel(jit.record(FOUND), jit.record(ITEM))
+def _note(op: Any, item: Any) -> None:
     """An op is as urgent as its most urgent page, and as deep as its shallowest."""
-    listed["deadline_s"] = min(listed["deadline_s"], demand["deadline_s"])
-    listed["arrival_s"] = min(listed["arrival_s"], demand["arrival_s"])
-    listed["place"] = min(listed["place"], np.int64(page["depth"]))
+    op["count"] += 1
+    op["kind_depth"] = min(op["kind_depth"], _kind_depth(item))
+    if _is_more_urgent(item, op):
+        op["deadline_s"], op["arrival_s"] = item["deadline_s"], item["arrival_s"]
+        op["request"] = item["request"]
 
 
-@jit.kernel(jit.array(ITEM), jit.array("i8", 2), jit.i8)
-def _sort(items: Records, order: NDArray[np.int64], count: Int) -> int:
-    """Merge sort between the two rows of ``order``; return which of them orders the items."""
-    which = 0
-    for i in range(count):
-        order[which, i] = i
-    width = 1
-    while width < count:
-        here, there = order[which], order[1 - which]
-        for begin in range(0, count, 2 * width):
-            middle, end = min(begin + width, count), min(begin + 2 * width, count)
-            left, right = begin, middle
-            for at in range(begin, end):
-                if right < end and (
-                    left == middle or _is_before(items[here[right]], items[here[left]])
-                ):
-                    there[at] = here[right]
-                    right += 1
-                else:
-                    there[at] = here[left]
-                    left += 1
-        which = 1 - which
-        width *= 2
-    return which
-
-
-@jit.kernel(jit.record(ITEM), jit.record(ITEM))
-def _is_before(one: Any, two: Any) -> bool:
+@jit.kernel(jit.record(ITEM), jit.record(FOUND))
+def _is_more_urgent(one: Any, two: Any) -> bool:
     if one["deadline_s"] != two["deadline_s"]:
         return bool(one["deadline_s"] < two["deadline_s"])
     if one["arrival_s"] != two["arrival_s"]:
         return bool(one["arrival_s"] < two["arrival_s"])
-    if one["request"] != two["request"]:
-        return bool(one["request"] < two["request"])
-    if one["lane"] != two["lane"]:
-        return bool(one["lane"] < two["lane"])
-    return bool(one["place"] < two["place"])
+    return bool(one["request"] < two["request"])
+
+
+@jit.kernel(jit.array(FOUND), jit.i8, jit.array(RUN))
+def _find_runs(found: Records, count: Int, runs: Records) -> int:
+    """Number the runs of ops of one urgency, as they were found; return how many."""
+    num_runs = 0
+    for i in range(count):
+        op = found[i]
+        if i == 0 or (
+            op["request"] != found[i - 1]["request"]
+            or op["deadline_s"] != found[i - 1]["deadline_s"]
+            or op["arrival_s"] != found[i - 1]["arrival_s"]
+        ):
+            runs[num_runs]["op"], runs[num_runs]["tied"] = i, 0
+            num_runs += 1
+        op["run"] = num_runs - 1
+    return num_runs
+
+
+@jit.kernel(jit.array(FOUND), jit.array(RUN), jit.i8, order.PAIRS)
+def _rank(found: Records, runs: Records, count: Int, pairs: order.Pairs) -> None:
+    """Rank the runs by deadline, then arrival, then request; equals have one rank."""
+    for i in range(count):
+        pairs.carried[0, i] = i
+    for field in range(3):
+        begin = 0
+        while begin < count:
+            tied, end = runs[pairs.carried[0, begin]]["tied"], begin + 1
+            while end < count and runs[pairs.carried[0, end]]["tied"] == tied:
+                end += 1
+            if end - begin > 1:
+                _part(found, runs, pairs, begin, end, field)
+            begin = end
+    for i in range(count):
+        run = runs[pairs.carried[0, i]]
+        run["rank"] = run["tied"]
+
+
+@jit.kernel(jit.array(FOUND), jit.array(RUN), order.PAIRS, jit.i8, jit.i8, jit.i8)
+def _part(
+    found: Records, runs: Records, pairs: order.Pairs, begin: Int, end: Int, field: Int
+) -> None:
+    """Sort runs that are tied by the next field, and note who still is."""
+    for i in range(begin, end):
+        op = found[runs[pairs.carried[0, i]]["op"]]
+        if field == 0:
+            pairs.keys[0, i] = order.sortable(op["deadline_s"])
+        elif field == 1:
+            pairs.keys[0, i] = order.sortable(op["arrival_s"])
+        else:
+            pairs.keys[0, i] = np.uint64(op["request"])
+    order.sort(pairs, begin, end)
+    tied = begin
+    for i in range(begin, end):
+        if i > begin and pairs.keys[0, i] != pairs.keys[0, i - 1]:
+            tied = i
+        runs[pairs.carried[0, i]]["tied"] = tied
+
+
+@jit.kernel(jit.array(FOUND), jit.i8, jit.array(RUN), order.PAIRS)
+def _order(found: Records, count: Int, runs: Records, pairs: order.Pairs) -> None:
+    """pairs.carried[0] becomes the order of the ops."""
+    for i in range(count):
+        rank = np.uint64(runs[found[i]["run"]]["rank"])
+        pairs.keys[0, i] = rank << np.uint64(35) | found[i]["kind_depth"]
+        pairs.carried[0, i] = i
+    order.sort(pairs, 0, count)
+
+
+@jit.kernel(jit.i8, WORK, ROOM)
+def _write(num_ops: Int, work: Work, room: Room) -> None:
+    items, found, next_asker = work.items, work.found, work.next_asker
+    num_before, place, answered = room.counts[0], room.counts[1], room.counts[2]
+    for i in range(num_ops):
+        op = found[work.pairs.carried[0, i]]
+        _describe(room.ops[num_before + i], op, items[op["item"]], place)
+        for k in range(op["first"], op["first"] + op["count"]):
+            item = items[work.order[k]]
+            room.rows[place] = item["page"]
+            room.answers[place] = answered
+            asker = np.int64(item["first"])
+            while asker >= 0:
+                room.demands[answered] = asker
+                answered += 1
+                asker = np.int64(next_asker[asker])
+            place += 1
+    room.answers[place] = answered
+    room.counts[0], room.counts[1], room.counts[2] = num_before + num_ops, place, answered
+
+
+@jit.kernel(jit.record(OP), jit.record(FOUND), jit.record(ITEM), jit.i8)
+def _describe(op: Any, found: Any, item: Any, first: Int) -> None:
+    lane = np.int64(item["lane"])
+    source, kind = lane % TIERS, (lane & (_LANES - 1)) // TIERS
+    goal = _DEVICE if kind == _LOAD else _DISK if kind == _WRITE else _HOST
+    op["kind"], op["node"] = kind, lane >> _LANE_BITS
+    op["source"], op["destination"], op["stream"] = source, goal, source * TIERS + goal
+    op["order"] = 0
+    op["count"], op["first"] = found["count"], first
+    op["cluster"], op["request"], op["nbytes"] = item["cluster"], found["request"], found["nbytes"]
+    op["deadline_s"] = found["deadline_s"]
+    op["predicted_finish_s"] = op["keep_until_s"] = np.inf
+    op["first_layer"] = op["num_layers"] = op["head_layers"] = op["layers_ahead"] = 0

@@ -89,3 +89,24 @@ def _stalls(load_s: Seconds, compute_s: Seconds, ahead: Int) -> bool:
             return True
         needed_s += compute_s[i]
     return False
+
+
+@jit.kernel(jit.f8, jit.f8, jit.f8)
+def equal_whole_layers(load_s: float, compute_s: float, layers: float) -> Int:
+    """:func:`whole_layers` of :func:`head_start_s`, in closed form, for equal layers."""
+    head_s = max(load_s, layers * load_s - (layers - 1.0) * compute_s)
+    return np.int64(max(1.0, np.floor(head_s / load_s * (1.0 + 1e-12))))
+
+
+@jit.kernel(jit.f8, jit.f8, jit.f8)
+def equal_layers_ahead(load_s: float, compute_s: float, layers: float) -> Int:
+    """:func:`layers_ahead` for equal layers: ``L - (L - 2) c / l``, rounded up, from 2 to L.
+
+    While layer i is computed, layer i + 1 is copied: two, if a copy is no slower than a layer. Else
+    copies lag by l - c a layer, and must have k l >= h + c behind them when they first have to wait
+    for the engine.
+    """
+    if layers <= 2.0:
+        return np.int64(layers)
+    ahead = np.ceil((layers - (layers - 2.0) * compute_s / load_s) * (1.0 - 1e-12))
+    return np.int64(min(layers, max(2.0, ahead)))

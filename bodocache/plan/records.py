@@ -68,15 +68,17 @@ class Unit(IntEnum):
 
 
 class Feature(IntFlag):
-    """Stages of the planner, as bits of POLICY.features_off: what is set is switched off."""
+    """Stages of the planner, as bits of POLICY.features_off: what is set is switched off.
 
-    HEAT = 1  # off: uses never fade
-    FANOUT = 2  # off: every request moves its own pages, in ops of its own
-    CREDITS = 4  # off: nobody waits for credits
-    ADMIT = 8  # off: every page is written through
-    TARDINESS = 16  # off: no load is cut or dropped, no finish predicted
-    OVERLAP = 32  # off: a step starts when all layers are there
-    COALESCE = 64  # off: an op is one page
+    Heat has none: with a half-life without end it is a plain count.
+    """
+
+    FANOUT = 1  # off: every request moves its own pages, in ops of its own
+    CREDITS = 2  # off: nobody waits for credits
+    ADMIT = 4  # off: every page is written through
+    TARDINESS = 8  # off: no load is cut or dropped, no finish predicted
+    OVERLAP = 16  # off: a step starts when all its layers are there
+    COALESCE = 32  # off: an op is one page
 
 
 # One page somebody wants moved. Rows of one request stand together, shallow to deep.
@@ -107,7 +109,7 @@ REQUEST = np.dtype(
         ("n_waiting", "<f8"),  # requests that wait at its engine behind it
         ("page_tokens", "<u4"),
         ("layers", "<u4"),  # of a load that is streamed by layer; 0: it is not
-        ("cut_at", "<i8"),  # pages at which the last window would have cut it; -1: nowhere
+        ("cut_at", "<i8"),  # tokens at which the last window would have cut it; -1: nowhere
     ],
     align=True,
 )
@@ -139,7 +141,7 @@ LINK = np.dtype(
         ("rate", "<f8"),  # bytes/s
         ("spread", "<f8"),  # s/sqrt(byte)
         ("drift", "<f8"),  # relative error of the rate
-        ("queued_nbytes", "<i8"),  # ahead of whatever is added
+        ("queued_nbytes", "<i8"),  # ahead of whatever is added, demands under way not counted
         ("node", "<u4"),
         ("source", "<u2"),  # Tier
         ("destination", "<u2"),  # Tier
@@ -214,4 +216,5 @@ class Plan(NamedTuple):
     demands: NDArray[np.int64]  # indices into the window's demands
     answers: NDArray[np.int64]  # [len(rows) + 1]
     fates: NDArray[np.uint8]  # [number of demands]: Fate
-    ready_s: NDArray[np.float64]  # [the same, 0 without tenants]: when DEFERRED has its credits
+    ready_s: NDArray[np.float64]  # [the same]: when one that is DEFERRED will have its credits
+    decisions: NDArray[np.void]  # late.DECISION[requests]; cut_at is for their next REQUEST

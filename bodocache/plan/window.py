@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One planning round: what is demanded, as records, to ops in the order they should start.
 
-The stages, in order: check, admit (for writes), coalesce. Nothing is planned unless every input
-holds; nothing is changed but the queues' notice of pages that have come of age.
+The stages, in order: check, fan-out, admit (for writes), credits, tardiness (cuts), coalesce,
+streams (predicted finishes), overlap. Heat comes before: it is in the pages' records. All inputs
+are checked before anything is decided, so a plan is never half made. Changed are only the tenants'
+buckets and the queues' notice of pages that have come of age.
 """
 
 from typing import NamedTuple
@@ -11,183 +13,255 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.pages import PAGE, Tier
-from bodocache.plan import admit, coalesce, evict
-from bodocache.plan.records import DEMAND, OP, POLICY, TIERS, Fate, Int, OpKind, Plan
+from bodocache.pages import PAGE
+from bodocache.plan import charges, check, coalesce, cuts, evict, facts, fanout, fates
+from bodocache.plan import streams as ways
+from bodocache.plan.check import DEMANDS, LINKS, PAGES, POLICIES, REQUESTS, TENANTS
+from bodocache.plan.credits import check as check_credits
+from bodocache.plan.records import (
+    DEMAND,
+    LINK,
+    POLICY,
+    REQUEST,
+    TENANT,
+    Feature,
+    Int,
+    Plan,
+)
 
 Records = NDArray[np.void]
 
 UNLIMITED = 1 << 62
-_WRITE, _DISK = int(OpKind.WRITE), int(Tier.DISK)
+NO_TENANTS, NO_LINKS, NO_REQUESTS = np.zeros(0, TENANT), np.zeros(0, LINK), np.zeros(0, REQUEST)
+LEAST_DEMANDS = 1024  # that memory is made for
 
-_COMPLAINTS = (
-    "demands.page: row {row}: {page} is outside the table of {rows} pages",
-    "demands.kind: row {row}: {kind} is not an OpKind",
-    "demands.request: row {row}: {request} is negative",
-    "demands.deadline_s: row {row}: not a number",
-    "demands.arrival_s: row {row}: not a finite number",
-    "pages.nbytes: row {page}: 0, of a demanded page",
-    "policy.half_life_s: row 0: must be a finite number > 0",
-    "policy.chunk_nbytes: row 0: must be > 0",
-    "policy.hole_nbytes: row 0: must be >= 0",
-    "policy: row 0: a rate, latency or residence is negative or not a number",
-)
+_FANOUT, _ADMIT, _CREDITS = int(Feature.FANOUT), int(Feature.ADMIT), int(Feature.CREDITS)
+_TARDINESS, _OVERLAP = int(Feature.TARDINESS), int(Feature.OVERLAP)
 
 
-class _Scratch(NamedTuple):
-    coalesce: coalesce.Scratch
-    wanted: NDArray[np.bool_]  # [n]
-    writes: NDArray[np.int64]  # [2, n]: page rows, their demands
-    densities: NDArray[np.float64]  # [n]
-    admitted: NDArray[np.bool_]  # [n]
-    counts: NDArray[np.int64]  # [2]: ops, rows
+class Inputs(NamedTuple):
+    """The records of one window. Nobody changes them but tenants' buckets."""
+
+    demands: Records  # DEMAND[n]
+    pages: Records  # PAGE[rows]
+    policy: Records  # POLICY[1]
+    tenants: Records = NO_TENANTS  # TENANT[t]
+    links: Records = NO_LINKS  # LINK[k]
+    requests: Records = NO_REQUESTS  # REQUEST[m]
 
 
-def plan_window(
+class _Space(NamedTuple):
+    """Memory for n demands, t tenants, k links and m requests; kept from window to window."""
+
+    facts: Records  # FACT[n]
+    leads: NDArray[np.int32]  # [n]
+    fates: NDArray[np.uint8]  # [n]
+    ready_s: NDArray[np.float64]  # [n]
+    writes: fates.Writes
+    payments: fates.Payments
+    book: cuts.Book
+    work: coalesce.Work
+    room: coalesce.Room
+    streams: ways.Streams
+
+
+class Planner:
+    """Plans windows, one after the other, in memory of its own that it keeps.
+
+    It grows by doubling, so windows of one size allocate nothing but what NumPy's views take.
+    """
+
+    __slots__ = ("_now_s", "_sizes", "_space")
+
+    def __init__(self) -> None:
+        self._now_s = -np.inf
+        self._sizes = (LEAST_DEMANDS, 1, 1, 1)
+        self._space = _space_for(*self._sizes)
+
+    def plan(
+        self,
+        inputs: Inputs,
+        queues: evict.Queues,
+        *,
+        now_s: float | None = None,
+        free_frames: int = UNLIMITED,
+    ) -> Plan:
+        """Plan one window; the arrays of the result are written over by the next.
+
+        ``free_frames``: places on disk that cost nothing, for writes. ``now_s``: the queues' clock,
+        if it is None.
+
+        Raises:
+            ValueError: an array's dtype or shape is wrong, a field is out of range (the message
+                names both the field and the row), or time runs backwards. Nothing has changed.
+        """
+        now_s = float(queues.clock_s[0]) if now_s is None else now_s
+        _check_arrays(inputs, queues)
+        if not self._now_s <= now_s < np.inf:
+            raise ValueError(f"now_s: {now_s}; the last window was at {self._now_s}")
+        self._fit(inputs)
+        self._check(inputs, now_s)
+        space, n = self._space, len(inputs.demands)
+        self._now_s = now_s
+        _decide(*inputs, queues, now_s, free_frames, space)
+        num_ops, num_rows, num_demands = space.room.counts.tolist()
+        return Plan(
+            space.room.ops[:num_ops],
+            space.room.rows[:num_rows],
+            space.room.demands[:num_demands],
+            space.room.answers[: num_rows + 1],
+            space.fates[:n],
+            space.ready_s[:n],
+            space.book.of_request[: len(inputs.requests)],
+        )
+
+    def _fit(self, inputs: Inputs) -> None:
+        """Make memory larger if the inputs need it; the tenants' fits exactly."""
+        needs = (len(inputs.demands), len(inputs.requests), len(inputs.links))
+        sizes = [
+            max(1, had if need <= had else max(need, 2 * had))
+            for need, had in zip(needs, self._sizes, strict=False)
+        ]
+        tenants = len(inputs.tenants)
+        if (*sizes, tenants) != self._sizes:
+            self._sizes = (*sizes, tenants)
+            self._space = _space_for(*self._sizes)
+
+    def _check(self, inputs: Inputs, now_s: float) -> None:
+        space = self._space
+        wrong = _intake(*inputs, space)
+        if wrong >= 0:
+            raise check.complaint(wrong, inputs._asdict())
+        if len(inputs.tenants):
+            check_credits(inputs.tenants, inputs.policy, now_s)
+            charges.check(inputs.tenants, self._bill(inputs.demands))
+
+    def _bill(self, demands: Records) -> charges.Asked:
+        """What the tenants would be asked to pay for, as it stands before anything is decided."""
+        payments, n = self._space.payments, len(demands)
+        unwritten = demands[:]
+        unwritten.flags.writeable = False
+        columns = (payments.nbytes, payments.order, payments.leaders, payments.wanted)
+        return charges.Asked(unwritten, *(column[:n] for column in columns))
+
+
+def plan_window(  # noqa: PLR0913 -- each is a table, or a number, of one window
     demands: Records,
     pages: Records,
     queues: evict.Queues,
     policy: Records,
     *,
+    tenants: Records = NO_TENANTS,
+    links: Records = NO_LINKS,
+    requests: Records = NO_REQUESTS,
+    now_s: float | None = None,
     free_frames: int = UNLIMITED,
 ) -> Plan:
-    """Plan ``demands`` (DEMAND[n]) over ``pages`` (PAGE[rows]).
+    """One window by itself: :meth:`Planner.plan` in memory that the plan keeps."""
+    inputs = Inputs(demands, pages, policy, tenants, links, requests)
+    return Planner().plan(inputs, queues, now_s=now_s, free_frames=free_frames)
 
-    ``free_frames``: places on disk that cost nothing, for writes. A demanded page is missing from
-    the plan where there is nothing to move (see :func:`bodocache.plan.coalesce.coalesce`), or a
-    write is not admitted.
 
-    Raises:
-        ValueError: an array's dtype or shape is wrong, or a field is out of range; names both the
-            field and the row.
-    """
-    _check_arrays(demands, pages, queues, policy)
-    n = len(demands)
-    scratch = _Scratch(
-        coalesce.scratch_for(n),
-        np.empty(n, np.bool_),
-        np.empty((2, n), np.int64),
-        np.empty(n),
-        np.empty(n, np.bool_),
-        np.empty(2, np.int64),
+def _space_for(demands: int, requests: int, links: int, tenants: int) -> _Space:
+    return _Space(
+        np.empty(demands, facts.FACT),
+        np.empty(demands, np.int32),
+        np.empty(demands, np.uint8),
+        np.zeros(demands),
+        fates.writes_for(demands),
+        fates.payments_for(demands, tenants),
+        cuts.book_for(demands, requests, links),
+        coalesce.work_for(demands),
+        coalesce.room_for(demands),
+        ways.streams(),
     )
-    room = coalesce.Room(np.empty(n, OP), np.empty(n, np.int64), np.empty(n, np.int64))
-    wrong = _plan(demands, pages, queues, policy, free_frames, scratch, room)
-    if wrong >= 0:
-        raise _complaint(wrong, demands, len(pages))
-    num_ops, num_rows = scratch.counts
-    planned = room.demands[:num_rows]
-    fates = np.full(n, Fate.IDLE, np.uint8)
-    fates[planned] = Fate.PLANNED
-    answers = np.arange(num_rows + 1)
-    return Plan(room.ops[:num_ops], room.rows[:num_rows], planned, answers, fates, np.zeros(0))
 
 
-def _check_arrays(demands: Records, pages: Records, queues: evict.Queues, policy: Records) -> None:
-    for name, array, dtype in (
-        ("demands", demands, DEMAND),
-        ("pages", pages, PAGE),
-        ("policy", policy, POLICY),
-    ):
+def _check_arrays(inputs: Inputs, queues: evict.Queues) -> None:
+    for name, array, dtype in zip(Inputs._fields, inputs, _DTYPES, strict=True):
         if array.dtype is not dtype and array.dtype != dtype:
             raise ValueError(f"{name}: expected the dtype of records.py, got {array.dtype}")
         if array.ndim != 1 or not array.flags.c_contiguous:
             raise ValueError(f"{name}: expected one contiguous dimension, got {array.shape}")
-    if len(policy) != 1 or len(queues.since_s) < len(pages):
+    if len(inputs.policy) != 1 or len(queues.since_s) < len(inputs.pages):
         raise ValueError(
-            f"policy: expected 1 record, got {len(policy)}; queues: {len(queues.since_s)} rows for "
-            f"{len(pages)} pages (evict.grown)"
+            f"policy: expected 1 record, got {len(inputs.policy)}; queues: {len(queues.since_s)}"
+            f" rows for {len(inputs.pages)} pages (evict.grown)"
         )
 
 
-def _complaint(wrong: int, demands: Records, num_pages: int) -> ValueError:
-    """The error of a code of :func:`_first_wrong`."""
-    row, which = divmod(wrong, len(_COMPLAINTS))
-    said = {name: demands[name][row] for name in DEMAND.names or ()} if len(demands) else {}
-    return ValueError(_COMPLAINTS[which].format(row=row, rows=num_pages, **said))
-
-
-_SCRATCH = jit.named(
-    _Scratch,
-    coalesce.SCRATCH,
-    *(jit.array("?"), jit.array("i8", 2), jit.array("f8"), jit.array("?"), jit.array("i8")),
+_DTYPES = (DEMAND, PAGE, POLICY, TENANT, LINK, REQUEST)
+_INPUTS = (DEMANDS, PAGES, POLICIES, TENANTS, LINKS, REQUESTS)
+_SPACE = jit.named(
+    _Space,
+    *(facts.FACTS, jit.array("i4"), jit.array("u1"), jit.array("f8")),
+    *(fates.WRITES, fates.PAYMENTS, cuts.BOOK, coalesce.WORK, coalesce.ROOM, ways.STREAMS),
 )
-_DEMANDS = jit.readonly(DEMAND)
 
 
-@jit.kernel(_DEMANDS, evict.PAGES, evict.QUEUES, evict.POLICIES, jit.i8, _SCRATCH, coalesce.ROOM)
-def _plan(
+@jit.kernel(*_INPUTS, _SPACE)
+def _intake(
     demands: Records,
     pages: Records,
-    queues: evict.Queues,
     policy: Records,
-    free_frames: Int,
-    scratch: _Scratch,
-    room: coalesce.Room,
+    tenants: Records,
+    links: Records,
+    requests: Records,
+    space: _Space,
 ) -> int:
-    """-1, or the code of what is wrong first: which complaint + complaints * row."""
-    wrong = _first_wrong(demands, pages, policy)
+    """Check everything; note the facts of each demand, and who wants the same. -1, or a code."""
+    wrong = check.in_policy(policy)
+    if wrong < 0:
+        wrong = check.in_links(links)
+    if wrong < 0:
+        wrong = facts.gather(demands, pages, tenants, space.facts)
+    if wrong < 0:
+        wrong = check.in_requests(requests, demands, pages)
     if wrong >= 0:
         return wrong
-    num_writes = 0
-    for i in range(len(demands)):
-        scratch.wanted[i] = demands[i]["kind"] != _WRITE
-        if demands[i]["kind"] == _WRITE:
-            scratch.writes[0, num_writes] = demands[i]["page"]
-            scratch.writes[1, num_writes] = i
-            num_writes += 1
-    if num_writes > 0:
-        writes, admitted = scratch.writes[0, :num_writes], scratch.admitted
-        weights = scratch.densities
-        admit.admit(pages, queues, policy, writes, _DISK, free_frames, weights, admitted)
-        for i in range(num_writes):
-            scratch.wanted[scratch.writes[1, i]] = admitted[i]
-    coalesce.coalesce(
-        demands, scratch.wanted, pages, policy, scratch.coalesce, room, scratch.counts
-    )
+    wants = facts.Wants(demands, space.facts, space.leads, space.fates)
+    if np.int64(policy[0]["features_off"]) & _FANOUT:
+        for i in range(len(demands)):
+            space.leads[i] = i
+    else:
+        fanout.join(space.facts[: len(demands)], space.work.table, space.leads)
+    fates.begin(wants)
+    if len(tenants) > 0:
+        fates.bill(wants, space.payments)
     return -1
 
 
-@jit.kernel(_DEMANDS, evict.PAGES, evict.POLICIES)
-def _first_wrong(demands: Records, pages: Records, policy: Records) -> int:
-    which = _wrong_in_policy(policy)
-    if which >= 0:
-        return which
-    for i in range(len(demands)):
-        which = _wrong_in_demand(demands, pages, i)
-        if which >= 0:
-            return which + len(_COMPLAINTS) * i
-    return -1
-
-
-@jit.kernel(_DEMANDS, evict.PAGES, jit.i8)
-def _wrong_in_demand(demands: Records, pages: Records, i: Int) -> int:
-    demand = demands[i]
-    if not 0 <= demand["page"] < len(pages):
-        return 0
-    if demand["kind"] > _WRITE:
-        return 1
-    if demand["request"] < 0:
-        return 2
-    if np.isnan(demand["deadline_s"]):
-        return 3
-    if not np.isfinite(demand["arrival_s"]):
-        return 4
-    return 5 if pages[demand["page"]]["nbytes"] == 0 else -1
-
-
-@jit.kernel(evict.POLICIES)
-def _wrong_in_policy(policy: Records) -> int:
-    said = policy[0]
-    if not 0.0 < said["half_life_s"] < np.inf:
-        return 6
-    if said["chunk_nbytes"] <= 0:
-        return 7
-    if said["hole_nbytes"] < 0:
-        return 8
-    good = said["min_residence_s"] >= 0.0
-    for tier in range(TIERS):
-        good &= said["load_s_per_byte"][tier] >= 0.0
-        good &= said["load_latency_s"][tier] >= 0.0
-        good &= said["write_s_per_byte"][tier] >= 0.0
-    return -1 if good else 9
+@jit.kernel(*_INPUTS, evict.QUEUES, jit.f8, jit.i8, _SPACE)
+def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-only
+    demands: Records,
+    pages: Records,
+    policy: Records,
+    tenants: Records,
+    links: Records,
+    requests: Records,
+    queues: evict.Queues,
+    now_s: float,
+    free_frames: Int,
+    space: _Space,
+) -> None:
+    """All stages behind the checks."""
+    on = ~np.int64(policy[0]["features_off"])
+    wants = facts.Wants(demands, space.facts, space.leads, space.fates)
+    room, payments, book, work = space.room, space.payments, space.book, space.work
+    room.counts[:] = 0
+    ways.begin(space.streams, links)
+    if on & _ADMIT:
+        fates.admit_writes(wants, pages, queues, policy, free_frames, space.writes)
+    pays = len(tenants) > 0 and (on & _CREDITS) != 0
+    if pays:
+        fates.charge(wants, tenants, policy, now_s, payments, work.pairs, space.ready_s)
+    decides = len(requests) > 0 and (on & (_TARDINESS | _OVERLAP)) != 0
+    if decides:
+        cuts.decide(wants, requests, links, policy, now_s, space.streams, book)
+        cuts.abort(wants, book, room)
+    coalesce.coalesce(wants, policy, work, room)
+    if pays:
+        fates.settle(wants, tenants, payments, work, room)
+    ways.assign(space.streams, room.ops[: room.counts[0]], links, policy, now_s)
+    if decides and (on & _OVERLAP) != 0:
+        cuts.stream_by_layer(requests, book, room)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bodocache.pages import PAGE, Tier
+from bodocache.pages import NOWHERE, PAGE, Tier
 from bodocache.plan import evict
 from bodocache.plan.records import DEMAND, POLICY, OpKind
 from bodocache.plan.window import plan_window
@@ -27,6 +27,7 @@ def pages_of(tiers, frames=None):
     pages["nbytes"], pages["heat"], pages["recompute_s"] = NBYTES, 1.0, 0.01
     pages["tiers"] = [sum(tier.bit for tier in held) for held in tiers]
     pages["frame"] = -1 if frames is None else frames
+    pages["cluster"] = NOWHERE
     return pages
 
 
@@ -49,43 +50,61 @@ def rows(ops):
 # --- the twin
 
 
+def urgency(demand):
+    return tuple(demand[name].item() for name in ("deadline_s", "arrival_s", "request"))
+
+
+def source_of(demand, pages):
+    """The tier a demand's page is taken from; None: nothing to move."""
+    held = {tier for tier in Tier if pages["tiers"][demand["page"]] >> tier & 1}
+    done, able = {
+        OpKind.LOAD: ({DEVICE}, set(Tier)),
+        OpKind.WRITE: ({DISK}, {DEVICE, HOST}),
+        OpKind.PREFETCH: ({DEVICE, HOST}, {DISK, REMOTE}),
+    }[demand["kind"]]
+    return None if held & done else min(held & able, default=None)
+
+
 def twin(demands, pages, policy):
-    """(deadline, arrival, request, kind, shallowest page, source, rows, nbytes), in order."""
-    lanes = {}
-    for demand in demands:
-        held = {tier for tier in Tier if pages["tiers"][demand["page"]] >> tier & 1}
-        done, able = (DISK, {DEVICE, HOST}) if demand["kind"] else (DEVICE, held)
-        if done not in held and held & able:
-            lane = (demand["request"].item(), demand["kind"].item(), int(min(held & able)))
-            lanes.setdefault(lane, []).append(demand)
-    return sorted(
-        described(*lane, op, pages) for lane in lanes for op in cut(lanes, lane, pages, policy)
-    )
+    """[(urgency, kind, shallowest page, source, rows, askers of each, nbytes)], in order."""
+    moves, groups = {}, {}
+    for i, demand in enumerate(demands):
+        if source_of(demand, pages) is not None:
+            moves.setdefault((demand["page"], demand["node"], demand["kind"]), []).append(i)
+    for askers in moves.values():
+        first = demands[min(askers, key=lambda i: urgency(demands[i]))]
+        cluster = pages["cluster"][first["page"]]
+        of = ("cluster", cluster) if cluster >= 0 else ("request", first["request"])
+        lane = (first["node"].item(), first["kind"].item(), source_of(first, pages), *of)
+        groups.setdefault(lane, []).append((first, askers))
+    ops = [
+        described(lane[1:3], op, pages)
+        for lane, group in groups.items()
+        for op in cut(group, lane[2] is DISK, pages, policy)
+    ]
+    return sorted(ops, key=lambda op: op[:3])
 
 
-def described(request, kind, source, op, pages):
+def described(lane, op, pages):
     moved, nbytes = op
-    deadline_s = min(demand["deadline_s"].item() for demand in moved)
-    arrival_s = min(demand["arrival_s"].item() for demand in moved)
-    shallowest = min(pages["depth"][demand["page"]].item() for demand in moved)
-    moved = [demand["page"].item() for demand in moved]
-    return deadline_s, arrival_s, request, kind, shallowest, source, moved, nbytes
+    kind, source = lane
+    first = min(urgency(demand) for demand, _ in moved)
+    shallowest = min(pages["depth"][demand["page"]].item() for demand, _ in moved)
+    rows = [demand["page"].item() for demand, _ in moved]
+    return first, kind, shallowest, int(source), rows, [set(askers) for _, askers in moved], nbytes
 
 
-def cut(lanes, lane, pages, policy):
+def cut(group, by_frame, pages, policy):
     """Grow an op page by page for as long as holes and bytes allow: [(demands, nbytes)]."""
-    by_frame = lane[1:] == (OpKind.LOAD, DISK)
-    place = pages["frame" if by_frame else "depth"].astype(int)
-    ops = []
-    for demand in sorted(lanes[lane], key=lambda demand: place[demand["page"]]):
+    frame, ops = pages["frame"].astype(int), []
+    for move in sorted(group, key=lambda move: frame[move[0]["page"]]) if by_frame else group:
         moved, nbytes = ops[-1] if ops else ([], 0)
-        step = place[demand["page"]] - place[moved[-1]["page"]] - 1 if moved and by_frame else 0
-        hole = step * NBYTES
-        fits = nbytes + hole + NBYTES <= policy["chunk_nbytes"][0]
-        if moved and fits and 0 <= hole <= policy["hole_nbytes"][0]:
-            ops[-1] = ([*moved, demand], nbytes + hole + NBYTES)
+        step = frame[move[0]["page"]] - frame[moved[-1][0]["page"]] - 1 if moved and by_frame else 0
+        fits = nbytes + (step + 1) * NBYTES <= policy["chunk_nbytes"][0]
+        if moved and fits and 0 <= step * NBYTES <= policy["hole_nbytes"][0]:
+            ops[-1] = ([*moved, move], nbytes + (step + 1) * NBYTES)
         else:
-            ops.append(([demand], NBYTES))
+            ops.append(([move], NBYTES))
     return ops
 
 
@@ -96,26 +115,42 @@ def windows(draw):
     frames = draw(st.permutations(range(2 * len(tiers))))[: len(tiers)]
     pages = pages_of(tiers, frames)
     pages["parent"] = -1  # every write is admitted
+    pages["cluster"] = draw(st.lists(st.integers(-2, 2), min_size=12, max_size=12))[: len(tiers)]
     demands = [np.zeros(0, DEMAND)]
-    for request in draw(st.permutations(range(3))):
-        asked = draw(st.sets(st.integers(0, len(tiers) - 1)))
-        kind = draw(st.sampled_from([OpKind.LOAD, OpKind.WRITE]))
+    for request in draw(st.permutations(range(4))):
+        asked = sorted(draw(st.sets(st.integers(0, len(tiers) - 1))))
+        kind = draw(st.sampled_from([OpKind.LOAD, OpKind.WRITE, OpKind.PREFETCH]))
         when = st.sampled_from([1.0, 2.0, np.inf])
-        demands.append(demands_of(sorted(asked), kind, request, draw(when), draw(st.just(0.0))))
+        demands.append(
+            demands_of(asked, kind, request, draw(when), draw(st.sampled_from([0.0, -0.0, 1.0])))
+        )
+        demands[-1]["node"] = draw(st.integers(0, 1))
     return np.concatenate(demands).astype(DEMAND), pages
 
 
 @given(windows(), st.integers(1, 5), st.integers(0, 2))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_ops_are_those_of_a_plain_program(window, chunk_pages, hole_pages):
     demands, pages = window
     policy = policy_of(chunk_pages, hole_pages)
-    expected = twin(demands, pages, policy)
-    ops = plan(demands, pages, policy)
-    keys = ("deadline_s", "request", "kind", "source", "nbytes")
-    assert [(*(op[key].item() for key in keys), moved) for op, moved in ops] == [
-        (deadline_s, request, kind, source, nbytes, moved)
-        for deadline_s, _, request, kind, _, source, moved, nbytes in expected
+    made = plan_window(demands, pages, evict.open_queues(len(pages)), policy)
+    found = []
+    for op in made.ops:
+        places = range(op["first"], op["first"] + op["count"])
+        answered = [made.demands[made.answers[k] : made.answers[k + 1]] for k in places]
+        lead = demands[answered[0]]
+        assert {*lead["node"].tolist()} == {op["node"].item()}
+        found.append(
+            (
+                (op["deadline_s"].item(), op["request"].item(), op["kind"].item()),
+                (op["source"].item(), op["nbytes"].item()),
+                made.rows[op["first"] : op["first"] + op["count"]].tolist(),
+                [set(some.tolist()) for some in answered],
+            )
+        )
+    assert found == [
+        ((first[0], first[2], kind), (source, nbytes), moved, askers)
+        for first, kind, _, source, moved, askers, nbytes in twin(demands, pages, policy)
     ]
 
 
@@ -208,7 +243,7 @@ def test_a_policy_out_of_range_is_refused_even_for_no_demands(field, value):
 def test_a_demanded_page_of_no_bytes_is_refused():
     pages = pages_of([{HOST}] * 2)
     pages["nbytes"][1] = 0
-    with pytest.raises(ValueError, match=r"pages.nbytes: row 1"):
+    with pytest.raises(ValueError, match=r"demands.page: row 1: page 1 has 0 bytes"):
         plan(demands_of([0, 1]), pages, policy_of())
 
 

@@ -7,7 +7,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bodocache import jit
-from bodocache.plan.overlap import head_start_s, layer_deadlines_s, layers_ahead, whole_layers
+from bodocache.plan.overlap import (
+    equal_layers_ahead,
+    equal_whole_layers,
+    head_start_s,
+    layer_deadlines_s,
+    layers_ahead,
+    whole_layers,
+)
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -78,6 +85,16 @@ def test_more_layers_ahead_never_stall_more(layers):
     head_s = head_start_s(load_s, compute_s)
     stalls = [simulate(load_s, compute_s, head_s, k)[1] for k in range(1, len(layers) + 1)]
     assert (np.diff(stalls) <= 1e-9).all()
+
+
+@given(st.floats(1e-4, 1), st.floats(1e-4, 1), st.integers(1, 100))
+def test_equal_layers_start_and_run_ahead_as_any_layers_do(load_s, compute_s, layers):
+    loads_s, computes_s = np.full(layers, load_s), np.full(layers, compute_s)
+    head_s = head_start_s(loads_s, computes_s)
+    counts = head_s / load_s, layers - (layers - 2) * compute_s / load_s
+    assume(all(abs(count - round(count)) > 1e-6 for count in counts) or load_s == compute_s)
+    assert equal_whole_layers(load_s, compute_s, layers) == whole_layers(loads_s, head_s)
+    assert equal_layers_ahead(load_s, compute_s, layers) == layers_ahead(loads_s, computes_s)
 
 
 def test_a_layer_is_needed_when_those_before_it_are_computed():
