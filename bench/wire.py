@@ -19,6 +19,7 @@ from bodocache.cluster.codec import (
     encode_window,
 )
 from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE
+from bodocache.plan.loads import DECISION
 from bodocache.plan.records import DEMAND, LINK, OP, REQUEST, TENANT, Plan
 
 NOW_S = 1_000.0
@@ -33,14 +34,14 @@ def main() -> None:
         window = random_window(demands, pages)
         plan = random_plan(demands, pages)
         sent = encode_window(window, now_s=NOW_S), encode_plan(plan, window.keys, now_s=NOW_S)
-        window_rows, plan_rows = demands + pages, len(plan.ops) + 2 * demands
+        window_rows, plan_rows = demands + pages, len(plan.ops) + 2 * demands + len(plan.decisions)
         cases = {
             "encode window": (window_rows, partial(encode_window, window, now_s=NOW_S)),
             "decode window": (window_rows, partial(decode_window, sent[0], now_s=NOW_S)),
             "encode plan": (plan_rows, partial(encode_plan, plan, window.keys, now_s=NOW_S)),
             "decode plan": (
                 plan_rows,
-                partial(decode_plan, sent[1], now_s=NOW_S, demands=demands, pages=pages),
+                partial(decode_plan, sent[1], now_s=NOW_S, window=window),
             ),
         }
         timings = interleaved({case: call for case, (_, call) in cases.items()}, runs=15)
@@ -99,6 +100,7 @@ def random_plan(demands: int, pages: int) -> Plan:
         np.arange(demands + 1),
         np.zeros(demands, np.uint8),
         np.zeros(demands),
+        np.zeros(demands // 100, DECISION),
     )
 
 

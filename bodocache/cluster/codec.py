@@ -4,7 +4,7 @@
 ``now_s`` is the clock of whoever encodes or decodes: what is a point in time here travels as
 seconds from now. So a deadline moves later by the message's time in flight; a sender that knows
 that time takes it off. A message that is malformed anywhere is a WireError that names table,
-column and row, and gives nothing.
+column and row, and gives nothing. ``ready_s`` of a demand that is not DEFERRED comes back as 0.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from bodocache.cluster import messages, schema
 from bodocache.cluster.columns import Column, Sizes, joined, pack, split, unpack
 from bodocache.errors import WireError
 from bodocache.pages import NOWHERE, PAGE
+from bodocache.plan.loads import DECISION
 from bodocache.plan.records import DEMAND, LINK, OP, REQUEST, TENANT, Fate, OpKind, Plan
 
 Records = NDArray[np.void]
@@ -84,39 +85,40 @@ def encode_plan(plan: Plan, keys: Keys, *, now_s: float) -> bytes:
     rows = {"page": plan.rows, "answers": np.diff(plan.answers)}
     pack(message.rows, rows, schema.ROWS, now_s)
     pack(message.answers, {"demand": plan.demands}, schema.ANSWERS, now_s)
-    fates = {"fate": plan.fates}
-    if len(plan.ready_s):
-        fates["ready_s"] = np.where(plan.fates == Fate.DEFERRED, plan.ready_s, now_s)
-    pack(message.fates, fates, schema.FATES, now_s)
+    ready_s = np.where(plan.fates == Fate.DEFERRED, plan.ready_s, now_s)
+    pack(message.fates, {"fate": plan.fates, "ready_s": ready_s}, schema.FATES, now_s)
+    pack(message.decisions, split(plan.decisions), schema.DECISIONS, now_s)
     return message.SerializeToString()
 
 
-def decode_plan(data: bytes, *, now_s: float, demands: int, pages: int) -> Answer:
-    """The answer to a window of so many ``demands`` and ``pages``.
+def decode_plan(data: bytes, *, now_s: float, window: Window) -> Answer:
+    """The answer to ``window``.
 
     Raises:
         WireError: the message is malformed, or answers another window.
     """
     message = messages.parsed(messages.Plan(), data)
-    sizes = Sizes(demands=demands, pages=pages, rows=message.rows.rows)
+    sizes = Sizes(demands=len(window.demands), pages=len(window.pages))
     ops, found = _records("ops", message.ops, OP, schema.OPS, sizes, now_s)
     ops["cluster"] = NOWHERE
     ids = found.get("prefix_cluster_id", np.zeros((len(ops), 32), np.uint8))
     _, rows = unpack("rows", message.rows, schema.ROWS, sizes, now_s)
     _, answers = unpack("answers", message.answers, schema.ANSWERS, sizes, now_s)
-    count, fates = unpack("fates", message.fates, schema.FATES, sizes, now_s)
-    if count != demands:
-        raise WireError(f"fates: {count} rows; expected one a demand of the window, {demands}")
+    _, fates = unpack("fates", message.fates, schema.FATES, sizes, now_s)
+    _check_rows("fates", message.fates, len(window.demands))
+    _check_rows("decisions", message.decisions, len(window.requests))
+    decided = (DECISION, schema.DECISIONS, sizes, now_s)
     plan = Plan(
         ops=ops,
         rows=_column(rows, "page", np.int64),
         demands=_column(answers, "demand", np.int64),
         answers=np.concatenate(([0], np.cumsum(_column(rows, "answers", np.int64)))),
         fates=_column(fates, "fate", np.uint8),
-        ready_s=_column(fates, "ready_s", np.float64),
+        ready_s=fates.get("ready_s", np.zeros(len(window.demands))),
+        decisions=_records("decisions", message.decisions, *decided)[0],
     )
     _check_plan(plan)
-    plan.ready_s[plan.fates[: len(plan.ready_s)] != Fate.DEFERRED] = 0
+    plan.ready_s[plan.fates != Fate.DEFERRED] = 0
     return Answer(plan, ids)
 
 
@@ -135,6 +137,11 @@ def _records(
 
 def _column(found: Mapping[str, NDArray[Any]], name: str, dtype: type) -> NDArray[Any]:
     return found[name].copy() if name in found else np.empty(0, dtype)
+
+
+def _check_rows(name: str, table: messages.Table, expected: int) -> None:
+    if table.rows != expected:
+        raise WireError(f"{name}: {table.rows} rows; expected {expected}, as the window has")
 
 
 def _check_window(window: Window) -> None:

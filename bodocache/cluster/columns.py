@@ -47,7 +47,6 @@ class Sizes(NamedTuple):
     demands: int = 0
     pages: int = 0
     tenants: int = 0
-    rows: int = 0
 
 
 def pack(

@@ -43,13 +43,15 @@ class Window(_message.Message):
     def __init__(self, demands: _Optional[_Union[Table, _Mapping]] = ..., requests: _Optional[_Union[Table, _Mapping]] = ..., pages: _Optional[_Union[Table, _Mapping]] = ..., tenants: _Optional[_Union[Table, _Mapping]] = ..., links: _Optional[_Union[Table, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("ops", "rows", "answers", "fates")
+    __slots__ = ("ops", "rows", "answers", "fates", "decisions")
     OPS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     FATES_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
     ops: Table
     rows: Table
     answers: Table
     fates: Table
-    def __init__(self, ops: _Optional[_Union[Table, _Mapping]] = ..., rows: _Optional[_Union[Table, _Mapping]] = ..., answers: _Optional[_Union[Table, _Mapping]] = ..., fates: _Optional[_Union[Table, _Mapping]] = ...) -> None: ...
+    decisions: Table
+    def __init__(self, ops: _Optional[_Union[Table, _Mapping]] = ..., rows: _Optional[_Union[Table, _Mapping]] = ..., answers: _Optional[_Union[Table, _Mapping]] = ..., fates: _Optional[_Union[Table, _Mapping]] = ..., decisions: _Optional[_Union[Table, _Mapping]] = ...) -> None: ...

@@ -12,6 +12,8 @@ import numpy as np
 
 from bodocache.cluster.columns import FINITE, MOST_ROWS, Column
 from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE, Reason
+from bodocache.plan.fanout import ABOVE
+from bodocache.plan.loads import COPIES, DECISION, Verdict
 from bodocache.plan.records import DEMAND, LINK, OP, REQUEST, TENANT, TIERS, Fate, OpKind
 
 _NEVER = math.inf
@@ -39,7 +41,7 @@ def _columns(dtype: np.dtype[Any], **rules: dict[str, Any]) -> tuple[Column, ...
 DEMANDS = _columns(
     DEMAND,
     page={"least": 0, "of": "pages"},
-    request={},
+    request={"least": 0},
     deadline_s=_UNTIL,
     arrival_s=_PAST,
     tenant=_COUNT,
@@ -49,9 +51,9 @@ DEMANDS = _columns(
 )
 REQUESTS = _columns(
     REQUEST,
-    request={},
+    request={"least": 0},
     first={"least": 0},
-    count={"least": 0},
+    count={"least": 1},
     wait_s=_AMOUNT,
     new_compute_s=_AMOUNT,
     token_s=_NUMBER,
@@ -74,13 +76,13 @@ PAGES = (
         depth={"least": 0},
         children=_COUNT,
         descended=_COUNT,
-        nbytes={"least": 1},
+        nbytes={"least": 0},
         heat=_AMOUNT,
         hits=_COUNT,
         recompute_s=_AMOUNT,
         eviction_key={"default": 0},
         pins=_COUNT,
-        cluster={"default": NOWHERE, "least": NOWHERE, "of": "pages"},
+        cluster={"default": NOWHERE, "least": ABOVE, "of": "pages"},
         domain=_COUNT,
         tenant=_COUNT,
         version=_COUNT,
@@ -147,6 +149,19 @@ ROWS = (
 ANSWERS = (Column("demand", "<i8", least=0, of="demands"),)
 FATES = (
     Column("fate", "u1", least=0, most=max(Fate)),
-    # When a DEFERRED one has its credits; not sent where there are no tenants.
+    # When one that is DEFERRED will have its credits.
     Column("ready_s", "<f8", default=0, least=-FINITE, moment=True),
+)
+DECISIONS = _columns(
+    DECISION,
+    verdict={"least": 0, "most": max(Verdict)},
+    copy={"default": 0, "least": 0, "most": COPIES - 1},
+    cut=_COUNT,
+    cut_at=_SLOT,
+    finish_s=_UNTIL,
+    late_s=_COUNT,
+    step_s=_COUNT,
+    demoted={"default": 0, "least": 0, "most": 1},
+    head_layers=_COUNT,
+    layers_ahead=_COUNT,
 )

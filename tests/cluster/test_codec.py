@@ -18,6 +18,7 @@ from bodocache.cluster.codec import (
 )
 from bodocache.errors import WireError
 from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE
+from bodocache.plan.loads import DECISION
 from bodocache.plan.records import DEMAND, LINK, OP, REQUEST, TENANT, Fate, OpKind, Plan
 
 NOW_S = 500.0
@@ -31,6 +32,7 @@ SCHEMAS = {
     "rows": schema.ROWS,
     "answers": schema.ANSWERS,
     "fates": schema.FATES,
+    "decisions": schema.DECISIONS,
 }
 
 
@@ -71,7 +73,8 @@ def some_plan(seed, demands=7, pages=5):
     fates = generator.integers(0, len(Fate), demands).astype(np.uint8)
     ready_s = np.where(fates == Fate.DEFERRED, NOW_S + 1.5, 0)
     rows, answers = generator.integers(0, pages, 4), np.array([0, 1, 2, 2, 4])
-    return Plan(ops, rows, np.array([6, 0, 3, 2]), answers, fates, ready_s)
+    decisions = some(generator, DECISION, schema.DECISIONS, 2, {})
+    return Plan(ops, rows, np.array([6, 0, 3, 2]), answers, fates, ready_s, decisions)
 
 
 def changed(message, table, change):
@@ -114,7 +117,7 @@ def test_a_window_comes_back_as_it_was(seed):
 def test_a_plan_comes_back_as_it_was_with_the_keys_of_its_clusters(seed):
     plan, keys = some_plan(seed), some_window(seed).keys
     data = encode_plan(plan, keys, now_s=NOW_S)
-    found, ids = decode_plan(data, now_s=NOW_S, demands=7, pages=5)
+    found, ids = decode_plan(data, now_s=NOW_S, window=some_window(1))
     assert not ids[0].any()
     np.testing.assert_array_equal(ids[1:], keys[[2, 0]])
     assert (found.ops["cluster"] == NOWHERE).all()
@@ -127,6 +130,7 @@ def test_every_field_travels_but_the_padding():
     for dtype, columns in (
         (DEMAND, schema.DEMANDS), (REQUEST, schema.REQUESTS), (PAGE, schema.PAGES),
         (TENANT, schema.TENANTS), (LINK, schema.LINKS), (OP, schema.OPS),
+        (DECISION, schema.DECISIONS),
     ):  # fmt: skip
         assert set(dtype.names) - {column.name for column in columns} <= {"cluster"}
 
@@ -149,12 +153,6 @@ def test_nothing_travels_and_comes_back():
     found = decode_window(encode_window(empty, now_s=NOW_S), now_s=NOW_S)
     assert [len(part) for part in found] == [0] * 6
     assert [len(part) for part in decode_window(b"", now_s=NOW_S)] == [0] * 6
-
-
-def test_without_tenants_no_time_of_credits_is_sent():
-    plan = some_plan(1)._replace(ready_s=np.zeros(0))
-    data = encode_plan(plan, some_window(1).keys, now_s=NOW_S)
-    assert decode_plan(data, now_s=NOW_S, demands=7, pages=5).plan.ready_s.size == 0
 
 
 # Version skew
@@ -227,6 +225,7 @@ WRONG = {
     "demands.kind[1] = 3: expected": write("kind", 1, OpKind.EVICT, "u1"),
     "requests.count[1] = 9: expected a run of 7 demands": write("count", 1, 9, "<i8"),
     "requests.token_s[0] = -1": write("token_s", 0, -1, "<f8"),
+    "pages.cluster[0] = -3": write("cluster", 0, -3, "<i4"),
     "pages.parent[3] = 5": write("parent", 3, 5, "<i4"),
     "pages.depth[3] = 0: expected more than that of the parent": write("depth", 3, 0, "<u4"),
     "pages.heat[4] = inf": write("heat", 4, np.inf, "<f4"),
@@ -268,6 +267,7 @@ WRONG_PLAN = {
     "rows.page[3] = 5: expected a row of pages": write("page", 3, 5, "<i8"),
     "rows.answers: 7 in all; expected the rows of answers, 4": write("answers", 1, 4, "<i8"),
     "answers.demand[0] = 7: expected a row of demands": write("demand", 0, 7, "<i8"),
+    "decisions.verdict[1] = 3": write("verdict", 1, 3, "<u4"),
     "fates.fate[5] = 6": write("fate", 5, 6, "u1"),
     "fates.ready_in_s[5] = nan": write("ready_in_s", 5, np.nan, "<f8"),
 }
@@ -277,13 +277,16 @@ WRONG_PLAN = {
 def test_a_malformed_plan_is_an_error_that_names_column_and_row(says):
     data = plan_with(says.partition(".")[0], WRONG_PLAN[says])
     with pytest.raises(WireError, match="^" + re.escape(says)):
-        decode_plan(data, now_s=NOW_S, demands=7, pages=5)
+        decode_plan(data, now_s=NOW_S, window=some_window(1))
 
 
 def test_a_plan_of_another_window_is_an_error():
     data = encode_plan(some_plan(1), some_window(1).keys, now_s=NOW_S)
-    with pytest.raises(WireError, match="fates: 7 rows; expected one a demand of the window, 8"):
-        decode_plan(data, now_s=NOW_S, demands=8, pages=5)
+    with pytest.raises(WireError, match="fates: 7 rows; expected 8, as the window has"):
+        decode_plan(data, now_s=NOW_S, window=some_window(1, demands=8))
+    fewer = some_window(1)._replace(requests=some_window(1).requests[:1])
+    with pytest.raises(WireError, match="decisions: 2 rows; expected 1"):
+        decode_plan(data, now_s=NOW_S, window=fewer)
 
 
 def test_records_of_another_dtype_are_not_sent():
@@ -307,7 +310,7 @@ def test_no_damage_does_more_than_a_wire_error(data):
     cut = data.draw(st.sampled_from([len(sent), data.draw(places)]))
     for decode in (
         lambda part: decode_window(part, now_s=NOW_S),
-        lambda part: decode_plan(part, now_s=NOW_S, demands=7, pages=5),
+        lambda part: decode_plan(part, now_s=NOW_S, window=some_window(1)),
     ):
         try:
             found = decode(bytes(sent[:cut]))

@@ -12,7 +12,7 @@ from bodocache.cluster import schema
 DOCUMENT = Path(__file__).parents[2] / "docs" / "wire.md"
 TABLES = (
     *("demands", "requests", "pages", "tenants", "links"),
-    *("ops", "rows", "answers", "fates"),
+    *("ops", "rows", "answers", "fates", "decisions"),
 )
 
 
