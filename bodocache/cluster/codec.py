@@ -8,20 +8,22 @@ column and row, and gives nothing. ``ready_s`` of a demand that is not DEFERRED 
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.cluster import messages, schema
-from bodocache.cluster.columns import Column, Sizes, joined, pack, split, unpack
+from bodocache.cluster.columns import Arrays, Column, Sizes, joined, pack, split, unpack
 from bodocache.errors import WireError
-from bodocache.pages import NOWHERE, PAGE
+from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE
 from bodocache.plan.loads import DECISION
 from bodocache.plan.records import DEMAND, LINK, OP, REQUEST, TENANT, Fate, OpKind, Plan
 
 Records = NDArray[np.void]
 Keys = NDArray[np.uint8]
+_Tables = tuple[tuple[str, Arrays, tuple[Column, ...]], ...]
 
 
 class Window(NamedTuple):
@@ -44,14 +46,15 @@ class Answer(NamedTuple):
 
 def encode_window(window: Window, *, now_s: float) -> bytes:
     """The bytes of a Window; times in it are on the clock that says ``now_s``."""
-    message = messages.Window()
-    pack(message.demands, split(window.demands), schema.DEMANDS, now_s)
-    pack(message.requests, split(window.requests), schema.REQUESTS, now_s)
-    pages = {"key": window.keys, **split(window.pages)}
-    pack(message.pages, pages, schema.PAGES, now_s)
-    pack(message.tenants, split(window.tenants), schema.TENANTS, now_s)
-    pack(message.links, split(window.links), schema.LINKS, now_s)
-    return message.SerializeToString()
+    tables: _Tables = (
+        ("demands", split(window.demands), schema.DEMANDS),
+        ("requests", split(window.requests), schema.REQUESTS),
+        ("pages", {"key": window.keys, **split(window.pages)}, schema.PAGES),
+        ("tenants", split(window.tenants), schema.TENANTS),
+        ("links", split(window.links), schema.LINKS),
+    )
+    parts = (pack(messages.Window, *table, now_s) for table in tables)
+    return b"".join(chain.from_iterable(parts))
 
 
 def decode_window(data: bytes, *, now_s: float) -> Window:
@@ -67,7 +70,7 @@ def decode_window(data: bytes, *, now_s: float) -> Window:
         _records("demands", message.demands, DEMAND, schema.DEMANDS, sizes, now_s)[0],
         _records("requests", message.requests, REQUEST, schema.REQUESTS, sizes, now_s)[0],
         pages,
-        found.get("key", np.empty((0, 32), np.uint8)),
+        found.get("key", np.empty((0, KEY_NBYTES), np.uint8)),
         _records("tenants", message.tenants, TENANT, schema.TENANTS, sizes, now_s)[0],
         _records("links", message.links, LINK, schema.LINKS, sizes, now_s)[0],
     )
@@ -77,18 +80,19 @@ def decode_window(data: bytes, *, now_s: float) -> Window:
 
 def encode_plan(plan: Plan, keys: Keys, *, now_s: float) -> bytes:
     """The bytes of a Plan; ``keys`` (u1[pages, 32]) are those of the window's pages."""
-    message = messages.Plan()
-    ids = np.zeros((len(plan.ops), 32), np.uint8)
+    ids = np.zeros((len(plan.ops), KEY_NBYTES), np.uint8)
     named = plan.ops["cluster"] != NOWHERE
     ids[named] = keys[plan.ops["cluster"][named]]
-    pack(message.ops, {**split(plan.ops), "prefix_cluster_id": ids}, schema.OPS, now_s)
-    rows = {"page": plan.rows, "answers": np.diff(plan.answers)}
-    pack(message.rows, rows, schema.ROWS, now_s)
-    pack(message.answers, {"demand": plan.demands}, schema.ANSWERS, now_s)
     ready_s = np.where(plan.fates == Fate.DEFERRED, plan.ready_s, now_s)
-    pack(message.fates, {"fate": plan.fates, "ready_s": ready_s}, schema.FATES, now_s)
-    pack(message.decisions, split(plan.decisions), schema.DECISIONS, now_s)
-    return message.SerializeToString()
+    tables: _Tables = (
+        ("ops", {**split(plan.ops), "prefix_cluster_id": ids}, schema.OPS),
+        ("rows", {"page": plan.rows, "answers": np.diff(plan.answers)}, schema.ROWS),
+        ("answers", {"demand": plan.demands}, schema.ANSWERS),
+        ("fates", {"fate": plan.fates, "ready_s": ready_s}, schema.FATES),
+        ("decisions", split(plan.decisions), schema.DECISIONS),
+    )
+    parts = (pack(messages.Plan, *table, now_s) for table in tables)
+    return b"".join(chain.from_iterable(parts))
 
 
 def decode_plan(data: bytes, *, now_s: float, window: Window) -> Answer:
@@ -101,7 +105,7 @@ def decode_plan(data: bytes, *, now_s: float, window: Window) -> Answer:
     sizes = Sizes(demands=len(window.demands), pages=len(window.pages))
     ops, found = _records("ops", message.ops, OP, schema.OPS, sizes, now_s)
     ops["cluster"] = NOWHERE
-    ids = found.get("prefix_cluster_id", np.zeros((len(ops), 32), np.uint8))
+    ids = found.get("prefix_cluster_id", np.zeros((len(ops), KEY_NBYTES), np.uint8))
     _, rows = unpack("rows", message.rows, schema.ROWS, sizes, now_s)
     _, answers = unpack("answers", message.answers, schema.ANSWERS, sizes, now_s)
     _, fates = unpack("fates", message.fates, schema.FATES, sizes, now_s)

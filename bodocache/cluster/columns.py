@@ -50,18 +50,21 @@ class Sizes(NamedTuple):
 
 
 def pack(
-    table: messages.Table,
+    of: type[messages.Window] | type[messages.Plan],
+    name: str,
     arrays: Mapping[str, NDArray[Any]],
     columns: Sequence[Column],
     now_s: float,
-) -> None:
-    """Write the ``columns`` that are in ``arrays`` to ``table``; all are equally long.
+) -> list[bytes]:
+    """Table ``name`` of a message with the ``columns`` that are in ``arrays``, all equally long.
+
+    Each part is a message with one column; one after the other they are the message that has them
+    all, as protobuf merges. Serialised in one piece a window of 10^6 pages takes twice as long.
 
     Raises:
         WireError: a column is of another dtype, width or length.
     """
-    rows = len(next(iter(arrays.values())))
-    table.rows = rows
+    rows, parts = len(next(iter(arrays.values()))), []
     for column in columns:
         if column.name not in arrays:
             continue
@@ -69,17 +72,21 @@ def pack(
         shape = (rows,) if column.width == 1 else (rows, column.width)
         if values.dtype != np.dtype(column.dtype) or values.shape != shape:
             raise WireError(
-                f"{column.name}: {values.dtype.str}{list(values.shape)};"
+                f"{name}.{column.name}: {values.dtype.str}{list(values.shape)};"
                 f" expected {column.dtype}{list(shape)}"
             )
-        sent = values - now_s if column.moment else values
+        part = of()
+        table: messages.Table = getattr(part, name)
+        table.rows = rows
         table.columns.add(
             name=column.wire_name,
             version=column.version,
             dtype=column.dtype,
             width=column.width,
-            data=sent.tobytes(),
+            data=(values - now_s if column.moment else values).tobytes(),
         )
+        parts.append(part.SerializeToString())
+    return parts
 
 
 def unpack(
