@@ -98,10 +98,10 @@ def test_a_bound_at_any_prices_is_one(data, case, capacity):
         segments.start, segments.end, segments.nbytes, segments.saved_s, touches.offsets.size,
         float(capacity),
     )  # fmt: skip
-    held = np.array(data.draw(lists_of(st.floats(0, 1), len(segments.start))))
+    held = np.array(data.draw(lists_of(st.sampled_from([0.0, 0.5, 1.0]), len(segments.start))))
     orders = bounds._broken(segments, 0, 0, held)
-    price = np.array(data.draw(lists_of(st.floats(0, 4), window.requests)))
-    penalty = np.array(data.draw(lists_of(st.floats(0, 4), len(orders.share))))
+    price = np.array(data.draw(lists_of(st.sampled_from([0.0, 0.25, 2.0]), window.requests)))
+    penalty = np.array(data.draw(lists_of(st.sampled_from([0.0, 1.0, 9.0]), len(orders.share))))
     best = best_saved_s(touches, capacity, seconds, nbytes)
     assert bounds._priced(window, orders, price, penalty) >= best - SLACK
 
