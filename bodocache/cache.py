@@ -33,7 +33,8 @@ from bodocache.move.residency import RecomputeModel
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.pages import KEY_NBYTES, NOWHERE, Reason, Tier
-from bodocache.plan.records import POLICY
+from bodocache.plan.heat import NEVER_FADES_S
+from bodocache.plan.records import POLICY, Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 
 KeyArray = NDArray[np.uint8]
@@ -432,7 +433,10 @@ def _durability_of(config: CacheConfig) -> Durability:
 def _policy_of(config: CacheConfig) -> NDArray[np.void]:
     """The planner's view of the configuration: POLICY[1]."""
     planner, policy = config.planner, np.zeros(1, POLICY)
-    policy["half_life_s"] = planner.half_life_s
+    policy["half_life_s"] = planner.half_life_s if config.features.heat else NEVER_FADES_S
+    policy["features_off"] = sum(
+        feature for feature in Feature if not getattr(config.features, str(feature.name).lower())
+    )
     policy["min_residence_s"] = planner.min_residence_s
     per_byte, latency, write = (
         policy["load_s_per_byte"],

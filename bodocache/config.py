@@ -158,7 +158,13 @@ class PlannerConfig:
 class FeaturesConfig:
     """Stages of the planner that can be switched off, each to its neutral behaviour."""
 
+    heat: StrictBool = True  # off: uses never fade
+    fanout: StrictBool = True  # off: each request moves its own pages, in ops of its own
     admit: StrictBool = True  # off: every page is written through
+    credits: StrictBool = True  # off: nobody waits for credits
+    tardiness: StrictBool = True  # off: no load is cut or sent back, no finish predicted
+    overlap: StrictBool = True  # off: a step starts when all its layers are there
+    coalesce: StrictBool = True  # off: an op is one page
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

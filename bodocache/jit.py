@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -170,8 +170,7 @@ def pointer_to(element: Any) -> Any:
     return intrinsic(pointer)
 
 
-@intrinsic
-def prefetch(typingctx: Any, records: Any, row: Any) -> Any:  # noqa: ARG001 -- numba's protocol
+def _prefetch(typingctx: Any, records: Any, row: Any) -> Any:  # noqa: ARG001 -- numba's protocol
     """``prefetch(records, row)`` for compiled code: ask for a record's cache lines, whatever row.
 
     It reads nothing, so a row outside the array does no harm.
@@ -182,13 +181,17 @@ def prefetch(typingctx: Any, records: Any, row: Any) -> Any:  # noqa: ARG001 -- 
         first = context.make_array(kind)(context, builder, arguments[0]).data
         record = builder.bitcast(builder.gep(first, [arguments[1]]), byte)
         form = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        fetch = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")
+        insert: Any = cgutils.get_or_insert_function
+        fetch = insert(builder.module, form, "llvm.prefetch.p0")
         for line in range(0, context.get_abi_sizeof(context.get_data_type(kind.dtype)), 64):
             there = builder.gep(record, [ir.Constant(ir.IntType(64), line)])
             builder.call(fetch, [there, word(0), word(3), word(1)])  # to read, keep, data
         return context.get_dummy_value()
 
-    return types.void(records, types.int64), emit  # type: ignore[no-untyped-call]
+    return types.void(records, types.int64), emit
+
+
+prefetch: Any = intrinsic(_prefetch)
 
 
 @functools.cache

@@ -4,6 +4,8 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from bodocache.move.rate import Estimate, LinkRate
+
 LATENCIES_KEPT = 65_536  # the newest, for percentiles and histograms
 
 
@@ -33,6 +35,7 @@ class Link:
         "_nbytes",
         "_ops",
         "_pages",
+        "_rate",
         "in_flight",
         "name",
     )
@@ -46,11 +49,13 @@ class Link:
         self._nbytes = 0
         self._ops = 0
         self._pages = 0
+        self._rate = LinkRate()
 
     def begin(self, now_s: float) -> None:
         """An op was called for."""
         if self.in_flight == 0:
             self._busy_since_s = now_s
+            self._rate.resume(now_s)
         self.in_flight += 1
 
     def end(self, now_s: float, *, begun_s: float, pages: int, nbytes: int) -> None:
@@ -63,6 +68,11 @@ class Link:
         self._pages += pages
         self._nbytes += nbytes
         self._latencies_s.append(now_s - begun_s)
+        self._rate.add(now_s, nbytes)
+
+    def estimate(self) -> Estimate | None:
+        """Its rate, spread and drift as they are learned; None while too little has moved."""
+        return self._rate.estimate()
 
     def stats(self, now_s: float) -> LinkStats:
         """What the link moved up to now."""

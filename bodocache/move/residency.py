@@ -17,9 +17,9 @@ from bodocache.io.backend import TRANSFER, Backend, Entries
 from bodocache.move import rows as bookkeeping
 from bodocache.move.regret import Accesses
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
-from bodocache.plan import evict
+from bodocache.plan import evict, fanout
 from bodocache.plan.records import Plan
-from bodocache.plan.window import plan_window
+from bodocache.plan.window import UNLIMITED, Inputs, Planner
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.prefix import PrefixIndex
 
@@ -74,6 +74,8 @@ class Residency:
         self.index = PrefixIndex(self.table)
         self._now_s = now_s
         self._queues = evict.open_queues(self.table.capacity)
+        self._passing = fanout.nobody()
+        self._planner = Planner()
         self._ghosts = np.full(GHOSTS_KEPT, NOWHERE)  # a ring of rows
         self._ghosts_made = 0
         self._owners = np.full(device.num_pages, NOWHERE)  # the page in each device slot, by slot
@@ -101,7 +103,7 @@ class Residency:
         found = self.index.find(keys)
         slots, wanted, sources = np.empty((3, len(found)), np.int64)
         present, count = bookkeeping.begin_load(
-            *(self.table.records, self._queues, self.policy, found, self._now_s()),
+            *(self.table.records, self._queues, self._passing, self.policy, found, self._now_s()),
             *(slots, wanted, sources),
         )
         return found[:present], slots[:present], wanted[:count], sources[:count]
@@ -291,8 +293,10 @@ class Residency:
             self._forget(gone[:count])
 
     def touch(self, rows: RowArray) -> None:
-        """Somebody used ``rows``."""
-        evict.touch(self.table.records, self._queues, self.policy, rows, self._now_s())
+        """Somebody used ``rows``: pages of one prefix, shallow to deep."""
+        records, now_s = self.table.records, self._now_s()
+        evict.touch(records, self._queues, self.policy, rows, now_s)
+        fanout.follow(self._passing, records, self.policy, rows, now_s)
 
     def retire_older_than(self, version: int) -> None:
         """Pages of weights before ``version`` go first from now on."""
@@ -320,12 +324,18 @@ class Residency:
 
     def plan_load(self, demands: NDArray[np.void]) -> Plan:
         """Ops for ``demands`` (DEMAND records), in the order they should start."""
-        return plan_window(demands, self.table.records, self._queues, self.policy)
+        return self._plan(demands, UNLIMITED)
 
     def plan_writes(self, demands: NDArray[np.void]) -> Plan:
         """The same for writes to disk: those that are worth their room there."""
-        free = 0 if self.backend is None else self.backend.usage.free_frames
-        return plan_window(demands, self.table.records, self._queues, self.policy, free_frames=free)
+        return self._plan(demands, 0 if self.backend is None else self.backend.usage.free_frames)
+
+    def _plan(self, demands: NDArray[np.void], free_frames: int) -> Plan:
+        inputs = Inputs(demands, self.table.records, self.policy)
+        made = self._planner.plan(
+            inputs, self._queues, now_s=self._now_s(), free_frames=free_frames
+        )
+        return made._replace(rows=made.rows.copy())  # all else is used before the next window
 
     # Going
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.io.backend import TRANSFER
 from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE, Reason, Tier
-from bodocache.plan import evict
+from bodocache.plan import evict, fanout
 
 Records = NDArray[np.void]
 Rows = NDArray[np.int64]
@@ -53,10 +53,14 @@ def device_targets(pages: Records, rows: Rows, slots: Rows, wanted: Rows, source
     return count
 
 
-@jit.compiled(_PAGES, evict.QUEUES, evict.POLICIES, _ROWS, jit.f8, _ROWS, _ROWS, _ROWS)
-def begin_load(
+@jit.compiled(
+    *(_PAGES, evict.QUEUES, fanout.PASSING, evict.POLICIES, _ROWS, jit.f8),
+    *(_ROWS, _ROWS, _ROWS),
+)
+def begin_load(  # noqa: PLR0913, PLR0917 -- one call, not three, stands between a load and its bytes
     pages: Records,
     queues: evict.Queues,
+    passing: fanout.Passing,
     policy: Records,
     found: Rows,
     now_s: float,
@@ -71,6 +75,8 @@ def begin_load(
     present = count_present(pages, found)
     rows = found[:present]
     evict.touch(pages, queues, policy, rows, now_s)
+    fanout.count(passing, policy, 1, now_s)
+    fanout.follow(passing, pages, policy, rows, now_s)
     evict.pin(pages, queues, policy, rows)
     return present, device_targets(pages, rows, slots, wanted, sources)
 

@@ -12,85 +12,28 @@ end) that goes first. So a tenant's oldest demand, of b bytes, whatever the othe
 After all have paid with their own credits, those who lack some borrow (credits.py).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
+from bodocache.plan.asked import (
+    ANSWER,
+    ASKED,
+    LANES,
+    SCRATCH,
+    Answer,
+    Asked,
+    Indices,
+    Scratch,
+    scratch_for,
+)
 from bodocache.plan.credits import POLICIES, TENANTS, Tenants, lend, lendable, scale_to_link
 from bodocache.plan.records import BUCKETS, DEMAND, IO, Int, OpKind
 
-LANES = 3  # len(Purpose); lane = 3 * tenant + purpose
+__all__ = ["Answer", "Asked", "Scratch", "check", "give_back", "grant", "part", "scratch_for"]
+
 _WRITE, _LOAD = int(OpKind.WRITE), int(OpKind.LOAD)
-
-Indices = NDArray[np.int64]
-
-
-class Asked(NamedTuple):
-    """What a window asks for; nothing of it is written."""
-
-    demands: NDArray[np.void]  # DEMAND[n], a read-only array
-    nbytes: Indices  # [n], of the page
-    order: Indices  # [n]: a permutation of the demands, earliest deadline first
-    leaders: Indices  # [n]: the demand whose copy this one shares; its own index where none
-    wanted: NDArray[np.bool_]  # [n]: the others are neither paid for nor answered
-
-
-class Scratch(NamedTuple):
-    """Memory for one window; what was paid stays in it for :func:`give_back`."""
-
-    heads: Indices  # [n]: by leader, the first demand of its group; -1: none
-    nexts: Indices  # [n]: the next demand of the group, or -1
-    sizes: Indices  # [n]: by leader
-    served: NDArray[np.bool_]  # [n]: by leader
-    paid: Indices  # [n, 2]: bytes, I/Os
-    loaned: Indices  # [n, 2]: of it
-    oldest: Indices  # [lanes]: the demand that came first, or -1
-    short: Indices  # [lanes]: the leader of the last group it could not pay for
-    blocked: NDArray[np.bool_]  # [lanes]
-    backlog: Indices  # [BUCKETS * tenants]: credits that waiting demands need
-    offers: Indices  # [BUCKETS * tenants]
-    pools: Indices  # [BUCKETS]: what may still be borrowed
-    drawn: Indices  # [BUCKETS]
-    scales: NDArray[np.float64]  # [BUCKETS]: of the rates, to the link's
-
-
-class Answer(NamedTuple):
-    """What came of the wanted demands."""
-
-    granted: NDArray[np.bool_]  # [n]
-    ready_s: NDArray[np.float64]  # [n]: now, or when the tenant's credits suffice; inf: never
-
-
 _I, _B = jit.array("i8"), jit.array("?")
-ASKED = jit.named(Asked, jit.readonly(DEMAND), _I, _I, _I, _B)  # numba converts none in a tuple
-_PAIRS, _F = jit.array("i8", 2), jit.array("f8")
-SCRATCH = jit.named(
-    Scratch, *(_I, _I, _I, _B, _PAIRS, _PAIRS), *(_I, _I, _B), *(_I, _I, _I, _I, _F)
-)
-ANSWER = jit.named(Answer, _B, _F)
-
-
-def scratch_for(demands: int, tenants: int) -> Scratch:
-    """Scratch of :func:`grant`."""
-    lanes, buckets = LANES * tenants, BUCKETS * tenants
-    return Scratch(
-        np.empty(demands, np.int64),
-        np.empty(demands, np.int64),
-        np.empty(demands, np.int64),
-        np.empty(demands, np.bool_),
-        np.empty((demands, 2), np.int64),
-        np.empty((demands, 2), np.int64),
-        np.empty(lanes, np.int64),
-        np.empty(lanes, np.int64),
-        np.empty(lanes, np.bool_),
-        np.empty(buckets, np.int64),
-        np.empty(buckets, np.int64),
-        np.empty(BUCKETS, np.int64),
-        np.empty(BUCKETS, np.int64),
-        np.empty(BUCKETS),
-    )
 
 
 def check(tenants: Tenants, asked: Asked) -> None:
@@ -151,7 +94,9 @@ def give_back(
         if scratch.paid[i, unit] > 0:
             back = min(part(unused, payers, place), scratch.paid[i, unit])
             scratch.paid[i, unit] -= back
-            _credit(tenants, np.int64(asked.demands[i]["tenant"]), _bucket(asked, i, unit), back)
+            _credit(
+                tenants, np.int64(asked.demands[i]["tenant"]), _bucket(asked.demands, i, unit), back
+            )
             place += 1
         i = scratch.nexts[i]
 
@@ -170,15 +115,15 @@ def purpose(kind: Int) -> Int:
     return 2 if kind == _WRITE else 1
 
 
-@jit.kernel(ASKED, jit.i8)
-def _lane(asked: Asked, i: Int) -> Int:
-    demand = asked.demands[i]
+@jit.kernel(jit.readonly(DEMAND), jit.i8)
+def _lane(demands: NDArray[np.void], i: Int) -> Int:
+    demand = demands[i]
     return LANES * np.int64(demand["tenant"]) + purpose(np.int64(demand["kind"]))
 
 
-@jit.kernel(ASKED, jit.i8, jit.i8)
-def _bucket(asked: Asked, i: Int, unit: Int) -> Int:
-    return 2 * purpose(np.int64(asked.demands[i]["kind"])) + unit
+@jit.kernel(jit.readonly(DEMAND), jit.i8, jit.i8)
+def _bucket(demands: NDArray[np.void], i: Int, unit: Int) -> Int:
+    return 2 * purpose(np.int64(demands[i]["kind"])) + unit
 
 
 @jit.kernel(TENANTS, jit.i8, jit.i8, jit.i8)
@@ -214,7 +159,7 @@ def _group(asked: Asked, scratch: Scratch) -> None:
         scratch.nexts[i] = scratch.heads[asked.leaders[i]]
         scratch.heads[asked.leaders[i]] = i
         scratch.sizes[asked.leaders[i]] += 1
-        lane = _lane(asked, i)
+        lane = _lane(asked.demands, i)
         oldest = scratch.oldest[lane]
         if oldest < 0 or asked.demands[i]["arrival_s"] <= asked.demands[oldest]["arrival_s"]:
             scratch.oldest[lane] = i
@@ -226,19 +171,43 @@ def _serve_all(
 ) -> None:
     """The oldest that have waited too long, then all in their order."""
     patience_s = policy[0]["patience_s"]
-    for lane in range(len(scratch.oldest) if patience_s > 0.0 else 0):
-        i: Int = scratch.oldest[lane]
+    for which in range(len(scratch.oldest) if patience_s > 0.0 else 0):
+        i: Int = scratch.oldest[which]
         if i >= 0 and now_s - asked.demands[i]["arrival_s"] > patience_s:
             _serve(tenants, asked, i, scratch)
     for i in asked.order:
-        if asked.wanted[i]:
+        leader, lane = asked.leaders[i], _lane(asked.demands, i)
+        if not asked.wanted[i] or scratch.served[leader] or scratch.blocked[lane]:
+            continue
+        row, bucket, nbytes = lane // LANES, 2 * (lane % LANES), asked.nbytes[leader]
+        if scratch.sizes[leader] == 1 and _pay_alone(tenants, row, bucket, nbytes):
+            scratch.paid[i, 0], scratch.paid[i, 1] = nbytes, IO
+            scratch.served[leader] = True
+        else:
             _serve(tenants, asked, i, scratch)
+
+
+@jit.kernel(TENANTS, jit.i8, jit.i8, jit.i8)
+def _pay_alone(tenants: Tenants, row: Int, bucket: Int, nbytes: Int) -> bool:
+    """Charge a page to one tenant's own credits, if they suffice.
+
+    Most demands are alone; the general way, which hands many arrays on, costs them several times
+    as much (bench/credits.py, "shared").
+    """
+    tenant = tenants[row]
+    if tenant["held"][bucket] < nbytes or tenant["held"][bucket + 1] < IO:
+        return False
+    tenant["held"][bucket] -= nbytes
+    tenant["held"][bucket + 1] -= IO
+    tenant["spent"][bucket] += nbytes
+    tenant["spent"][bucket + 1] += IO
+    return True
 
 
 @jit.kernel(TENANTS, ASKED, jit.i8, SCRATCH)
 def _serve(tenants: Tenants, asked: Asked, i: Int, scratch: Scratch) -> None:
     """Charge the group of ``i``; where nobody can pay, what its tenant asks for later waits too."""
-    leader, lane = asked.leaders[i], _lane(asked, i)
+    leader, lane = asked.leaders[i], _lane(asked.demands, i)
     if scratch.served[leader] or scratch.blocked[lane]:
         return
     while True:  # each turn fewer pay, or it is the last
@@ -250,15 +219,9 @@ def _serve(tenants: Tenants, asked: Asked, i: Int, scratch: Scratch) -> None:
             break
     member: Int = scratch.heads[leader]
     while member >= 0:  # another group, or the same with loans, is another matter
-        scratch.short[_lane(asked, member)] = -1
+        scratch.short[_lane(asked.demands, member)] = -1
         member = scratch.nexts[member]
     scratch.blocked[lane] = not scratch.served[leader]
-
-
-@jit.kernel(ASKED, jit.i8, jit.i8, SCRATCH)
-def _pays(asked: Asked, i: Int, leader: Int, scratch: Scratch) -> bool:
-    lane = _lane(asked, i)
-    return bool(not scratch.blocked[lane] and scratch.short[lane] != leader)
 
 
 @jit.kernel(ASKED, jit.i8, SCRATCH)
@@ -266,25 +229,38 @@ def _count_payers(asked: Asked, leader: Int, scratch: Scratch) -> Int:
     count = np.int64(0)
     i: Int = scratch.heads[leader]
     while i >= 0:
-        count += _pays(asked, i, leader, scratch)
+        count += _pays(scratch.blocked, scratch.short, _lane(asked.demands, i), leader)
         i = scratch.nexts[i]
     return count
+
+
+@jit.kernel(_B, _I, jit.i8, jit.i8)
+def _pays(blocked: NDArray[np.bool_], short: Indices, lane: Int, leader: Int) -> bool:
+    return bool(not blocked[lane] and short[lane] != leader)
 
 
 @jit.kernel(TENANTS, ASKED, jit.i8, jit.i8, SCRATCH)
 def _charge(tenants: Tenants, asked: Asked, leader: Int, payers: Int, scratch: Scratch) -> bool:
     """Charge each payer its part, or none: then who was short of it pays no more."""
+    each_nbytes, each_ios = asked.nbytes[leader] // payers, IO // payers
+    more_nbytes, more_ios = asked.nbytes[leader] - each_nbytes * payers, IO - each_ios * payers
     place: Int = 0
     whole = True
     i: Int = scratch.heads[leader]
     while i >= 0:
-        if _pays(asked, i, leader, scratch):
-            nbytes, ios = part(asked.nbytes[leader], payers, place), part(IO, payers, place)
-            if _can_pay(tenants, asked, i, nbytes, ios, scratch):
-                _pay(tenants, asked, i, 0, nbytes, scratch)
-                _pay(tenants, asked, i, 1, ios, scratch)
+        lane = _lane(asked.demands, i)
+        if _pays(scratch.blocked, scratch.short, lane, leader):
+            row, bucket = lane // LANES, 2 * (lane % LANES)
+            nbytes, ios = each_nbytes + (place < more_nbytes), each_ios + (place < more_ios)
+            if _can_pay(tenants, row, bucket, nbytes, scratch.pools) and _can_pay(
+                tenants, row, bucket + 1, ios, scratch.pools
+            ):
+                pools, drawn = scratch.pools, scratch.drawn
+                scratch.paid[i, 0], scratch.paid[i, 1] = nbytes, ios
+                scratch.loaned[i, 0] = _pay(tenants, row, bucket, nbytes, pools, drawn)
+                scratch.loaned[i, 1] = _pay(tenants, row, bucket + 1, ios, pools, drawn)
             else:
-                scratch.short[_lane(asked, i)] = leader
+                scratch.short[lane] = leader
                 whole = False
             place += 1
         i = scratch.nexts[i]
@@ -293,35 +269,26 @@ def _charge(tenants: Tenants, asked: Asked, leader: Int, payers: Int, scratch: S
     return whole
 
 
-@jit.kernel(TENANTS, ASKED, jit.i8, jit.i8, jit.i8, SCRATCH)
-def _can_pay(
-    tenants: Tenants, asked: Asked, i: Int, nbytes: Int, ios: Int, scratch: Scratch
-) -> bool:
-    tenant = np.int64(asked.demands[i]["tenant"])
-    bucket = _bucket(asked, i, 0)
-    enough = nbytes <= _available(tenants, tenant, bucket, scratch)
-    return bool(enough and ios <= _available(tenants, tenant, bucket + 1, scratch))
-
-
-@jit.kernel(TENANTS, jit.i8, jit.i8, SCRATCH)
-def _available(tenants: Tenants, row: Int, bucket: Int, scratch: Scratch) -> Int:
+@jit.kernel(TENANTS, jit.i8, jit.i8, jit.i8, _I)
+def _can_pay(tenants: Tenants, row: Int, bucket: Int, amount: Int, pools: Indices) -> bool:
     tenant = tenants[row]
-    loan = min(tenant["borrow"][bucket] - tenant["owed"][bucket], scratch.pools[bucket])
-    return np.int64(tenant["held"][bucket] + loan)
+    loan = min(tenant["borrow"][bucket] - tenant["owed"][bucket], pools[bucket])
+    return bool(amount <= tenant["held"][bucket] + loan)
 
 
-@jit.kernel(TENANTS, ASKED, jit.i8, jit.i8, jit.i8, SCRATCH)
-def _pay(tenants: Tenants, asked: Asked, i: Int, unit: Int, amount: Int, scratch: Scratch) -> None:
-    """Pay from what is held, then from the pool."""
-    tenant, bucket = tenants[np.int64(asked.demands[i]["tenant"])], _bucket(asked, i, unit)
-    tenant["spent"][bucket] += amount
-    scratch.paid[i, unit] += amount
+@jit.kernel(TENANTS, jit.i8, jit.i8, jit.i8, _I, _I)
+def _pay(
+    tenants: Tenants, row: Int, bucket: Int, amount: Int, pools: Indices, drawn: Indices
+) -> Int:
+    """Pay from what is held, then from the pool; return how much from the pool."""
+    tenant = tenants[row]
     loan = max(np.int64(0), amount - tenant["held"][bucket])
+    tenant["spent"][bucket] += amount
     tenant["held"][bucket] -= amount - loan
     tenant["owed"][bucket] += loan
-    scratch.loaned[i, unit] += loan
-    scratch.pools[bucket] -= loan
-    scratch.drawn[bucket] += loan
+    pools[bucket] -= loan
+    drawn[bucket] += loan
+    return np.int64(loan)
 
 
 @jit.kernel(TENANTS, ASKED, jit.i8, SCRATCH)
@@ -331,7 +298,7 @@ def _undo(tenants: Tenants, asked: Asked, leader: Int, scratch: Scratch) -> None
     while i >= 0:
         tenant = tenants[np.int64(asked.demands[i]["tenant"])]
         for unit in range(2):
-            bucket, loan = _bucket(asked, i, unit), scratch.loaned[i, unit]
+            bucket, loan = _bucket(asked.demands, i, unit), scratch.loaned[i, unit]
             tenant["spent"][bucket] -= scratch.paid[i, unit]
             tenant["held"][bucket] += scratch.paid[i, unit] - loan
             tenant["owed"][bucket] -= loan
@@ -395,7 +362,7 @@ def _ready_s(
     row, leader = np.int64(asked.demands[i]["tenant"]), asked.leaders[i]
     ready_s = now_s
     for unit in range(2):
-        bucket = _bucket(asked, i, unit)
+        bucket = _bucket(asked.demands, i, unit)
         at = bucket * len(tenants) + row
         whole = asked.nbytes[leader] if unit == 0 else np.int64(IO)
         scratch.backlog[at] += part(whole, scratch.sizes[leader], 0)
@@ -412,7 +379,7 @@ def _first_wrong(tenants: Tenants, asked: Asked) -> Int:
         row = np.int64(asked.demands[i]["tenant"])
         if row >= len(tenants):
             return i
-        bucket = _bucket(asked, i, 0)
+        bucket = _bucket(asked.demands, i, 0)
         waits = asked.wanted[i] and tenants[row]["rate"][bucket] > 0
         if waits and asked.nbytes[i] > tenants[row]["cap"][bucket]:
             return i

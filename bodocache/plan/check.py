@@ -76,7 +76,7 @@ def complaint(code: int, tables: Mapping[str, Records]) -> ValueError:
 
 
 @jit.kernel(jit.i8, jit.record(DEMAND), PAGES, TENANTS)
-def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> int:
+def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> Int:
     """What is wrong with one demand, or the page it wants."""
     which = -1
     kind = np.int64(demand["kind"])

@@ -109,7 +109,7 @@ def work_for(demands: int) -> Work:
         np.empty(demands + 1, np.int32),
         np.empty(demands, FOUND),
         np.empty(demands, RUN),
-        np.empty(1 << max(1, 2 * demands - 1).bit_length(), np.int32),
+        np.empty(1 << order.table_bits(demands), np.int32),
         order.pairs_for(demands),
     )
 
@@ -199,13 +199,14 @@ def _is_before(one: Any, due_s: float, two: Any) -> bool:
 def _group(count: Int, work: Work) -> int:
     """Number the groups as they come and list the items group by group; return how many."""
     items, table, starts = work.items, work.table, work.starts
-    table[:] = 0
+    bits = order.table_bits(count)
+    table[: 1 << bits] = 0
     num_groups = 0
     starts[0] = 0
     for i in range(count):
         group = np.int64(items[i - 1]["group"]) if i > 0 else 0
         if i == 0 or not _is_same(items[i], items[i - 1]):
-            at = _find(items, i, table)
+            at = _find(items, i, table, bits)
             if table[at] == 0:
                 table[at] = i + 1
                 group = num_groups
@@ -233,13 +234,13 @@ def _is_same(one: Any, two: Any) -> bool:
     return bool(one["cluster"] >= 0 or one["request"] == two["request"])
 
 
-@jit.kernel(jit.array(ITEM), jit.i8, _I4)
-def _find(items: Records, i: Int, table: Indices) -> int:
+@jit.kernel(jit.array(ITEM), jit.i8, _I4, jit.i8)
+def _find(items: Records, i: Int, table: Indices, bits: Int) -> Int:
     """Where the table holds the first item (1 + its index) of the group of item i, or 0 for it."""
     one = items[i]
     name: Int = np.int64(one["cluster"]) if one["cluster"] >= 0 else -1 - one["request"]
     mixed = (np.uint64(name) * _MIX ^ np.uint64(one["lane"])) * _MIX
-    mask = len(table) - 1
+    mask = (1 << bits) - 1
     at = np.int64(mixed >> np.uint64(32)) & mask
     while table[at] > 0 and not _is_same(one, items[table[at] - 1]):
         at = (at + 1) & mask

@@ -29,7 +29,7 @@ TENANTS, WEIGHTS, POLICIES = jit.array(TENANT), jit.array("i8"), jit.array(POLIC
 MOST = float(1 << 53)  # credits earned at once: up to here a float counts every one
 
 _COMPLAINTS = (
-    "tenants.refilled_s: row {row}: {refilled_s} is after now, {now_s}: time ran backwards",
+    "tenants.refilled_s: row {row}: {refilled_s}: time ran backwards; must be finite, <= {now_s}",
     "tenants.rate: row {row}: {rate}: must be finite and >= 0",
     "tenants.cap: row {row}: {cap}: must be >= 0, and of I/Os >= records.IO where any are earned",
     "tenants.borrow: row {row}: {borrow}: must be >= 0",
@@ -37,6 +37,8 @@ _COMPLAINTS = (
     "tenants.owed: row {row}: {owed}: must be from 0 to borrow",
     "tenants.share: row {row}: {share}: must be >= 0, and all shares together <= 1",
     "tenants.lend: row {row}: {lend}: must be from 0 to 1",
+    "tenants.fraction: row {row}: {fraction}: must be from 0 to 1",
+    "tenants.lent: bucket {row}: all together must be what is owed; let credits.py alone change it",
     "policy.credits_per_s: bucket {row}: must be >= 0 (0: no limit)",
 )
 
@@ -58,7 +60,7 @@ def check(tenants: Tenants, policy: Policy, now_s: float) -> None:
     if wrong < 0:
         return
     row, which = divmod(wrong, len(_COMPLAINTS))
-    said = {name: tenants[name][row] for name in TENANT.names or ()} if which < 8 else {}
+    said = {name: tenants[name][row] for name in TENANT.names or ()} if which < 9 else {}
     raise ValueError(_COMPLAINTS[which].format(row=row, now_s=now_s, **said))
 
 
@@ -222,14 +224,20 @@ def _first_wrong(tenants: Tenants, policy: Policy, now_s: float) -> Int:
             return which + len(_COMPLAINTS) * i
     for bucket in range(BUCKETS):
         if not policy[0]["credits_per_s"][bucket] >= 0.0:
-            return 8 + len(_COMPLAINTS) * bucket
+            return 10 + len(_COMPLAINTS) * bucket
+        lent, least = np.int64(0), np.int64(0)
+        for i in range(len(tenants)):
+            lent += tenants[i]["lent"][bucket]
+            least = min(least, tenants[i]["lent"][bucket])
+        if least < 0 or lent != _sum_owed(tenants, bucket):
+            return 9 + len(_COMPLAINTS) * bucket
     return -1
 
 
 @jit.kernel(TENANTS, jit.i8, jit.f8, jit.f8)
 def _wrong_in(tenants: Tenants, row: Int, now_s: float, shares: float) -> Int:
     tenant = tenants[row]
-    if not tenant["refilled_s"] <= now_s:
+    if not -np.inf < tenant["refilled_s"] <= now_s:
         return 0
     for bucket in range(BUCKETS):
         which = _wrong_in_bucket(tenants, row, bucket)
@@ -252,4 +260,6 @@ def _wrong_in_bucket(tenants: Tenants, row: Int, bucket: Int) -> Int:
         return 3
     if not 0 <= tenant["held"][bucket] <= tenant["cap"][bucket]:
         return 4
-    return -1 if 0 <= tenant["owed"][bucket] <= tenant["borrow"][bucket] else 5
+    if not 0 <= tenant["owed"][bucket] <= tenant["borrow"][bucket]:
+        return 5
+    return -1 if 0.0 <= tenant["fraction"][bucket] <= 1.0 else 8

@@ -83,7 +83,8 @@ def decide(
     book.owners[: len(wants.demands)] = -1
     book.counted[: len(wants.demands)] = False
     _sort(wants.demands, requests, book)
-    count, end = 0, 0
+    count: Int = 0
+    end: Int = 0
     for at in range(len(requests)):
         row = np.int64(book.pairs.carried[0, at])
         book.requests[count] = row
@@ -199,7 +200,8 @@ def abort(wants: Wants, book: Book, room: Room) -> None:
     for i in range(len(demands)):
         if fates[i] == PLANNED or fates[i] == JOINED:
             book.counted[leads[i]] = False  # somebody wants it; the others have been counted
-    num_ops, place, before = 0, 0, -1
+    num_ops, place = 0, 0
+    before: Int = -1
     for i in range(len(demands)):
         if not (demands[i]["under_way"] and fates[i] == CUT and book.counted[leads[i]]):
             continue

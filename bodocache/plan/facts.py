@@ -53,7 +53,7 @@ _ABOVE_DISK = Tier.DEVICE.bit | Tier.HOST.bit
 
 
 @jit.kernel(DEMANDS, PAGES, TENANTS, FACTS)
-def gather(demands: Records, pages: Records, tenants: Records, facts: Records) -> int:
+def gather(demands: Records, pages: Records, tenants: Records, facts: Records) -> Int:
     """Set ``facts`` of all demands; return -1, or the code of what is wrong first (check.py)."""
     for i in range(min(AHEAD, len(demands))):
         jit.prefetch(pages, demands[i]["page"])

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.plan import heat
-from bodocache.plan.facts import FACTS, PAGES
+from bodocache.plan import heat, order
+from bodocache.plan.check import PAGES, POLICIES
+from bodocache.plan.facts import FACTS
 from bodocache.plan.records import Int
 
 Records = NDArray[np.void]
@@ -41,25 +42,26 @@ class Passing(NamedTuple):
 PASSING = jit.named(Passing, jit.array("f8"), jit.array("f8"))
 
 
-def passing() -> Passing:
+def nobody() -> Passing:
     """Nobody has passed yet."""
     return Passing(np.zeros(1), np.zeros(1))
 
 
-@jit.kernel(PASSING, jit.i8, jit.f8, jit.f8)
-def count(passing: Passing, requests: Int, now_s: float, half_life_s: float) -> None:
+@jit.kernel(PASSING, POLICIES, jit.i8, jit.f8)
+def count(passing: Passing, policy: Records, requests: Int, now_s: float) -> None:
     """``requests`` more have begun by ``now_s``."""
     now_s = max(now_s, passing.stamp_s[0])
+    half_life_s = policy[0]["half_life_s"]
     before = heat.decayed(passing.requests[0], passing.stamp_s[0], now_s, half_life_s)
     passing.requests[0] = before + requests
     passing.stamp_s[0] = now_s
 
 
-@jit.kernel(PASSING, PAGES, jit.array("i8"), jit.f8, jit.f8)
+@jit.kernel(PASSING, PAGES, POLICIES, jit.array("i8"), jit.f8)
 def follow(
-    passing: Passing, pages: Records, rows: NDArray[np.int64], now_s: float, half_life_s: float
+    passing: Passing, pages: Records, policy: Records, rows: NDArray[np.int64], now_s: float
 ) -> None:
-    """Name the cluster of ``rows``: one prefix, shallow to deep, just touched at ``now_s``."""
+    """Name the cluster of ``rows``: pages of one prefix, shallow to deep, just touched."""
     if len(rows) == 0:
         return
     limit = max(SHARE * passing.requests[0], REQUESTS)
@@ -67,7 +69,7 @@ def follow(
     cluster: Int = ABOVE if parent < 0 else np.int64(pages[parent]["cluster"])
     for row in rows:
         if cluster < 0:
-            cluster = _named(pages, row, limit, now_s, half_life_s)
+            cluster = _named(pages, row, limit, now_s, policy[0]["half_life_s"])
         pages[row]["cluster"] = cluster
 
 
@@ -86,13 +88,11 @@ def _named(pages: Records, row: Int, limit: float, now_s: float, half_life_s: fl
 def join(facts: Records, table: NDArray[np.int32], leads: NDArray[np.int32]) -> None:
     """Set ``leads[i]``: the first demand that wants what demand i wants; itself where it is alone.
 
-    ``table`` is scratch: a power of two, at least twice the demands.
+    ``table`` is scratch: at least ``2 ** order.table_bits(demands)`` long.
     """
-    table[:] = 0
-    bits = 0
-    while (1 << bits) < len(table):
-        bits += 1
-    shift, mask = np.uint64(64 - bits), len(table) - 1
+    bits = order.table_bits(len(facts))
+    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    table[: 1 << bits] = 0
     for i in range(len(facts)):
         key = facts[i]["key"]
         at = np.int64((key * _MIX) >> shift)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import Tier
-from bodocache.plan import admit, charges, evict, order
+from bodocache.plan import admit, asked, charges, evict, order
 from bodocache.plan.check import PAGES, POLICIES, TENANTS
 from bodocache.plan.coalesce import ROOM, WORK, Room, Work
 from bodocache.plan.credits import refill
@@ -46,12 +46,12 @@ class Payments(NamedTuple):
     leaders: NDArray[np.int64]
     wanted: NDArray[np.bool_]
     granted: NDArray[np.bool_]
-    scratch: charges.Scratch
+    scratch: asked.Scratch
 
 
 _I, _B, _I4 = jit.array("i8"), jit.array("?"), jit.array("i4")
 WRITES = jit.named(Writes, _I, _I, jit.array("f8"), _B)
-PAYMENTS = jit.named(Payments, _I, _I, _I, _B, _B, charges.SCRATCH)
+PAYMENTS = jit.named(Payments, _I, _I, _I, _B, _B, asked.SCRATCH)
 
 
 def writes_for(demands: int) -> Writes:
@@ -67,9 +67,12 @@ def writes_for(demands: int) -> Writes:
 def payments_for(demands: int, tenants: int) -> Payments:
     """Memory for ``demands`` of ``tenants``."""
     return Payments(
-        *(np.empty(demands, np.int64) for _ in range(3)),
-        *(np.empty(demands, np.bool_) for _ in range(2)),
-        charges.scratch_for(demands, tenants),
+        np.empty(demands, np.int64),
+        np.empty(demands, np.int64),
+        np.empty(demands, np.int64),
+        np.empty(demands, np.bool_),
+        np.empty(demands, np.bool_),
+        asked.scratch_for(demands, tenants),
     )
 
 
@@ -115,7 +118,7 @@ def admit_writes(
 
 
 @jit.kernel(WANTS, PAYMENTS)
-def bill(wants: Wants, payments: Payments) -> charges.Asked:
+def bill(wants: Wants, payments: Payments) -> asked.Asked:
     """What the tenants are asked to pay for."""
     demands, facts, leads, fates = wants
     for i in range(len(demands)):
@@ -125,14 +128,36 @@ def bill(wants: Wants, payments: Payments) -> charges.Asked:
 
 
 @jit.kernel(WANTS, PAYMENTS)
-def _as_billed(wants: Wants, payments: Payments) -> charges.Asked:
+def _as_billed(wants: Wants, payments: Payments) -> asked.Asked:
     n = len(wants.demands)
-    return charges.Asked(
+    return asked.Asked(
         wants.demands,
         payments.nbytes[:n],
         payments.order[:n],
         payments.leaders[:n],
         payments.wanted[:n],
+    )
+
+
+@jit.kernel(PAYMENTS, jit.i8)
+def _scratch(payments: Payments, n: Int) -> asked.Scratch:
+    """As much of the memory as n demands take: all of it is cleared in each window."""
+    whole = payments.scratch
+    return asked.Scratch(
+        whole.heads[:n],
+        whole.nexts[:n],
+        whole.sizes[:n],
+        whole.served[:n],
+        whole.paid[:n],
+        whole.loaned[:n],
+        whole.oldest,
+        whole.short,
+        whole.blocked,
+        whole.backlog,
+        whole.offers,
+        whole.pools,
+        whole.drawn,
+        whole.scales,
     )
 
 
@@ -147,16 +172,17 @@ def charge(
     ready_s: NDArray[np.float64],
 ) -> None:
     """Let the tenants' credits pay, earliest deadline first; who cannot be paid for waits."""
-    asked = bill(wants, payments)
+    bills = bill(wants, payments)
     demands, fates = wants.demands, wants.fates
     for i in range(len(demands)):
         pairs.keys[0, i], pairs.carried[0, i] = order.sortable(demands[i]["deadline_s"]), i
     order.sort(pairs, 0, len(demands))
     for i in range(len(demands)):
-        asked.order[i] = pairs.carried[0, i]
+        bills.order[i] = pairs.carried[0, i]
     refill(tenants, policy, now_s)
-    answer = charges.Answer(payments.granted, ready_s)
-    charges.grant(tenants, policy, asked, now_s, payments.scratch, answer)
+    answer = asked.Answer(payments.granted, ready_s)
+    scratch = _scratch(payments, len(demands))
+    charges.grant(tenants, policy, bills, now_s, scratch, answer)
     for i in range(len(demands)):
         if fates[i] == PLANNED and not payments.granted[i]:
             fates[i] = DEFERRED
@@ -165,16 +191,16 @@ def charge(
 @jit.kernel(WANTS, TENANTS, PAYMENTS, WORK, ROOM)
 def settle(wants: Wants, tenants: Records, payments: Payments, work: Work, room: Room) -> None:
     """Give back what ops cost less than was charged: I/Os that merged, pages that were cut."""
-    asked, leads, scratch = _as_billed(wants, payments), wants.leads, payments.scratch
+    bills, leads, scratch = _as_billed(wants, payments), wants.leads, payments.scratch
     for leader in range(len(wants.demands)):
         cut = leads[leader] == leader and work.item_of[leader] < 0
         if cut and scratch.heads[leader] >= 0 and scratch.served[leader]:
-            charges.give_back(tenants, asked, leader, _NBYTES, asked.nbytes[leader], scratch)
-            charges.give_back(tenants, asked, leader, _IOS, IO, scratch)
+            charges.give_back(tenants, bills, leader, _NBYTES, bills.nbytes[leader], scratch)
+            charges.give_back(tenants, bills, leader, _IOS, IO, scratch)
     for k in range(room.counts[0]):
         op = room.ops[k]
         count = np.int64(op["count"])
         for place in range(count if op["kind"] != _ABORT and count > 1 else 0):
-            leader = np.int64(leads[room.demands[room.answers[op["first"] + place]]])
+            lead = np.int64(leads[room.demands[room.answers[op["first"] + place]]])
             unused = IO - charges.part(IO, count, place)
-            charges.give_back(tenants, asked, leader, _IOS, unused, scratch)
+            charges.give_back(tenants, bills, lead, _IOS, unused, scratch)

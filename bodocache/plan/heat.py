@@ -13,6 +13,8 @@ from bodocache import jit
 from bodocache.pages import PAGE
 from bodocache.plan.records import Int
 
+NEVER_FADES_S = 1e12  # a half-life that makes heat a count
+
 
 @jit.kernel(jit.f8, jit.f8, jit.f8, jit.f8)
 def decayed(heat: float, stamp_s: float, now_s: float, half_life_s: float) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sorting packed integer keys, stably, in the caller's memory: least first.
+"""Sorting packed integer keys, stably, in the caller's memory: least first. Hash tables' sizes.
 
 What stands in order already costs one look; up to 32 are inserted; more are sorted by radix, over
 the bits in which they differ.
@@ -35,6 +35,15 @@ def pairs_for(count: int) -> Pairs:
     return Pairs(
         np.empty((2, count), np.uint64), np.empty((2, count), np.int32), np.empty(_DIGITS, np.int64)
     )
+
+
+@jit.kernel(jit.i8)
+def table_bits(count: Int) -> int:
+    """Bits of the places of a hash table that ``count`` keys fill to a half at most."""
+    bits = 1
+    while (1 << bits) < 2 * count:
+        bits += 1
+    return bits
 
 
 @jit.kernel(jit.f8)
@@ -87,17 +96,16 @@ def _radix(pairs: Pairs, begin: Int, end: Int, differing: np.uint64) -> None:
 @jit.kernel(PAIRS, jit.i8, jit.i8, jit.i8, jit.u8)
 def _pass(pairs: Pairs, begin: Int, end: Int, here: Int, shift: np.uint64) -> None:
     keys, carried, places = pairs.keys, pairs.carried, pairs.counters
-    there, mask = 1 - here, np.uint64(_DIGITS - 1)
+    there, mask, place = 1 - here, np.uint64(_DIGITS - 1), np.int64(begin)
     places[:] = 0
     for i in range(begin, end):
         places[np.int64((keys[here, i] >> shift) & mask)] += 1
-    place = begin
-    for digit in range(_DIGITS):
-        count = places[digit]
-        places[digit] = place
-        place += count
+    for each in range(_DIGITS):
+        of_digit = places[each]
+        places[each] = place
+        place += of_digit
     for i in range(begin, end):
         digit = np.int64((keys[here, i] >> shift) & mask)
-        place = places[digit]
-        places[digit] = place + 1
-        keys[there, place], carried[there, place] = keys[here, i], carried[here, i]
+        to = places[digit]
+        places[digit] = to + 1
+        keys[there, to], carried[there, to] = keys[here, i], carried[here, i]

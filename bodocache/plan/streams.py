@@ -43,7 +43,7 @@ class Streams(NamedTuple):
     numbers: NDArray[np.int32]  # [NODES]: 1 + a node's number in this window; 0 between windows
     met: NDArray[np.int32]  # [NODES]: the nodes by number
     ways: Records  # WAY[NODES * WAYS]
-    count: NDArray[np.int64]  # [1]: nodes met
+    nodes: NDArray[np.int64]  # [1]: how many were met
 
 
 STREAMS = jit.named(Streams, jit.array("i4"), jit.array("i4"), jit.array(WAY), jit.array("i8"))
@@ -64,13 +64,13 @@ def streams() -> Streams:
 @jit.kernel(STREAMS, LINKS)
 def begin(streams: Streams, links: Records) -> None:
     """Begin a window over ``links``."""
-    for number in range(streams.count[0]):
+    for number in range(streams.nodes[0]):
         streams.numbers[streams.met[number]] = 0
-    streams.count[0] = 0
+    streams.nodes[0] = 0
     for k in range(len(links)):
         link = links[k]
-        first = _first_way(streams, np.int64(link["node"]))
-        way = streams.ways[first + np.int64(link["source"]) * TIERS + np.int64(link["destination"])]
+        at = _first_way(streams, np.int64(link["node"]))
+        way = streams.ways[at + np.int64(link["source"]) * TIERS + np.int64(link["destination"])]
         way["link"], way["ahead_nbytes"] = k, np.float64(link["queued_nbytes"])
         way["free_s"] = way["ahead_nbytes"] / link["rate"]
 
@@ -103,7 +103,7 @@ def assign(streams: Streams, ops: Records, links: Records, policy: Records, now_
 @jit.kernel(STREAMS, jit.record(OP), jit.i8, LINKS, jit.f8)
 def _predict(streams: Streams, op: Any, first: Int, links: Records, now_s: float) -> None:
     ways, source, nbytes = streams.ways, np.int64(op["source"]), np.float64(op["nbytes"])
-    last = first + np.int64(op["stream"])
+    last: Int = first + np.int64(op["stream"])
     before = first + source * TIERS + _HOST
     at_s = variance = 0.0
     if ways[last]["link"] < 0:  # by way of the host?
@@ -139,8 +139,8 @@ def _first_way(streams: Streams, node: Int) -> Int:
     """The first of the node's ways; a node that was not met yet is given a number."""
     if streams.numbers[node] > 0:
         return (np.int64(streams.numbers[node]) - 1) * WAYS
-    number = streams.count[0]
-    streams.count[0] += 1
+    number = np.int64(streams.nodes[0])
+    streams.nodes[0] = number + 1
     streams.met[number] = node
     streams.numbers[node] = number + 1
     for way in range(number * WAYS, (number + 1) * WAYS):

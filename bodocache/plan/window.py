@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import charges, check, coalesce, cuts, evict, facts, fanout, fates
+from bodocache.plan import asked, charges, check, coalesce, cuts, evict, facts, fanout, fates
 from bodocache.plan import streams as ways
 from bodocache.plan.check import DEMANDS, LINKS, PAGES, POLICIES, REQUESTS, TENANTS
 from bodocache.plan.credits import check as check_credits
@@ -50,6 +50,15 @@ class Inputs(NamedTuple):
     requests: Records = NO_REQUESTS  # REQUEST[m]
 
 
+class _Sizes(NamedTuple):
+    """What there is memory for."""
+
+    demands: int
+    requests: int
+    links: int
+    tenants: int
+
+
 class _Space(NamedTuple):
     """Memory for n demands, t tenants, k links and m requests; kept from window to window."""
 
@@ -75,8 +84,8 @@ class Planner:
 
     def __init__(self) -> None:
         self._now_s = -np.inf
-        self._sizes = (LEAST_DEMANDS, 1, 1, 1)
-        self._space = _space_for(*self._sizes)
+        self._sizes = _Sizes(LEAST_DEMANDS, 1, 1, 0)
+        self._space = _space_for(self._sizes)
 
     def plan(
         self,
@@ -117,32 +126,37 @@ class Planner:
 
     def _fit(self, inputs: Inputs) -> None:
         """Make memory larger if the inputs need it; the tenants' fits exactly."""
-        needs = (len(inputs.demands), len(inputs.requests), len(inputs.links))
-        sizes = [
-            max(1, had if need <= had else max(need, 2 * had))
-            for need, had in zip(needs, self._sizes, strict=False)
-        ]
-        tenants = len(inputs.tenants)
-        if (*sizes, tenants) != self._sizes:
-            self._sizes = (*sizes, tenants)
-            self._space = _space_for(*self._sizes)
+        had = self._sizes
+        sizes = _Sizes(
+            _enough(len(inputs.demands), had.demands),
+            _enough(len(inputs.requests), had.requests),
+            _enough(len(inputs.links), had.links),
+            len(inputs.tenants),
+        )
+        if sizes != had:
+            self._sizes, self._space = sizes, _space_for(sizes)
 
     def _check(self, inputs: Inputs, now_s: float) -> None:
         space = self._space
         wrong = _intake(*inputs, space)
         if wrong >= 0:
-            raise check.complaint(wrong, inputs._asdict())
+            raise check.complaint(int(wrong), inputs._asdict())
         if len(inputs.tenants):
             check_credits(inputs.tenants, inputs.policy, now_s)
             charges.check(inputs.tenants, self._bill(inputs.demands))
 
-    def _bill(self, demands: Records) -> charges.Asked:
+    def _bill(self, demands: Records) -> asked.Asked:
         """What the tenants would be asked to pay for, as it stands before anything is decided."""
         payments, n = self._space.payments, len(demands)
         unwritten = demands[:]
         unwritten.flags.writeable = False
-        columns = (payments.nbytes, payments.order, payments.leaders, payments.wanted)
-        return charges.Asked(unwritten, *(column[:n] for column in columns))
+        return asked.Asked(
+            unwritten,
+            payments.nbytes[:n],
+            payments.order[:n],
+            payments.leaders[:n],
+            payments.wanted[:n],
+        )
 
 
 def plan_window(  # noqa: PLR0913 -- each is a table, or a number, of one window
@@ -162,15 +176,20 @@ def plan_window(  # noqa: PLR0913 -- each is a table, or a number, of one window
     return Planner().plan(inputs, queues, now_s=now_s, free_frames=free_frames)
 
 
-def _space_for(demands: int, requests: int, links: int, tenants: int) -> _Space:
+def _enough(need: int, had: int) -> int:
+    return had if need <= had else max(need, 2 * had)
+
+
+def _space_for(sizes: _Sizes) -> _Space:
+    demands = sizes.demands
     return _Space(
         np.empty(demands, facts.FACT),
         np.empty(demands, np.int32),
         np.empty(demands, np.uint8),
         np.zeros(demands),
         fates.writes_for(demands),
-        fates.payments_for(demands, tenants),
-        cuts.book_for(demands, requests, links),
+        fates.payments_for(demands, sizes.tenants),
+        cuts.book_for(demands, sizes.requests, sizes.links),
         coalesce.work_for(demands),
         coalesce.room_for(demands),
         ways.streams(),
@@ -208,9 +227,9 @@ def _intake(
     links: Records,
     requests: Records,
     space: _Space,
-) -> int:
+) -> Int:
     """Check everything; note the facts of each demand, and who wants the same. -1, or a code."""
-    wrong = check.in_policy(policy)
+    wrong: Int = check.in_policy(policy)
     if wrong < 0:
         wrong = check.in_links(links)
     if wrong < 0:

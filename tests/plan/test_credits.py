@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from bodocache import jit
 from bodocache.plan import charges
 from bodocache.plan import credits as buckets
-from bodocache.plan.charges import Answer, Asked, scratch_for
+from bodocache.plan.asked import Answer, Asked, scratch_for
 from bodocache.plan.records import BUCKETS, DEMAND, IO, POLICY, TENANT, OpKind, Purpose
+from bodocache.plan.tardiness import CUT, best_cut
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -451,6 +452,16 @@ def test_deferred_demands_go_when_they_were_told_and_not_a_moment_before():
         assert window(late, policy(), asked, at_s)[1].granted.sum() == pages + 1
 
 
+@pytest.mark.parametrize(("rate", "boundary"), [(50.0, 0), (200.0, 1)])
+def test_a_tenant_without_credits_recomputes_where_that_is_sooner_than_waiting(rate, boundary):
+    state = tenants(1, nbytes_rate=rate)
+    ready_s = window(state, policy(), ask([0]), 0.0)[1].ready_s[0]
+    load = np.zeros(1, CUT)
+    load["tokens"], load["bytes_per_token"], load["rate"] = 1, PAGE, 1e6
+    load["token_s"], load["queue_s"] = 1.0, ready_s
+    assert best_cut(load, np.array([0, 1]), np.zeros(2, np.int64)).boundary == boundary
+
+
 def test_a_tenant_that_earns_nothing_is_told_never():
     state = tenants(1, nbytes_rate=0)
     answer = window(state, policy(), ask([0]), 0.0)[1]
@@ -489,7 +500,8 @@ def test_a_page_that_was_not_moved_after_all_costs_nothing():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("refilled_s", 2.0, r"tenants.refilled_s: row 1: 2.0 is after now, 1.0: time ran backwar"),
+        ("refilled_s", 2.0, r"tenants.refilled_s: row 1: 2.0: time ran backwards.* <= 1.0"),
+        ("refilled_s", -np.inf, r"tenants.refilled_s: row 1: -inf"),
         ("refilled_s", np.nan, r"tenants.refilled_s: row 1: nan"),
         ("rate", np.nan, r"tenants.rate: row 1"),
         ("rate", -1.0, r"tenants.rate: row 1"),
@@ -497,6 +509,8 @@ def test_a_page_that_was_not_moved_after_all_costs_nothing():
         ("borrow", -1, r"tenants.borrow: row 1"),
         ("held", -1, r"tenants.held: row 1"),
         ("owed", 1, r"tenants.owed: row 1"),
+        ("fraction", np.nan, r"tenants.fraction: row 1"),
+        ("lent", 1, r"tenants.lent: bucket 0: all together must be what is owed"),
         ("share", 0.6, r"tenants.share: row 1: 0.6: must be >= 0, and all shares together <= 1"),
         ("share", np.nan, r"tenants.share: row 1"),
         ("lend", np.nan, r"tenants.lend: row 1: nan: must be from 0 to 1"),

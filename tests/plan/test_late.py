@@ -5,7 +5,7 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bodocache import jit
@@ -158,15 +158,12 @@ def test_every_load_is_cut_and_taken_where_brute_force_cuts_and_takes_it(loads, 
         assert cost <= least * (1 + 1e-9)
 
 
-@given(loads_of(most=6, deadlines=HURRIED))
+@given(loads_of(most=6, deadlines=HURRIED, links=[(-1, -1)]), st.floats(0, 0.3))
 @settings(max_examples=100, deadline=None)
-def test_no_load_that_is_not_demoted_is_late(loads):
-    decisions = decided(loads)
+def test_where_some_are_demoted_the_others_are_in_time(loads, drift):
+    decisions = decided(loads, paths(drift=drift, spread=1e-6))
     kept = decisions["demoted"] == 0
-    assume(
-        not (loads.first_nbytes[:, 0].any() and kept.any())
-    )  # the second link waits for no first
-    assert (decisions["late_s"][kept] <= 1e-9).all()
+    assert (decisions["late_s"][kept] <= 1e-9).all() or kept.all()
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 25)), min_size=1, max_size=7))
@@ -179,7 +176,6 @@ def test_as_many_as_can_be_are_in_time_where_all_cause_the_same(jobs):
     decisions = decided(window(*cases))
     subsets = chain.from_iterable(combinations(jobs, n) for n in range(len(jobs) + 1))
     most = max(len(subset) for subset in subsets if in_time(subset))
-    assert (decisions["demoted"] == 0).sum() == most
     assert (decisions["late_s"] <= 0).sum() == most
 
 
@@ -257,24 +253,47 @@ def test_what_may_not_be_cut_is_loaded_whole():
     assert decision["verdict"] == Verdict.WHOLE
 
 
-def test_a_link_that_cannot_serve_all_serves_those_whose_recompute_costs_most():
-    cases = [load(token_s=cost, step=1000, deadline_s=0.15) for cost in (1e-2, 1.0)]
-    decisions = decided(window(*cases))
-    assert decisions["demoted"].tolist() == [1, 0]
-    assert decisions["late_s"] == pytest.approx([0.05, 0.0])
+def crowd(*costs, tokens=(1000, 1000, 500)):
+    """Three loads of 0.1, 0.1 and 0.05 s, all due after 0.16 s: two can be in time."""
+    return window(
+        *(
+            load(tokens=t, step=t, token_s=cost / t, deadline_s=0.16)
+            for t, cost in zip(tokens, costs, strict=True)
+        )
+    )
 
 
-def test_a_demoted_load_is_loaded_after_the_others_where_that_beats_its_recompute():
-    cases = [load(token_s=cost, step=1000, deadline_s=0.15) for cost in (1.5e-4, 1.0)]
-    decisions = decided(window(*cases))
-    assert decisions["demoted"].tolist() == [1, 0]
-    assert decisions["verdict"].tolist() == [Verdict.DROPPED, Verdict.WHOLE]
-    assert decided(window(cases[0]))[0]["verdict"] == Verdict.WHOLE  # alone it is loaded
+@pytest.mark.parametrize(("costs", "demoted"), [((9, 99, 99), [1, 0, 0]), ((99, 9, 99), [0, 1, 0])])
+def test_a_link_that_cannot_serve_all_serves_those_whose_recompute_costs_most(costs, demoted):
+    decisions = decided(crowd(*costs))
+    assert decisions["demoted"].tolist() == demoted
+    assert decisions["late_s"] == pytest.approx(np.where(demoted, 0.09, 0.0))
+
+
+def test_nobody_is_demoted_where_that_brings_no_more_in_time():
+    decisions = decided(crowd(9, 99, 99, tokens=(1000, 1000, 1000)))
+    assert decisions["demoted"].tolist() == [0, 0, 0]
+
+
+def test_a_demoted_load_is_loaded_after_the_others_only_where_that_beats_its_recompute():
+    decisions = decided(crowd(0.2, 99, 99))
+    assert decisions["demoted"].tolist() == [1, 0, 0]
+    assert decisions["verdict"].tolist() == [Verdict.DROPPED, Verdict.WHOLE, Verdict.WHOLE]
+    assert decided(crowd(0.3, 99, 99))["verdict"][0] == Verdict.WHOLE
 
 
 def test_the_first_link_leaves_time_for_the_second():
-    (late,) = decided(window(load(on_host=0, links=(DISK, -1), token_s=1.0, deadline_s=1.05)))
-    assert (late["demoted"], late["late_s"]) == (1, pytest.approx(0.05))
+    disk = {"on_host": 0, "links": (DISK, -1), "token_s": 1.0}
+    due_s = {1000: 1.05, 100: 1.06}  # 1.0 s from disk are in time, with 0.1 s to the device not
+    cases = (load(tokens=t, step=t, deadline_s=at_s, **disk) for t, at_s in due_s.items())
+    assert decided(window(*cases))["demoted"].tolist() == [1, 0]
+
+
+def test_a_cut_load_has_to_land_early_enough_for_its_recompute():
+    cut = load(wait_s=0.05, token_s=5e-5, deadline_s=0.06)  # half of it, then 0.025 s of compute
+    small = {"tokens": 100, "step": 100, "token_s": 1.0, "deadline_s": 0.0605}
+    decisions = decided(window(cut, load(**small), load(**small)))
+    assert decisions["demoted"].tolist() == [1, 0, 0]
 
 
 def test_a_finish_on_one_link_is_that_of_tardiness():

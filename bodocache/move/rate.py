@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a link really gives, learned from what it completed: rate, spread and drift.
+
+What the link takes for one chunk of x bytes is the time since it completed the chunk before, or
+since it became busy. It is modelled (plan/tardiness.py) as
+
+    t = x / rate * (1 + drift * N) + spread * sqrt(x) * n
+
+with n new for each chunk and N for each block of 32 chunks. After a block of X bytes in T seconds:
+
+    spread^2 = mean of (t - x T / X)^2 / x, by 31/32          within it, so that no drift is in it
+    drift^2  = mean of ((T - X / rate) rate / X)^2 - spread^2 rate^2 / X,       rate: before it
+    rate     = sum of X / sum of T
+
+each averaged over blocks, of which the newest weighs 1/k (the k-th) but at least a tenth.
+"""
+
+from dataclasses import dataclass
+
+BLOCK_CHUNKS = 32
+NEWEST_WEIGHT = 0.1  # of the newest block, once there are ten: 320 chunks of 2 ms are 0.6 s
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A link as plan/tardiness.py takes it."""
+
+    rate: float  # bytes/s
+    spread: float  # s/sqrt(byte)
+    drift: float  # relative error of the rate
+
+
+class LinkRate:
+    """Learns an :class:`Estimate`, chunk by chunk. Used from the orchestrator's loop only."""
+
+    __slots__ = ("_block", "_blocks", "_drift2", "_nbytes", "_seconds", "_since_s", "_spread2")
+
+    def __init__(self) -> None:
+        self._since_s = 0.0
+        self._block: list[tuple[float, int]] = []  # seconds and bytes of its chunks
+        self._blocks = 0
+        self._nbytes = self._seconds = 0.0  # of a block, on average
+        self._spread2 = self._drift2 = 0.0
+
+    def resume(self, now_s: float) -> None:
+        """The link was idle and is busy from now on."""
+        self._since_s = now_s
+
+    def add(self, now_s: float, nbytes: int) -> None:
+        """A chunk of ``nbytes`` is over at ``now_s``. One that failed (0 bytes) says nothing."""
+        taken_s, self._since_s = now_s - self._since_s, now_s
+        if nbytes == 0:
+            return
+        self._block.append((taken_s, nbytes))
+        if len(self._block) == BLOCK_CHUNKS:
+            self._learn()
+            self._block.clear()
+
+    def estimate(self) -> Estimate | None:
+        """What is known of the link, or None before its first block is complete."""
+        if self._seconds <= 0.0:
+            return None
+        return Estimate(self._nbytes / self._seconds, self._spread2**0.5, self._drift2**0.5)
+
+    def _learn(self) -> None:
+        seconds = sum(taken_s for taken_s, _ in self._block)
+        total = sum(nbytes for _, nbytes in self._block)
+        if seconds <= 0.0:  # a clock too coarse for such a block
+            return
+        self._blocks += 1
+        weight = max(1.0 / self._blocks, NEWEST_WEIGHT)
+        inverse = seconds / total
+        squares = sum((taken_s - n * inverse) ** 2 / n for taken_s, n in self._block)
+        self._spread2 += weight * (squares / (BLOCK_CHUNKS - 1) - self._spread2)
+        if self._blocks > 1:
+            rate = self._nbytes / self._seconds
+            error2 = (seconds * rate / total - 1.0) ** 2 - self._spread2 * rate**2 / total
+            self._drift2 = max(0.0, self._drift2 + weight * (error2 - self._drift2))
+        self._nbytes += weight * (total - self._nbytes)
+        self._seconds += weight * (seconds - self._seconds)
