@@ -8,13 +8,14 @@ TRACE ?=
 GPU_PYTHON ?= python3
 RESULTS ?= bench/results
 
-.PHONY: help install replay test mutants check bench peers gpu clean
+.PHONY: help install replay test mutants check proto bench peers gpu clean
 
 help:
 	@echo "make replay   move the pages of a workload through device, host and disk, every byte checked"
 	@echo "make test     run the test suite"
 	@echo "make mutants  break the storage in seven ways: a named test must see each (minutes)"
 	@echo "make check    ruff, mypy --strict, import-linter (writes nothing)"
+	@echo "make proto    generate the Python of bodocache/cluster/planner.proto, with the oldest tools"
 	@echo "make bench    the measurements behind every figure, as JSON under bench/results/"
 	@echo "make peers    install what bench/listio.py compares with (LMCache, vLLM, NIXL: 1.6 GB)"
 	@echo "make gpu      on a machine with a GPU, under 9 minutes: every kernel checked, then measured"
@@ -47,6 +48,10 @@ check: install
 	$(BIN)/ruff format --check .
 	cd typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml -p bodocache
 	$(BIN)/lint-imports
+
+# A test generates it anew and compares.
+proto: install
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. bodocache/cluster/planner.proto
 
 bench: install
 	@for script in bench/*.py; do case $$script in bench/_*|bench/gpu_*|bench/kernels.py) ;; *) \

@@ -28,6 +28,7 @@ from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
+from bodocache.move.regret import Accesses, Regret
 from bodocache.move.residency import RecomputeModel
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
@@ -60,6 +61,17 @@ class CacheStats:
     traffic: Traffic
     hits: int  # pages that loads delivered
     misses: dict[Reason, int]  # pages that were asked for and not delivered
+    accesses: Accesses  # what loads asked for lately, sampled
+
+    @property
+    def regret(self) -> Regret:
+        """How far from the exact optimum that was; computed here, in milliseconds."""
+        return self.accesses.regret()
+
+    @property
+    def ghost_hits(self) -> int:
+        """Of the misses, pages that had been here and left too early: their ghosts were found."""
+        return sum(self.misses.get(reason, 0) for reason in (Reason.EVICTED, Reason.NOT_ADMITTED))
 
 
 class Cache:
@@ -198,6 +210,9 @@ class Cache:
         slots = self._checked(slots, match.pages)
         pages = match.pages if match.version == self._version else 0
         load = self._orchestrator.load(match.keys[:pages], slots, deadline_s)
+        if match.version == self._version:
+            accesses = self._orchestrator.residency.accesses
+            accesses.record(match.keys, match.tiers[: len(load.rows)])
         self._count(match.reasons)
         self._misses[Reason.OTHER_VERSION] += match.pages - pages
         load.on_settled(lambda: self._count_undelivered(load, pages))
@@ -264,7 +279,9 @@ class Cache:
     def stats(self) -> CacheStats:
         """Everything counted since the cache was opened."""
         traffic = self._orchestrator.traffic()
-        return CacheStats(traffic, sum(traffic.hits.values()), self._misses_by_reason())
+        accesses = self._orchestrator.residency.accesses.snapshot()
+        hits = sum(traffic.hits.values())
+        return CacheStats(traffic, hits, self._misses_by_reason(), accesses)
 
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""

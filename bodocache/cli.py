@@ -34,7 +34,7 @@ app.add_typer(slab_app, name="slab")
 
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.
-_POLICY_OPTIONS = ("policy", "capacity_pages", "curve", "policies")
+_POLICY_OPTIONS = ("policy", "capacity_pages", "bound", "curve", "policies")
 _LIVE_OPTIONS = (
     *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
     *("deadline_ms", "write_through"),
@@ -77,6 +77,13 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         int | None,
         typer.Option(min=1, max=1 << 40, help="With --policy-only: pages the cache holds."),
     ] = None,
+    bound: Annotated[
+        bool,
+        typer.Option(
+            "--bound",
+            help="With --policy-only: the most recompute seconds that any policy can save, too.",
+        ),
+    ] = False,
     curve: Annotated[
         bool,
         typer.Option(
@@ -141,6 +148,7 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         _refuse(context, _LIVE_OPTIONS, "not with --policy-only")
         if curve:
             _refuse(context, ("policy", "capacity_pages"), "not with --curve; see --policies")
+            _refuse(context, ("bound",), "not with --curve: give one --capacity-pages")
             names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
             policy_commands.replay_curve(trace, max_requests, names, json_file, report)
             return
@@ -148,7 +156,9 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         _refuse(context, ("policies",), "only with --curve")
         if capacity_pages is None:
             raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
-        policy_commands.replay_policy(trace, max_requests, policy, capacity_pages, json_file)
+        policy_commands.replay_policy(
+            trace, max_requests, policy, capacity_pages, json_file, with_bound=bound
+        )
         return
     _refuse(context, _POLICY_OPTIONS, "only with --policy-only")
     from bodocache.replay.live import LiveOptions

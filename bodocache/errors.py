@@ -5,6 +5,7 @@ BodoCacheError
 ├── ConfigError          a field of the configuration is missing, unknown or out of range
 ├── LayoutError          shapes, strides, dtypes, devices or alignments that do not fit together
 ├── TraceError           a line of a trace that cannot be read
+├── WireError            a message of another process that says what cannot be
 ├── CompileError         a kernel that the installed compiler does not compile for a target
 ├── TierFull             no slot or frame is free, and none can be evicted
 ├── BackendError         storage that cannot be opened or has stopped working
@@ -29,6 +30,10 @@ class LayoutError(BodoCacheError, ValueError):
 
 class TraceError(BodoCacheError, ValueError):
     """A line of a trace cannot be read."""
+
+
+class WireError(BodoCacheError, ValueError):
+    """A message of another process is malformed, or says what cannot be."""
 
 
 class CompileError(BodoCacheError):

@@ -19,7 +19,7 @@ REPLAY = ("replay", "--policy-only", "--capacity-pages")
 CURVE = ("replay", "--policy-only", "--curve")
 POLICY_JSON = {
     *("trace", "requests", "pages_touched", "policy", "capacity_pages", "page_hits", "hit_ratio"),
-    *("optimum_hits", "regret", "infinite_hits", "touches_per_s"),
+    *("optimum_hits", "regret", "infinite_hits", "saved_s", "bound_saved_s", "touches_per_s"),
 }
 CURVE_JSON = {
     *("trace", "requests", "pages_touched", "distinct_pages", "infinite_hits", "curves"),
@@ -77,6 +77,15 @@ def test_policy_only_prints_a_table():
         assert part in text
 
 
+def test_the_bound_stands_beside_the_seconds_saved():
+    pytest.importorskip("scipy")
+    small = (*REPLAY, 100, "--max-requests", 300, "--policy", "lru")
+    assert figures(*small)["bound_saved_s"] is None
+    found = figures(*small, "--bound")
+    assert 0 < found["saved_s"] < found["bound_saved_s"]
+    assert " of at most " in run(*small, "--bound").stdout
+
+
 def test_a_curve_has_the_hits_that_one_capacity_has():
     found = figures(*CURVE, "--policies", "lru,arc")
     assert set(found) == CURVE_JSON
@@ -124,6 +133,8 @@ def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
         ((*CURVE, "--policy", "lru"), "--policy: not with --curve"),
         ((*CURVE, "--policies", "lru,belady"), "'belady' not known; known are lru, fifo"),
         (("replay", "--curve"), "--curve: only with --policy-only"),
+        (("replay", "--bound"), "--bound: only with --policy-only"),
+        ((*CURVE, "--bound"), "--bound: not with --curve"),
         ((*REPLAY, "0"), "--capacity-pages"),
         ((*REPLAY, "5", "--policy", "belady"), "belady"),
     ],

@@ -140,7 +140,8 @@ def test_every_source_file_carries_its_licence():
         for folder in ("bodocache", "kernels", "io", "tests", "bench")
         for path in (REPOSITORY / folder).rglob("*.py")
     ]
-    bare = [p for p in sources if "SPDX-License-Identifier: Apache-2.0" not in p.read_text()[:200]]
+    written = [p for p in sources if not p.name.endswith("_pb2.py")]  # protoc keeps no comments
+    bare = [p for p in written if "SPDX-License-Identifier: Apache-2.0" not in p.read_text()[:200]]
     assert bare == []
 
 

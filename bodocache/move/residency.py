@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Entries
 from bodocache.move import rows as bookkeeping
+from bodocache.move.regret import Accesses
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict, fanout, reuse
 from bodocache.plan.records import Plan
@@ -80,6 +81,10 @@ class Residency:
         self._owners = np.full(device.num_pages, NOWHERE)  # the page in each device slot, by slot
         self._ghost_places = np.full(self.table.capacity, NOWHERE)  # place in the ring, by row
         self._victims = np.empty(4096, np.int64)
+        owned = device.num_pages if isinstance(device, OwnedPool) else 0
+        disk = backend.usage.total_frames if backend else 0
+        memory = owned + host.num_pages
+        self.accesses = Accesses.open(memory + disk, memory)
         self.evicted = dict.fromkeys((Tier.DEVICE, Tier.HOST, Tier.DISK), 0)
 
     # Finding

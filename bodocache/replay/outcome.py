@@ -16,6 +16,7 @@ from rich.table import Table
 from bodocache.cache import CacheStats
 from bodocache.io.config import QUEUE_DEPTH
 from bodocache.move.link import LinkStats
+from bodocache.move.regret import Regret
 from bodocache.plan.optimum import min_hits
 from bodocache.replay.live import LiveRun
 from bodocache.replay.plain_reader import Rate, queue_depth_of, read_blocks, read_same_extents
@@ -118,6 +119,23 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "links": {name: _link(link) for name, link in links.items()},
         "disk_reads": _disk_reads(outcome),
         "not_admitted": outcome.stats.traffic.not_admitted,
+        "ghost_hits": outcome.stats.ghost_hits,
+        "live_regret": _live_regret(outcome.stats.regret),
+    }
+
+
+def _live_regret(found: Regret) -> dict[str, Any]:
+    return {
+        "sample_rate": found.sample_rate,
+        "requests": found.requests,
+        "touches": found.touches,
+        "repeats": found.repeats,
+        "hits": found.all_tiers.hits,
+        "optimum_hits": found.all_tiers.optimum_hits,
+        "regret": found.all_tiers.regret,
+        "memory_hits": found.memory.hits,
+        "memory_optimum_hits": found.memory.optimum_hits,
+        "memory_regret": found.memory.regret,
     }
 
 
@@ -194,10 +212,19 @@ def summary_rows(outcome: Outcome) -> list[tuple[str, str]]:
             f"{figures['optimum_hit_ratio']:.4f}  ({outcome.optimum_hits:,} pages)",
         ),
         ("regret", f"{outcome.regret:.1%} of the optimum's hits"),
+        ("regret as the cache sees it", _seen(outcome.stats.regret)),
+        ("left too early", f"{figures['ghost_hits']:,} pages asked for after they were evicted"),
         ("found on disk at start", f"{figures['recovered_pages']:,} pages"),
         ("wrong bytes", f"{figures['wrong_bytes']:,}"),
     ]
     return rows + _disk_rows(figures["disk_reads"])
+
+
+def _seen(found: Regret) -> str:
+    return (
+        f"{found.all_tiers.regret:.1%}; of device and host alone {found.memory.regret:.1%}"
+        f"  (1 page in {1 / found.sample_rate:.0f}, last {found.requests:,} loads)"
+    )
 
 
 def _disk_rows(disk: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bodocache import jit
 from bodocache.replay import curve_report, policy_report, terminal
+from bodocache.replay.bounds import require_scipy
 from bodocache.replay.curve import measure
 from bodocache.replay.policy import Policy
 from bodocache.replay.report import require_matplotlib
@@ -18,11 +19,16 @@ def replay_policy(
     policy: Policy,
     capacity_pages: int,
     json_file: Path | None,
+    *,
+    with_bound: bool,
 ) -> None:
     """One policy at one capacity."""
+    if with_bound:
+        require_scipy()
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, jit.warm)
-    outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
+    trace = load_trace(path, max_requests)
+    outcome = policy_report.replay_policy(trace, policy, capacity_pages, with_bound=with_bound)
     console.print(policy_report.render(outcome))
     terminal.write_json(json_file, policy_report.as_json(outcome))
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner of several nodes: what it is told and what it answers, on a wire."""
