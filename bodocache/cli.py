@@ -20,6 +20,9 @@ from bodocache.kernels.targets import TARGETS
 from bodocache.replay import terminal
 from bodocache.replay.commands import trace_app
 from bodocache.replay.policy import Policy
+from bodocache.replay.shapes import WORKLOADS
+from bodocache.replay.shapes import workload as named_workload
+from bodocache.replay.trace import Source
 from bodocache.slab_commands import slab_app
 
 app = typer.Typer(
@@ -50,6 +53,7 @@ def _about() -> None:
     epilog="Examples: [bold]bodocache replay[/bold];"
     " [bold]bodocache replay trace.jsonl --max-requests 2000 --json out.json[/bold];"
     " [bold]bodocache replay trace.jsonl --dir cache --report report.html[/bold];"
+    " [bold]bodocache replay --workload agents --seed 3 --max-requests 2000[/bold];"
     " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold];"
     " [bold]bodocache replay trace.jsonl --policy-only --curve --policies lru,arc,heat"
     " --report curve.html[/bold]",
@@ -69,6 +73,13 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     ] = False,
     max_requests: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many requests.")
+    ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(metavar="SHAPE", help=f"Without a trace: one of {', '.join(WORKLOADS)}."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of that workload: equal seeds, equal requests.")
     ] = None,
     policy: Annotated[
         Policy, typer.Option(help="With --policy-only: who leaves first; min is the exact optimum.")
@@ -135,6 +146,11 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     """
     if live and policy_only:
         raise typer.BadParameter("choose one of --live and --policy-only")
+    source: Source = trace
+    if trace is not None:
+        _refuse(context, ("workload", "seed"), "not with a trace")
+    elif workload is not None or seed is not None:
+        source = named_workload(workload or "chat", seed=seed, requests=max_requests)
     if policy_only:
         from bodocache.replay import policy_commands
 
@@ -142,13 +158,13 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         if curve:
             _refuse(context, ("policy", "capacity_pages"), "not with --curve; see --policies")
             names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
-            policy_commands.replay_curve(trace, max_requests, names, json_file, report)
+            policy_commands.replay_curve(source, max_requests, names, json_file, report)
             return
         _refuse(context, ("report",), "not with --policy-only, unless with --curve")
         _refuse(context, ("policies",), "only with --curve")
         if capacity_pages is None:
             raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
-        policy_commands.replay_policy(trace, max_requests, policy, capacity_pages, json_file)
+        policy_commands.replay_policy(source, max_requests, policy, capacity_pages, json_file)
         return
     _refuse(context, _POLICY_OPTIONS, "only with --policy-only")
     from bodocache.replay.live import LiveOptions
@@ -164,7 +180,7 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
             deadline_s=math.inf if deadline_ms is None else deadline_ms / 1e3,
             write_through=write_through,
         )
-        _replay_live(trace, max_requests, options, json_file, report)
+        _replay_live(source, max_requests, options, json_file, report)
 
 
 @app.command(
@@ -283,7 +299,7 @@ def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
 
 
 def _replay_live(
-    path: Path | None,
+    source: Source,
     max_requests: int | None,
     options: object,
     json_file: Path | None,
@@ -299,7 +315,7 @@ def _replay_live(
         require_matplotlib()
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, warm)
-    trace = load_trace(path, max_requests)
+    trace = load_trace(source, max_requests)
     sizes = live.sizes_for(trace, options)
     console.print(
         f"{trace.name}: {trace.num_requests:,} requests, {trace.distinct:,} distinct pages of"

@@ -11,6 +11,8 @@ import bodocache.replay.live
 import bodocache.replay.policy_report  # noqa: F401 -- all three register what a replay compiles
 from bodocache import cli, jit
 from bodocache.replay.policy import Policy
+from bodocache.replay.shapes import workload
+from bodocache.replay.trace import load_trace
 from bodocache.replay.workload import WorkloadConfig
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
@@ -71,6 +73,14 @@ def test_policy_only_takes_every_policy_and_the_names_are_stable(policy):
     assert 0 < found["page_hits"] <= found["optimum_hits"] <= found["infinite_hits"]
 
 
+def test_a_workload_is_replayed_by_its_name():
+    found = figures(*REPLAY, 300, "--workload", "agents", "--seed", 3, "--max-requests", 700)
+    trace = load_trace(workload("agents", seed=3, requests=700))
+    assert (found["trace"], found["requests"]) == ("workload agents", 700)
+    assert found["pages_touched"] == trace.touches
+    assert figures(*REPLAY, 300, "--seed", 7)["page_hits"] == figures(*REPLAY, 300)["page_hits"]
+
+
 def test_policy_only_prints_a_table():
     text = run(*REPLAY, 300, "--policy", "min").stdout
     for part in ("min on built-in workload", "300 pages", "optimum", "0.0%", "touches/s"):
@@ -124,6 +134,8 @@ def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
         ((*CURVE, "--policy", "lru"), "--policy: not with --curve"),
         ((*CURVE, "--policies", "lru,belady"), "'belady' not known; known are lru, fifo"),
         (("replay", "--curve"), "--curve: only with --policy-only"),
+        (("replay", "x.jsonl", "--seed", "3"), "--seed: not with a trace"),
+        (("replay", "x.jsonl", "--workload", "chat"), "--workload: not with a trace"),
         ((*REPLAY, "0"), "--capacity-pages"),
         ((*REPLAY, "5", "--policy", "belady"), "belady"),
     ],
@@ -139,6 +151,7 @@ def test_options_that_do_not_go_together_are_refused(arguments, says):
         (("replay", "--page-bytes", 4095), "expected a multiple of 4096"),
         (("replay", "--host-pages", 10**9, "--max-requests", 1), "this machine's memory"),
         ((*REPLAY, 5, "--json", "no/such/folder/x"), "No such file"),
+        ((*REPLAY, 5, "--workload", "chats"), "workload: got 'chats', expected one of chat, "),
     ],
 )
 def test_an_error_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, says):

@@ -9,11 +9,11 @@ from bodocache.replay import curve_report, policy_report, terminal
 from bodocache.replay.curve import measure
 from bodocache.replay.policy import Policy
 from bodocache.replay.report import require_matplotlib
-from bodocache.replay.trace import load_trace
+from bodocache.replay.trace import Source, load_trace
 
 
 def replay_policy(
-    path: Path | None,
+    source: Source,
     max_requests: int | None,
     policy: Policy,
     capacity_pages: int,
@@ -22,13 +22,13 @@ def replay_policy(
     """One policy at one capacity."""
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, jit.warm)
-    outcome = policy_report.replay_policy(load_trace(path, max_requests), policy, capacity_pages)
+    outcome = policy_report.replay_policy(load_trace(source, max_requests), policy, capacity_pages)
     console.print(policy_report.render(outcome))
     terminal.write_json(json_file, policy_report.as_json(outcome))
 
 
 def replay_curve(
-    path: Path | None,
+    source: Source,
     max_requests: int | None,
     policies: Sequence[str],
     json_file: Path | None,
@@ -39,7 +39,7 @@ def replay_curve(
         require_matplotlib()
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, jit.warm)
-    trace = load_trace(path, max_requests)
+    trace = load_trace(source, max_requests)
     with terminal.progress_bar(console) as progress:
         task = progress.add_task("simulating", total=None)
         curves = measure(
