@@ -37,7 +37,7 @@ app.add_typer(slab_app, name="slab")
 
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.
-_POLICY_OPTIONS = ("policy", "capacity_pages", "curve", "policies")
+_POLICY_OPTIONS = ("policy", "capacity_pages", "curve", "policies", "writes")
 _LIVE_OPTIONS = (
     *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
     *("deadline_ms", "write_through"),
@@ -56,7 +56,8 @@ def _about() -> None:
     " [bold]bodocache replay --workload agents --seed 3 --max-requests 2000[/bold];"
     " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold];"
     " [bold]bodocache replay trace.jsonl --policy-only --curve --policies lru,arc,heat"
-    " --report curve.html[/bold]",
+    " --report curve.html[/bold];"
+    " [bold]bodocache replay trace.jsonl --policy-only --writes --capacity-pages 10000[/bold]",
 )
 def replay(  # noqa: PLR0913 -- each is an option of the command line
     context: typer.Context,
@@ -93,6 +94,14 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         typer.Option(
             "--curve",
             help="With --policy-only: every capacity, from 10 pages to all, instead of one.",
+        ),
+    ] = False,
+    writes: Annotated[
+        bool,
+        typer.Option(
+            "--writes",
+            help="With --policy-only: hits kept against pages written to a disk below a host of"
+            " --capacity-pages.",
         ),
     ] = False,
     policies: Annotated[
@@ -157,13 +166,18 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         _refuse(context, _LIVE_OPTIONS, "not with --policy-only")
         if curve:
             _refuse(context, ("policy", "capacity_pages"), "not with --curve; see --policies")
+            _refuse(context, ("writes",), "not with --curve")
             names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
             policy_commands.replay_curve(source, max_requests, names, json_file, report)
             return
-        _refuse(context, ("report",), "not with --policy-only, unless with --curve")
         _refuse(context, ("policies",), "only with --curve")
         if capacity_pages is None:
             raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
+        if writes:
+            _refuse(context, ("policy",), "not with --writes: the host is lru")
+            policy_commands.replay_writes(source, max_requests, capacity_pages, json_file, report)
+            return
+        _refuse(context, ("report",), "not with --policy-only, unless with --curve or --writes")
         policy_commands.replay_policy(source, max_requests, policy, capacity_pages, json_file)
         return
     _refuse(context, _POLICY_OPTIONS, "only with --policy-only")

@@ -8,12 +8,14 @@ from typer.testing import CliRunner
 import bodocache.kernels.cpu
 import bodocache.replay.curve_report
 import bodocache.replay.live
-import bodocache.replay.policy_report  # noqa: F401 -- all three register what a replay compiles
+import bodocache.replay.policy_report
+import bodocache.replay.tiers  # noqa: F401 -- all register what a replay compiles
 from bodocache import cli, jit
 from bodocache.replay.policy import Policy
 from bodocache.replay.shapes import workload
 from bodocache.replay.trace import load_trace
 from bodocache.replay.workload import WorkloadConfig
+from bodocache.replay.writes import Rule
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -25,6 +27,10 @@ POLICY_JSON = {
 }
 CURVE_JSON = {
     *("trace", "requests", "pages_touched", "distinct_pages", "infinite_hits", "curves"),
+}
+WRITES_JSON = {
+    *("trace", "requests", "pages_touched", "host_pages", "host_hits", "curves"),
+    *("write_through_pages", "write_through_hits"),
 }
 
 
@@ -110,6 +116,30 @@ def test_a_curve_is_printed_and_drawn(tmp_path):
     assert all(part in html for part in ("<svg", "min (optimum)", "fifo", "capacity, pages"))
 
 
+WRITES = (*REPLAY, 300, "--writes", "--max-requests", 300)
+
+
+def test_writes_have_every_rule_and_the_names_are_stable():
+    found = figures(*WRITES)
+    assert set(found) == WRITES_JSON
+    assert set(found["curves"]) == set(Rule)
+    for curves in found["curves"].values():
+        assert set(curves) == {"store", "leave"}
+        for curve in curves.values():
+            assert (curve["written_pages"][0], curve["page_hits"][0]) == (0, found["host_hits"])
+            assert curve["page_hits"][-1] == found["write_through_hits"]
+
+
+def test_writes_are_printed_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "writes.html"
+    text = run(*WRITES, "--report", page).stdout
+    assert all(part in text for part in ("second-sight", "foresight", "leave", "50%", "for 95%"))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text, "the table is wider than 80 columns"
+    html = page.read_text()
+    assert all(part in html for part in ("<svg", "chance, store", "hits kept", "second-sight"))
+
+
 def test_without_a_choice_a_curve_has_every_policy():
     assert set(figures(*CURVE, "--max-requests", 20)["curves"]) == set(Policy)
 
@@ -134,6 +164,9 @@ def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
         ((*CURVE, "--policy", "lru"), "--policy: not with --curve"),
         ((*CURVE, "--policies", "lru,belady"), "'belady' not known; known are lru, fifo"),
         (("replay", "--curve"), "--curve: only with --policy-only"),
+        (("replay", "--writes"), "--writes: only with --policy-only"),
+        ((*CURVE, "--writes"), "--writes: not with --curve"),
+        ((*REPLAY, "5", "--writes", "--policy", "lru"), "--policy: not with --writes"),
         (("replay", "x.jsonl", "--seed", "3"), "--seed: not with a trace"),
         (("replay", "x.jsonl", "--workload", "chat"), "--workload: not with a trace"),
         ((*REPLAY, "0"), "--capacity-pages"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bodocache import jit
-from bodocache.replay import curve_report, policy_report, terminal
+from bodocache.replay import curve_report, policy_report, terminal, write_report, writes
 from bodocache.replay.curve import measure
 from bodocache.replay.policy import Policy
 from bodocache.replay.report import require_matplotlib
@@ -51,4 +51,24 @@ def replay_curve(
     terminal.write_json(json_file, curve_report.as_json(curves))
     if report is not None:
         curve_report.save_report(curves, report)
+        console.print(f"report: {report}", soft_wrap=True)
+
+
+def replay_writes(
+    source: Source,
+    max_requests: int | None,
+    host_pages: int,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    """Hits kept against pages written to a disk below the host; ``report`` is one HTML page."""
+    if report is not None:
+        require_matplotlib()
+    console = terminal.console_beside(json_file)
+    terminal.compile_first(console, jit.warm)
+    found = writes.measure(load_trace(source, max_requests), host_pages)
+    console.print(write_report.render(found))
+    terminal.write_json(json_file, write_report.as_json(found))
+    if report is not None:
+        write_report.save_report(found, report)
         console.print(f"report: {report}", soft_wrap=True)

@@ -123,6 +123,7 @@ _DOCUMENTS = WorkloadConfig(
     next_tokens=Spread(80, 0.8, 8, 2_000),
 )
 _AGENTS = WorkloadConfig(
+    requests_per_s=8.0,
     prompts_per_tenant=3,
     mean_turns=24,
     think_s=_STEP_S,
