@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bodocache.replay.report import COLOURS, Plot, as_svg, new_figure, write_page
 from bodocache.replay.tiers import When
-from bodocache.replay.writes import Curve, Rule, Writes
+from bodocache.replay.writes import Curve, Writes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,19 +85,20 @@ def save_report(writes: Writes, path: Path) -> None:
 
 def _plot(writes: Writes) -> Plot:
     figure, axes = new_figure(height=5.2)
-    draw(axes, writes.of, writes.through_pages, writes.through_hits)
+    curves = {(rule.value, when): curve for (rule, when), curve in writes.of.items()}
+    draw(axes, curves, writes.through_pages, writes.through_hits)
     return Plot("Hits kept over pages written", _words(writes), as_svg(figure, "writes"))
 
 
 def draw(
-    axes: "Axes", of: Mapping[tuple[Rule, When], Curve], through_pages: int, through_hits: int
+    axes: "Axes", of: Mapping[tuple[str, When], Curve], through_pages: int, through_hits: int
 ) -> None:
     """Draw the curves; broken lines decide when a page leaves the host."""
     rules = list(dict.fromkeys(rule for rule, _ in of))
     for (rule, when), curve in of.items():
         look: dict[str, Any] = {"color": COLOURS[rules.index(rule) % len(COLOURS)], "lw": 1.5}
         written, hits = 100 * curve.written / through_pages, 100 * curve.hits / through_hits
-        name = f"{rule.value}, {NAMES[when]}"
+        name = f"{rule}, {NAMES[when]}"
         axes.plot(written, hits, label=name, ls=_DASHES[when], marker="o", ms=2, **look)
     axes.set(xlabel="pages written, % of write-through's", ylabel="hits kept, % of write-through's")
     axes.legend(loc="lower right", fontsize="small")
