@@ -94,7 +94,10 @@ def _unseen(document: Document) -> list[str]:
     rows = [row for row in document["rows"] if "shape" in row]
     shares = sorted({row["share"] for row in rows})
     shapes = dict.fromkeys(row["shape"] for row in rows)
-    cells = ([f"`{s}`", *(_against([*_of(rows, s, share)]) for share in shares)] for s in shapes)
+    cells = (
+        [f"`{shape}`", *(_against([*_at(rows, "shape", shape, share)]) for share in shares)]
+        for shape in shapes
+    )
     head = ["capacity, of the live set", *(f"{share:g}" for share in shares)]
     words = (
         f"Hit ratio of `learned`, the mean of {len(document['environment']['seeds'])} seeds of"
@@ -104,8 +107,20 @@ def _unseen(document: Document) -> list[str]:
     return [words, _table(head, cells)]
 
 
-def _of(rows: Sequence[Mapping[str, Any]], shape: str, share: float) -> Iterable[Mapping[str, Any]]:
-    return (row for row in rows if (row["shape"], row["share"]) == (shape, share))
+def _clocks(document: Document) -> list[str]:
+    rows = [row for row in document["rows"] if "clock" in row]
+    shares = sorted({row["share"] for row in rows})
+    cells = (
+        [f"x {clock:g}", *(_against([*_at(rows, "clock", clock, share)]) for share in shares)]
+        for clock in sorted({row["clock"] for row in rows})
+    )
+    return [_table(["clock", *(f"{share:g} live sets" for share in shares)], cells)]
+
+
+def _at(
+    rows: Sequence[Mapping[str, Any]], column: str, value: object, share: float
+) -> Iterable[Mapping[str, Any]]:
+    return (row for row in rows if (row[column], row["share"]) == (value, share))
 
 
 def _against(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -160,6 +175,7 @@ Lines = Callable[[Document], list[str]]
 BLOCKS: dict[str, tuple[Lines, str]] = {  # name -> its figures, and how its claims begin
     "hints": (_hints, ""),
     "unseen traces": (_unseen, "unseen"),
+    "unseen clocks": (_clocks, "clock"),
     "unseen scans": (_scans, "a scan"),
     "writes": (_writes, ""),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
-NAMES = ("hints", "unseen traces", "unseen scans", "writes")
+NAMES = ("hints", "unseen traces", "unseen clocks", "unseen scans", "writes")
 
 
 @pytest.fixture
