@@ -9,9 +9,12 @@ lower page id. A new policy is its file, and a name and a line here.
 from collections.abc import Callable
 from enum import StrEnum
 
+import numpy as np
+
 from bodocache.replay.policies import (
     arc,
     heat,
+    learned,
     lhd,
     lru,
     minimum,
@@ -22,6 +25,7 @@ from bodocache.replay.policies import (
 )
 from bodocache.replay.policies.model import (
     HALF_LIFE_S,
+    Floats,
     Ids,
     Recompute,
     Setting,
@@ -52,6 +56,7 @@ class Policy(StrEnum):
     SECOND_SIGHT_LRU = "second-sight-lru"
     SECOND_SIGHT_GDSF = "second-sight-gdsf"
     HEAT = "heat"
+    LEARNED = "learned"
     MIN = "min"
 
 
@@ -72,6 +77,7 @@ _SERVE: dict[Policy, Callable[[Touches, int, Setting], Simulation]] = {
     Policy.SECOND_SIGHT_LRU: lru.second_sight,
     Policy.SECOND_SIGHT_GDSF: ranked.second_sight_gdsf,
     Policy.HEAT: heat.heat,
+    Policy.LEARNED: learned.learned,
     Policy.MIN: minimum.minimum,
 }
 
@@ -90,18 +96,26 @@ def simulate(
     *,
     recompute: Recompute | None = None,
     half_life_s: float = HALF_LIFE_S,
+    hints: Floats | None = None,
 ) -> Simulation:
     """Serve a trace's requests from ``capacity_pages``.
 
-    ``recompute`` weighs pages for gdsf and heat, ``half_life_s`` is heat's.
+    ``recompute`` weighs pages for gdsf and heat, ``half_life_s`` is heat's. ``hints`` are told to
+    learned: of each request, the chance that it will be continued; NaN where nothing is said.
 
     Raises:
         ValueError: the columns do not fit together, or a parameter is out of range.
     """
     if capacity_pages < 0 or not half_life_s > 0:
         raise ValueError(f"capacity_pages={capacity_pages}, half_life_s={half_life_s}: too small")
-    setting = Setting(recompute or Recompute(), half_life_s)
+    if hints is not None and not (len(hints) == len(touches.timestamps_s) and _are_hints(hints)):
+        raise ValueError("hints: one a request, each in [0, 1] or NaN")
+    setting = Setting(recompute or Recompute(), half_life_s, hints)
     return serve(policy, checked(touches), capacity_pages, setting)
+
+
+def _are_hints(hints: Floats) -> bool:
+    return bool((np.isnan(hints) | ((hints >= 0) & (hints <= 1))).all())
 
 
 def serve(

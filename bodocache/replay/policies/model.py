@@ -43,6 +43,7 @@ class Setting(NamedTuple):
 
     recompute: Recompute = Recompute()  # gdsf and heat
     half_life_s: float = HALF_LIFE_S  # heat
+    hints: Floats | None = None  # learned: [R] chance that the request goes on, NaN: nothing said
 
 
 class Touches(NamedTuple):
@@ -53,6 +54,7 @@ class Touches(NamedTuple):
     parents: Ids  # [D] the page before it, -1 for a first page
     depths: Ids  # [D] pages before it
     timestamps_s: Floats  # [R] never decreasing
+    tenants: Ids = np.zeros(0, np.int64)  # [R], or none: all are of tenant 0
 
 
 class Simulation(NamedTuple):
@@ -64,7 +66,7 @@ class Simulation(NamedTuple):
 
 
 _READ = jit.readonly("i8")
-TOUCHES = jit.named(Touches, *[_READ] * 4, jit.readonly("f8"))
+TOUCHES = jit.named(Touches, *[_READ] * 4, jit.readonly("f8"), _READ)
 
 
 def checked(touches: Touches) -> Touches:
@@ -75,12 +77,16 @@ def checked(touches: Touches) -> Touches:
     """
     ids, offsets, parents, depths = (_read_only(column, np.int64) for column in touches[:4])
     timestamps_s = _read_only(touches.timestamps_s, np.float64)
-    touches = Touches(ids, offsets, parents, depths, timestamps_s)
+    tenants = touches.tenants if len(touches.tenants) else np.zeros(len(timestamps_s), np.int64)
+    tenants = _read_only(tenants, np.int64)
+    touches = Touches(ids, offsets, parents, depths, timestamps_s, tenants)
     lengths = np.diff(offsets)
     if len(lengths) == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or lengths.min() < 0:
         raise ValueError(f"offsets: must rise from 0 to {len(ids)}, the number of touches")
     if len(timestamps_s) != len(lengths) or len(depths) != len(parents):
         raise ValueError("timestamps_s: one a request; depths: one a page, as parents")
+    if len(tenants) != len(lengths) or tenants.min() < 0:
+        raise ValueError("tenants: one a request, none below 0")
     if not (np.diff(timestamps_s, prepend=timestamps_s[0]) >= 0).all():
         raise ValueError("timestamps_s: must be numbers that never decrease")
     if len(ids) and not (ids.min() >= 0 and ids.max() < len(parents)):

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from bodocache.plan import reuse
+from bodocache.plan.hazards import BINS
+from bodocache.plan.reuse import AS_USUAL, MEMORY, TENANTS
+
+NOTHING = float("nan")
+
+
+class Seen:
+    """A model, and what it remembers of some pages."""
+
+    def __init__(self, pages=2000):
+        self.model, self.memories = reuse.open_model(), np.zeros(pages, MEMORY)
+
+    def touch(self, rows, now_s=0.0, tenant=0, hint=NOTHING):
+        column = np.array(rows, np.int64)
+        column.flags.writeable = False
+        reuse.observe(self.model, self.memories, column, now_s, tenant, hint)
+        return self.memories["kind"][rows].tolist()
+
+    def level(self, tenant, hint):
+        """The level that a request would get which says this."""
+        return self.touch([1998, 1999], 1e6, tenant, hint)[0] // (reuse.CLASSES // reuse.LEVELS)
+
+
+def test_the_last_page_of_a_request_has_a_class_of_its_own():
+    kinds = Seen().touch(range(5))
+    assert kinds[4] not in kinds[:4]
+    assert len(set(kinds[:4])) == 1
+
+
+def test_a_request_that_continues_another_is_told_from_one_that_branches_off():
+    goes_on, branches = Seen(), Seen()
+    for seen in (goes_on, branches):
+        seen.touch([0, 1, 2, 3])
+    assert goes_on.touch([0, 1, 2, 9, 10], 60.0) != branches.touch([0, 1, 8, 9, 10], 60.0)
+
+
+@pytest.mark.parametrize(("few", "many"), [(2, 3), (4, 5), (16, 17)])
+def test_requests_with_more_new_pages_are_of_another_class(few, many):
+    kinds = [Seen().touch(range(pages))[0] for pages in (few, many)]
+    assert kinds[0] != kinds[1]
+
+
+def test_a_page_used_often_is_classed_by_its_mean_gap_alone():
+    slow, fast = Seen(), Seen()
+    for use in range(6):
+        slow.touch([0, 1], 100.0 * use)
+        fast.touch([0, 1], 5.0 * use)
+    assert slow.touch([0, 1], 600.0)[0] == slow.touch([0, *range(10, 40)], 700.0)[0]
+    assert slow.memories["kind"][0] != fast.memories["kind"][0]
+    assert slow.memories["mean_gap"][0] == pytest.approx(np.log2(101), rel=1e-6)
+
+
+def test_a_forgotten_page_is_new_again():
+    seen, fresh = Seen(), Seen()
+    seen.touch([0, 1, 2, 3])
+    for row in range(4):
+        reuse.forget(seen.model, seen.memories, row)
+    assert seen.touch([0, 1, 2, 3], 50.0) == fresh.touch([0, 1, 2, 3])
+    assert seen.model.hazards.reuses.sum() == 0
+
+
+def test_a_page_behind_one_that_was_forgotten_is_new_too():
+    seen = Seen()
+    seen.touch([0, 1, 2])
+    reuse.forget(seen.model, seen.memories, 0)
+    seen.touch([0, 1, 2], 5.0)
+    assert seen.memories["uses"][:3].tolist() == [1, 1, 1]
+
+
+def test_every_touch_is_either_used_again_or_still_in_its_group():
+    seen, rng = Seen(), np.random.default_rng(3)
+    touched = 0
+    for at in range(90):
+        rows = range(int(rng.integers(1, 12)))
+        seen.touch(rows, 2.0 * at)
+        touched += len(rows)
+    hazards = seen.model.hazards
+    assert hazards.groups["pages"].min() >= 0
+    assert hazards.reuses.sum() + hazards.groups["pages"].sum() == touched
+
+
+def converse(seen, tenant, said, went_on, at):
+    """A request of three pages, and the one that continues it, if it was continued."""
+    first = 4 * at
+    seen.touch(range(first, first + 3), float(at), tenant, said)
+    if went_on:
+        seen.touch(range(first, first + 4), at + 0.5)
+
+
+def test_a_hint_counts_for_as_much_as_it_was_worth_to_its_tenant():
+    seen, rng = Seen(), np.random.default_rng(4)
+    for at in range(400):
+        went_on = bool(rng.random() < 0.5)
+        said = [float(went_on), 1.0 - went_on, float(rng.random() < 0.5)][at % 3]
+        converse(seen, at % 3, said, went_on, at)
+    right, inverse, useless = ((seen.level(who, 0.0), seen.level(who, 1.0)) for who in range(3))
+    assert right == (0, reuse.LEVELS - 1)
+    assert inverse == (reuse.LEVELS - 1, 0)
+    assert useless == (AS_USUAL, AS_USUAL)
+
+
+def test_what_a_tenant_says_first_is_not_believed_yet():
+    seen = Seen()
+    assert seen.level(5, 1.0) == seen.level(5, 0.0) == seen.level(5, NOTHING) == AS_USUAL
+
+
+def test_a_model_is_of_fixed_size_and_has_a_belief_about_every_class():
+    model = reuse.open_model()
+    assert reuse.CLASSES <= 256
+    assert model.hazards.prior.shape == (reuse.CLASSES, BINS)
+    assert (model.hazards.score > 0).all()
+    assert model.hints.shape[1] == TENANTS
+    parts = [*model.hazards, model.hints]
+    assert sum(part.nbytes for part in parts) < 3 << 20
