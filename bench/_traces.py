@@ -30,9 +30,8 @@ def require(path: Path) -> Path:
 
 def touches_of(trace: Trace) -> Touches:
     """The columns of a trace that policies are given."""
-    return checked(
-        Touches(trace.pages, trace.offsets, trace.parent, trace.depth, trace.timestamps_s)
-    )
+    columns = trace.pages, trace.offsets, trace.parent, trace.depth, trace.timestamps_s
+    return checked(Touches(*columns, trace.tenants))
 
 
 def live_pages(touches: Touches) -> int:

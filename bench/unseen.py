@@ -31,7 +31,7 @@ RIVALS = (Policy.LRU, Policy.GDSF)
 GDSFS = (Policy.LFUDA, Policy.PERFECT_LFUDA, Policy.PERFECT_GDSF)  # GDSF's other forms
 OTHERS = (Policy.HEAT, Policy.LHD, Policy.S3_FIFO)
 POLICIES = (JUDGED, *RIVALS, *GDSFS, *OTHERS, Policy.MIN)
-MOST_BELOW, LEAST_ABOVE, MOST_LOST = 0.01, 0.05, 0.03  # relative
+MOST_BELOW, LEAST_ABOVE, MOST_LOST = 1.0, 5.0, 3.0  # %, relative
 
 CLOCKS = (0.01, 0.1, 1, 10, 100)  # seconds for each of the trace's
 CLOCK_SHARES = (1 / 4, 1, 4)
@@ -147,27 +147,28 @@ def claims(rows: list[dict[str, Any]]) -> Iterator[Claim]:
     for name, rivals in (("LRU and GDSF", RIVALS), ("LRU and all forms of GDSF", RIVALS + GDSFS)):
         worst = min(_against(hits, rivals) for hits in unseen)
         claim = f"unseen, worst, relative to the best of {name}"
-        yield Claim.at_least(claim, worst, -MOST_BELOW, "")
-    above = float(np.mean([hits[JUDGED] / hits[Policy.LRU] - 1 for hits in unseen]))
-    yield Claim.at_least("unseen, mean, relative to LRU", above, LEAST_ABOVE, "")
+        yield Claim.at_least(claim, worst, -MOST_BELOW, "%")
+    above = float(np.mean([_against(hits, (Policy.LRU,)) for hits in unseen]))
+    yield Claim.at_least("unseen, mean, relative to LRU", above, LEAST_ABOVE, "%")
     clocks = {row["clock"] for row in rows if "clock" in row}
     for clock in sorted(clocks):
         hits = [row["hits"] for row in rows if row.get("clock") == clock]
         worst = min(_against(each, RIVALS) for each in hits)
         name = f"clock x {clock:g}, worst, relative to the best of LRU and GDSF"
-        yield Claim.at_least(name, worst, -MOST_BELOW, "")
+        yield Claim.at_least(name, worst, -MOST_BELOW, "%")
     for share in SCANNED_SHARES:
         lost = max(_lost(row) for row in rows if "scanned" in row and row["share"] == share)
         name = f"a scan, {share:g} live sets: the others' hits lost, worst"
-        yield Claim.at_most(name, lost, MOST_LOST, "")
+        yield Claim.at_most(name, lost, MOST_LOST, "%")
 
 
 def _against(hits: dict[str, int], rivals: Sequence[Policy]) -> float:
-    return float(hits[JUDGED] / max(hits[rival] for rival in rivals) - 1)
+    """How far above the best of them, in %."""
+    return 100 * (hits[JUDGED] / max(hits[rival] for rival in rivals) - 1)
 
 
 def _lost(row: dict[str, Any]) -> float:
-    return float(1 - row["hits_beside"][JUDGED] / row["hits_alone"][JUDGED])
+    return float(100 * (1 - row["hits_beside"][JUDGED] / row["hits_alone"][JUDGED]))
 
 
 if __name__ == "__main__":

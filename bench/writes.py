@@ -12,6 +12,7 @@ from _common import Claim, parser, write
 
 from bodocache import jit
 from bodocache.replay import hints, writes
+from bodocache.replay.predict import reuse_chances
 from bodocache.replay.tiers import When
 from bodocache.replay.trace import Trace, load_trace
 from bodocache.replay.write_report import KEPT, NAMES, SHARES, kept_at, needed
@@ -32,7 +33,7 @@ def main() -> None:
     jit.warm()
     measured = writes.measure(trace, HOST_PAGES)
     curves = {(rule.value, when): curve for (rule, when), curve in measured.of.items()}
-    curves |= noisy_curves(trace)
+    curves |= hinted_curves(trace)
     extra = {
         "trace": chosen.trace.name,
         "touches": measured.touches,
@@ -44,12 +45,19 @@ def main() -> None:
     write(chosen.json, [*rows(measured, curves)], [*claims(measured)], **extra)
 
 
-def noisy_curves(trace: Trace) -> dict[tuple[str, When], Curve]:
+def hinted_curves(trace: Trace) -> dict[tuple[str, When], Curve]:
     touches = _traces.touches_of(trace)
     said = hints.noisy(hints.continued(touches), NOISY_AUC, SEED)
-    worth = writes.a_touch(touches, said)
-    name = f"hint of AUC {NOISY_AUC}"
-    return {(name, when): writes.curve(touches, HOST_PAGES, worth, when) for when in When}
+    worths = {
+        f"hint of AUC {NOISY_AUC}": writes.a_touch(touches, said),
+        f"predicted, hint of AUC {NOISY_AUC}": reuse_chances(touches, said),
+        "predicted, perfect hint": reuse_chances(touches, hints.perfect(touches)),
+    }
+    return {
+        (name, when): writes.curve(touches, HOST_PAGES, worth, when)
+        for name, worth in worths.items()
+        for when in When
+    }
 
 
 def rows(measured: Writes, curves: dict[tuple[str, When], Curve]) -> Iterator[dict[str, Any]]:
@@ -68,10 +76,11 @@ def rows(measured: Writes, curves: dict[tuple[str, When], Curve]) -> Iterator[di
 def claims(measured: Writes) -> Iterator[Claim]:
     for when in When:
         for share in CLAIMED_SHARES:
-            ours = kept_at(measured, measured.of[Rule.PREDICTED, when], share)
+            ours = 100 * kept_at(measured, measured.of[Rule.PREDICTED, when], share)
             best = max(kept_at(measured, measured.of[rule, when], share) for rule in NOT_OURS)
+            unit = "% (the best rule that is not ours)"
             name = f"predicted, {NAMES[when]}: hits kept with {share:.0%} of the writes"
-            yield Claim.at_least(name, ours, round(best, 4), "(the best rule that is not ours)")
+            yield Claim.at_least(name, ours, round(100 * best, 2), unit)
     for when in When:
         fewer = 1 / needed(measured, measured.of[Rule.PERFECT_HINT, when])
         name = f"perfect hint, {NAMES[when]}: times fewer writes for {KEPT:.0%} of the hits"

@@ -231,3 +231,13 @@ def _index(hazards: Hazards, start: Int) -> float:
 def score(hazards: Hazards, kind: Int, age_s: float) -> float:
     """Hits a page-second of a page of class ``kind`` that was used ``age_s`` ago."""
     return float(hazards.score[kind, bin_of(hazards, age_s)])
+
+
+@jit.kernel(HAZARDS, jit.i8)
+def chance(hazards: Hazards, kind: Int) -> float:
+    """The probability that a page of class ``kind``, used just now, is used again."""
+    _fit_hazard(hazards, kind)
+    unused = 1.0
+    for at in range(BINS):
+        unused *= 1.0 - hazards.hazard[at]
+    return 1.0 - unused

@@ -23,6 +23,7 @@ SHARES = (0.25, 0.5, 0.75, 0.9)  # of write-through's pages, in tables
 KEPT = 0.95  # of its hits
 NAMES = {When.STORE: "store", When.LEAVE: "leave"}
 _DASHES = {When.STORE: "-", When.LEAVE: "--"}
+_MARKERS = "os^"  # of the first six rules, of the next six, and so on
 
 
 def as_json(writes: Writes) -> dict[str, object]:
@@ -96,10 +97,15 @@ def draw(
     """Draw the curves; broken lines decide when a page leaves the host."""
     rules = list(dict.fromkeys(rule for rule, _ in of))
     for (rule, when), curve in of.items():
-        look: dict[str, Any] = {"color": COLOURS[rules.index(rule) % len(COLOURS)], "lw": 1.5}
+        turn, place = divmod(rules.index(rule), len(COLOURS))
+        look: dict[str, Any] = {
+            "color": COLOURS[place],
+            "marker": _MARKERS[turn],
+            "ms": 3,
+            "lw": 1.2,
+        }
         written, hits = 100 * curve.written / through_pages, 100 * curve.hits / through_hits
-        name = f"{rule}, {NAMES[when]}"
-        axes.plot(written, hits, label=name, ls=_DASHES[when], marker="o", ms=2, **look)
+        axes.plot(written, hits, label=f"{rule}, {NAMES[when]}", ls=_DASHES[when], **look)
     axes.set(xlabel="pages written, % of write-through's", ylabel="hits kept, % of write-through's")
     axes.legend(loc="lower right", fontsize="small")
 

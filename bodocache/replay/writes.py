@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bodocache.replay import hints
 from bodocache.replay.policies.model import Floats, Ids, Touches, checked
+from bodocache.replay.predict import reuse_chances
 from bodocache.replay.tiers import When, keep
 from bodocache.replay.trace import Trace
 
@@ -28,6 +29,7 @@ class Rule(StrEnum):
     CHANCE = "chance"
     SHALLOW = "shallow"
     SECOND_SIGHT = "second-sight"
+    PREDICTED = "predicted"
     PERFECT_HINT = "perfect-hint"
     FORESIGHT = "foresight"
 
@@ -89,6 +91,7 @@ WORTH: dict[Rule, Callable[[Touches], Floats]] = {
     Rule.CHANCE: chance,
     Rule.SHALLOW: shallow,
     Rule.SECOND_SIGHT: second_sight,
+    Rule.PREDICTED: reuse_chances,
     Rule.PERFECT_HINT: perfect_hint,
     Rule.FORESIGHT: foresight,
 }
@@ -126,9 +129,8 @@ class Writes:
 
 def measure(trace: Trace, host_pages: int, rules: Iterable[Rule] = Rule) -> Writes:
     """Serve ``trace`` from a host of ``host_pages`` over a disk, under each rule."""
-    touches = checked(
-        Touches(trace.pages, trace.offsets, trace.parent, trace.depth, trace.timestamps_s)
-    )
+    columns = trace.pages, trace.offsets, trace.parent, trace.depth, trace.timestamps_s
+    touches = checked(Touches(*columns, trace.tenants))
     everything = np.zeros(trace.touches)
     through = keep(touches, host_pages, everything, -np.inf, When.STORE)
     return Writes(
