@@ -46,9 +46,8 @@ def block(name: str) -> str:
     document = _document(name.partition(" ")[0])
     lines, claimed = BLOCKS[name]
     claims = [claim for claim in document["claims"] if claim["name"].startswith(claimed)]
-    return "\n\n".join(
-        [*lines(document), _table(["claim", "measured", "target", ""], _said(claims))]
-    )
+    said = [_table(["claim", "measured", "target", ""], _said(claims))] if claims else []
+    return "\n\n".join([*lines(document), *said])
 
 
 def _said(claims: Iterable[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
@@ -160,6 +159,7 @@ def _writes(document: Document) -> list[str]:
             f"{100 * row[f'writes_for_{KEPT}']:.1f}",
         ]
         for row in document["rows"]
+        if "rule" in row
     )
     there = document["environment"]
     shares = (f"{100 * share:.0f} % written" for share in SHARES)
@@ -171,6 +171,29 @@ def _writes(document: Document) -> list[str]:
     return [words, _table(["rule", "at", *shares, f"writes for {KEPT:.0%} of the hits"], cells)]
 
 
+def _elsewhere(document: Document) -> list[str]:
+    rows = [row for row in document["rows"] if "elsewhere" in row]
+    shares = [str(share) for share in SHARES]
+    cells = (
+        [
+            row["elsewhere"],
+            row["when"],
+            f"{row['host_pages']:,}",
+            f"{100 * row['host_hits_kept']:.1f}",
+        ]
+        + [_predicted_against(row["hits_kept_at"], share) for share in shares]
+        for row in rows
+    )
+    head = ["workload", "at", "host pages", "kept by the host alone"]
+    return [_table([*head, *(f"{100 * share:.0f} % written" for share in SHARES)], cells)]
+
+
+def _predicted_against(kept: Mapping[str, Mapping[str, float]], share: str) -> str:
+    ours = kept["predicted"][share]
+    best = max(shares[share] for rule, shares in kept.items() if rule != "predicted")
+    return f"{100 * ours:.1f} ({100 * (ours - best):+.1f})"
+
+
 Lines = Callable[[Document], list[str]]
 BLOCKS: dict[str, tuple[Lines, str]] = {  # name -> its figures, and how its claims begin
     "hints": (_hints, ""),
@@ -178,6 +201,7 @@ BLOCKS: dict[str, tuple[Lines, str]] = {  # name -> its figures, and how its cla
     "unseen clocks": (_clocks, "clock"),
     "unseen scans": (_scans, "a scan"),
     "writes": (_writes, ""),
+    "writes elsewhere": (_elsewhere, "none"),
 }
 
 
@@ -192,6 +216,7 @@ def plot(document: Document, path: Path) -> None:
             np.array(row["written_pages"]), np.array(row["page_hits"])
         )
         for row in document["rows"]
+        if "rule" in row
     }
     there = document["environment"]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "writes"}):

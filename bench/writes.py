@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hits kept against pages written to disk, for every admission rule: bodocache/replay/writes.py.
 
-A host of 10,000 pages over a disk that never fills. bench/_judged_doc.py draws the plot.
+A host of 10,000 pages over a disk that never fills; and generated workloads, with a host of half a
+live set, where nothing is claimed. bench/_judged_doc.py draws the plot.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from _common import Claim, parser, write
 from bodocache import jit
 from bodocache.replay import hints, writes
 from bodocache.replay.predict import reuse_chances
+from bodocache.replay.shapes import workload
 from bodocache.replay.tiers import When
 from bodocache.replay.trace import Trace, load_trace
 from bodocache.replay.write_report import KEPT, NAMES, SHARES, kept_at, needed
@@ -23,6 +25,8 @@ CLAIMED_SHARES = (0.5, 0.75, 0.9)  # of write-through's pages
 NOT_OURS = (Rule.CHANCE, Rule.SHALLOW, Rule.SECOND_SIGHT)
 FEWER = 3.0  # times, with the perfect hint, at KEPT of the hits
 NOISY_AUC, SEED = 0.9, 1
+ELSEWHERE = ("chat", "documents", "agents", "tenants")
+ELSEWHERE_REQUESTS = 6_000
 
 
 def main() -> None:
@@ -42,7 +46,8 @@ def main() -> None:
         "write_through_hits": measured.through_hits,
         "host_hits": measured.host_hits,
     }
-    write(chosen.json, [*rows(measured, curves)], [*claims(measured)], **extra)
+    found = [*rows(measured, curves), *elsewhere_rows()]
+    write(chosen.json, found, [*claims(measured)], **extra)
 
 
 def hinted_curves(trace: Trace) -> dict[tuple[str, When], Curve]:
@@ -71,6 +76,27 @@ def rows(measured: Writes, curves: dict[tuple[str, When], Curve]) -> Iterator[di
             "written_pages": curve.written.tolist(),
             "page_hits": curve.hits.tolist(),
         }
+
+
+def elsewhere_rows() -> Iterator[dict[str, Any]]:
+    for shape in ELSEWHERE:
+        trace = load_trace(workload(shape, seed=101, requests=ELSEWHERE_REQUESTS))
+        host_pages = _traces.live_pages(_traces.touches_of(trace)) // 2
+        measured = writes.measure(trace, host_pages, [*NOT_OURS, Rule.PREDICTED])
+        for when in When:
+            yield {
+                "elsewhere": shape,
+                "when": NAMES[when],
+                "host_pages": host_pages,
+                "host_hits_kept": round(measured.host_hits / measured.through_hits, 4),
+                "hits_kept_at": {
+                    rule.value: {
+                        f"{share}": round(kept_at(measured, measured.of[rule, when], share), 4)
+                        for share in SHARES
+                    }
+                    for rule in (*NOT_OURS, Rule.PREDICTED)
+                },
+            }
 
 
 def claims(measured: Writes) -> Iterator[Claim]:
