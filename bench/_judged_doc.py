@@ -85,6 +85,16 @@ def _hints(document: Document) -> list[str]:
     return [_table(head, cells)]
 
 
+def _tenants(document: Document) -> list[str]:
+    rows = [row for row in document["rows"] if "speaking" in row]
+    cells = (
+        [row["speaking"], f"{row['share']:g}", *(f"{each:.3f}" for each in row["hits_by_silent"])]
+        for row in rows
+    )
+    tenants = (f"tenant {number}" for number in range(1, 5))
+    return [_table(["who says what", "live sets", *tenants], cells)]
+
+
 def _ratio(row: Mapping[str, Any]) -> str:
     return f"{row['hit_ratio']:.4f}"
 
@@ -195,13 +205,16 @@ def _predicted_against(kept: Mapping[str, Mapping[str, float]], share: str) -> s
 
 
 Lines = Callable[[Document], list[str]]
-BLOCKS: dict[str, tuple[Lines, str]] = {  # name -> its figures, and how its claims begin
-    "hints": (_hints, ""),
-    "unseen traces": (_unseen, "unseen"),
-    "unseen clocks": (_clocks, "clock"),
-    "unseen scans": (_scans, "a scan"),
-    "writes": (_writes, ""),
-    "writes elsewhere": (_elsewhere, "none"),
+BLOCKS: dict[
+    str, tuple[Lines, tuple[str, ...]]
+] = {  # name -> its figures, and how its claims begin
+    "hints": (_hints, ("perfect", "hint of", "useless")),
+    "hints of tenants": (_tenants, ("a tenant",)),
+    "unseen traces": (_unseen, ("unseen",)),
+    "unseen clocks": (_clocks, ("clock",)),
+    "unseen scans": (_scans, ("a scan",)),
+    "writes": (_writes, ("",)),
+    "writes elsewhere": (_elsewhere, ()),
 }
 
 

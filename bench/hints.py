@@ -2,7 +2,8 @@
 """What a caller's hint is worth to a policy: perfect, as good as an AUC, useless, and wrong.
 
 A hint is a probability, one a request, that it is continued (bodocache/replay/hints.py). The
-yardstick is a two-class LRU that believes every hint (bench/_two_class.py).
+yardstick is a two-class LRU that believes every hint (bench/_two_class.py). Then tenants of one
+cache speak differently: what does each gain or lose?
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from bodocache import jit
 from bodocache.replay import hints
 from bodocache.replay.policies.model import Floats, Setting, Simulation, Touches
 from bodocache.replay.policy import Policy, serve
+from bodocache.replay.shapes import workload
 from bodocache.replay.trace import load_trace
 
 CAPACITIES = (1_000, 3_000, 10_000, 30_000)
@@ -28,6 +30,10 @@ LEAST_PERFECT = {3_000: 0.210, 10_000: 0.345}  # hit ratios on the conversation 
 LEAST_OF_GAIN = 0.5  # of the perfect hint's gain, with the noisy one
 LEAST_USELESS = 0.98  # of the hits without a hint
 
+TENANTS, TENANT_SEED, TENANT_REQUESTS = 4, 101, 12_000  # of the chat workload
+TENANT_SHARES = (1 / 4, 1 / 2, 1)  # of the live set
+ALWAYS = "the first always says yes"
+
 
 def main() -> None:
     arguments = parser(__doc__)
@@ -37,7 +43,7 @@ def main() -> None:
     touches = _traces.touches_of(trace)
     jit.warm()
     truth = hints.continued(touches)
-    rows = [*quality_rows(truth, touches), *hit_rows(truth, touches)]
+    rows = [*quality_rows(truth, touches), *hit_rows(truth, touches), *tenant_rows()]
     extra = {"trace": chosen.trace.name, "touches": len(touches.ids), "requests": len(truth)}
     write(chosen.json, rows, [*claims(rows)], **extra)
 
@@ -80,6 +86,44 @@ def hit_rows(truth: hints.Flags, touches: Touches) -> Iterator[dict[str, Any]]:
                 }
 
 
+def tenant_rows() -> Iterator[dict[str, Any]]:
+    """Hits of each tenant, by those it has where nobody says anything."""
+    chats = workload("chat", seed=TENANT_SEED, requests=TENANT_REQUESTS, requests_per_s=2.0)
+    touches = _traces.touches_of(load_trace(chats))
+    live = _traces.live_pages(touches)
+    for share in TENANT_SHARES:
+        capacity = int(share * live)
+        silent = _hits_of_tenants(touches, capacity, np.full(len(touches.tenants), np.nan))
+        for speaking, column in spoken(touches).items():
+            hits = _hits_of_tenants(touches, capacity, column)
+            yield {
+                "speaking": speaking,
+                "share": share,
+                "capacity_pages": capacity,
+                "hits_by_silent": [round(float(ratio), 4) for ratio in hits / silent],
+            }
+
+
+def spoken(touches: Touches) -> dict[str, Floats]:
+    """What the four tenants say; NaN: nothing."""
+    truth, silence = hints.continued(touches), np.full(len(touches.tenants), np.nan)
+    perfect, noisy = hints.perfect(touches), hints.noisy(truth, AUC, SEEDS[0])
+    useless, yes = hints.useless(truth, AUC, SEEDS[0]), np.ones(len(truth))
+    cases = {
+        ALWAYS: (yes, silence, silence, silence),
+        "the first is perfect": (perfect, silence, silence, silence),
+        f"perfect, AUC {AUC}, useless, silent": (perfect, noisy, useless, silence),
+        "the first is useless, the others perfect": (useless, perfect, perfect, perfect),
+        "all are perfect": (perfect,) * TENANTS,
+    }
+    return {speaking: np.choose(touches.tenants, said) for speaking, said in cases.items()}
+
+
+def _hits_of_tenants(touches: Touches, capacity: int, column: Floats) -> Floats:
+    hits = serve(Policy.LEARNED, touches, capacity, Setting(hints=column)).hits
+    return np.bincount(touches.tenants, weights=hits, minlength=TENANTS)
+
+
 def takers(touches: Touches, capacity: int) -> dict[str, Any]:
     """Every policy that takes hints."""
 
@@ -105,6 +149,10 @@ def claims(rows: list[dict[str, Any]]) -> Iterator[Claim]:
         share = found[USELESS, capacity]["hits"] / found[NONE, capacity]["hits"]
         name = f"useless hint, {capacity:,} pages: of the hits without"
         yield Claim.at_least(name, share, LEAST_USELESS, "")
+    wild = [row["hits_by_silent"] for row in rows if row.get("speaking") == ALWAYS]
+    others = min(min(ratios[1:]) for ratios in wild)
+    name = "a tenant that always says yes: of the others' hits, worst"
+    yield Claim.at_least(name, others, LEAST_USELESS, "")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
-NAMES = ("hints", "unseen traces", "unseen clocks", "unseen scans", "writes", "writes elsewhere")
+NAMES = (
+    *("hints", "hints of tenants", "unseen traces", "unseen clocks", "unseen scans"),
+    *("writes", "writes elsewhere"),
+)
 
 
 @pytest.fixture
