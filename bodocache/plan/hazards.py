@@ -4,7 +4,7 @@
 Pages that one request touched and that are of one class are a *group*; a page leaves its group when
 it is used again (a reuse) or is forgotten. ``h(b)``, the hazard of an age bin, is the pages reused
 in b by the pages that reached b (a life table: what has not happened yet is not counted as never).
-Counts lose 1 % every 100 requests. Those of a class are smoothed over neighbouring bins and drawn
+Counts lose 2 % every 100 requests. Those of a class are smoothed over neighbouring bins and drawn
 to those of its family by ``CLASS_WEIGHT`` pages, and these to the prior by ``PRIOR_WEIGHT``.
 
 The score of an age is the Gittins index of the page's future, the hits a page-second brings while
@@ -26,10 +26,10 @@ FAMILIES = 64  # at most
 BINS = 40  # ages: two an octave from 1/32 s on; the last one is 4.6 hours and more
 GROUPS = 1 << 16  # remembered: 55 minutes of the conversation trace; older ones are not counted
 FIT_REQUESTS = 100
-DECAY = 0.99  # at each fit
-NEIGHBOUR = 0.5  # weight of the bins beside one; without: 1 % fewer hits (first half, mean of 14)
-CLASS_WEIGHT = 64.0  # pages; 8 to 512 are alike
-PRIOR_WEIGHT = 256.0  # pages; 64 to 4,096 are alike
+DECAY = 0.98  # at each fit; 0.97 to 0.997 are alike
+NEIGHBOUR = 1.0  # weight of the bins beside one
+CLASS_WEIGHT = 256.0  # pages; 64 to 512 are alike
+PRIOR_WEIGHT = 1024.0  # pages; 256 to 4,096 are alike
 _LEAST_AGE_S = 1 / 32
 _MOST_HAZARD = 0.98
 
