@@ -3,9 +3,10 @@
 
 A rule orders touches by worth; a threshold on it writes as much as one likes (tiers.py). Its curve
 has a point for each threshold tried. Between two points lies what a coin between them would do.
+A rule with coins in it is the mean of ``COINS`` tries: a lucky one may seem better than another rule.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,7 +21,7 @@ from bodocache.replay.tiers import When, keep
 from bodocache.replay.trace import Trace
 
 POINTS = 64  # thresholds tried: quantiles of the worths
-_SEED = 1
+COINS = 8
 
 
 class Rule(StrEnum):
@@ -47,9 +48,9 @@ def a_touch(touches: Touches, of_requests: Floats) -> Floats:
     return np.where(_flags_of_last(touches), -1.0, values)
 
 
-def chance(touches: Touches) -> Floats:
+def chance(touches: Touches, seed: int) -> Floats:
     """A coin a request, in [0, 1)."""
-    return a_touch(touches, Generator(PCG64(_SEED)).random(len(touches.timestamps_s)))
+    return a_touch(touches, Generator(PCG64(seed)).random(len(touches.timestamps_s)))
 
 
 def shallow(touches: Touches) -> Floats:
@@ -57,10 +58,10 @@ def shallow(touches: Touches) -> Floats:
     return -touches.depths[touches.ids].astype(np.float64)
 
 
-def second_sight(touches: Touches) -> Floats:
+def second_sight(touches: Touches, seed: int) -> Floats:
     """The number of touches so far; among pages touched once, :func:`chance`."""
     uses = uses_so_far(touches)
-    return np.where(uses > 1, uses, chance(touches))
+    return np.where(uses > 1, uses, chance(touches, seed))
 
 
 def perfect_hint(touches: Touches) -> Floats:
@@ -88,12 +89,14 @@ def uses_so_far(touches: Touches) -> Ids:
 
 
 WORTH: dict[Rule, Callable[[Touches], Floats]] = {
-    Rule.CHANCE: chance,
     Rule.SHALLOW: shallow,
-    Rule.SECOND_SIGHT: second_sight,
     Rule.PREDICTED: reuse_chances,
     Rule.PERFECT_HINT: perfect_hint,
     Rule.FORESIGHT: foresight,
+}
+WITH_COINS: dict[Rule, Callable[[Touches, int], Floats]] = {
+    Rule.CHANCE: chance,
+    Rule.SECOND_SIGHT: second_sight,
 }
 
 
@@ -142,8 +145,9 @@ def measure(trace: Trace, host_pages: int, rules: Iterable[Rule] = Rule) -> Writ
         through_hits=through.hits,
         host_hits=int(through.host_hits.sum()),
         of={
-            (rule, when): curve(touches, host_pages, WORTH[rule](touches), when)
+            (rule, when): mean([curve(touches, host_pages, worth, when) for worth in worths])
             for rule in rules
+            for worths in [_worths(rule, touches)]
             for when in When
         },
     )
@@ -158,3 +162,18 @@ def curve(touches: Touches, host_pages: int, worth: Floats, when: When) -> Curve
         most[kept.written] = max(kept.hits, most.get(kept.written, 0))
     written, hits = np.array(sorted(most.items()), np.int64).T.copy()
     return Curve(written, hits)
+
+
+def _worths(rule: Rule, touches: Touches) -> list[Floats]:
+    if rule in WITH_COINS:
+        return [WITH_COINS[rule](touches, seed) for seed in range(COINS)]
+    return [WORTH[rule](touches)]
+
+
+def mean(curves: Sequence[Curve]) -> Curve:
+    """The mean hits of curves with equal ends, at POINTS numbers of pages; one stays as it is."""
+    if len(curves) == 1:
+        return curves[0]
+    written = np.unique(np.linspace(0, curves[0].written[-1], POINTS).astype(np.int64))
+    hits = np.mean([np.interp(written, each.written, each.hits) for each in curves], axis=0)
+    return Curve(written, hits.round().astype(np.int64))

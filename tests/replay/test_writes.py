@@ -59,7 +59,7 @@ def test_a_perfect_hint_speaks_of_all_pages_of_a_request_but_the_last(touches):
 
 
 def test_chance_is_one_coin_a_request(touches):
-    coins = requests_of(touches, writes.chance(touches))
+    coins = requests_of(touches, writes.chance(touches, 1))
     assert all(len(set(values[:-1])) <= 1 for values in coins)
     firsts = np.array([values[0] for values in coins if len(values) > 1])
     assert firsts.mean() == pytest.approx(0.5, abs=0.05)
@@ -67,7 +67,7 @@ def test_chance_is_one_coin_a_request(touches):
 
 
 def test_second_sight_ranks_by_uses_and_leaves_the_rest_to_chance(touches):
-    worth, uses = writes.second_sight(touches), writes.uses_so_far(touches)
+    worth, uses = writes.second_sight(touches, 1), writes.uses_so_far(touches)
     assert (worth[uses > 1] == uses[uses > 1]).all()
     assert (worth[uses == 1] < 1).all()
 
@@ -108,5 +108,18 @@ def test_between_two_points_a_coin_decides():
     ]
 
 
-def test_every_rule_has_a_worth_for_every_touch(touches):
-    assert {len(WORTH[rule](touches)) for rule in Rule} == {len(touches.ids)}
+def test_a_rule_with_coins_is_the_mean_of_several_tries(touches, measured):
+    tries = [
+        writes.curve(touches, 600, writes.chance(touches, seed), When.STORE)
+        for seed in range(writes.COINS)
+    ]
+    for written in (1000, 4000, 7000):
+        hits = [curve.at(written) for curve in tries]
+        assert len(set(hits)) > 1
+        mean = measured.of[Rule.CHANCE, When.STORE].at(written)
+        assert mean == pytest.approx(np.mean(hits), rel=0.005)
+
+
+def test_every_rule_has_a_worth(touches):
+    assert set(Rule) == set(WORTH) | set(writes.WITH_COINS)
+    assert {len(worth(touches)) for worth in WORTH.values()} == {len(touches.ids)}
