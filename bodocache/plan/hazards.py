@@ -4,8 +4,9 @@
 Pages that one request touched and that are of one class are a *group*; a page leaves its group when
 it is used again (a reuse) or is forgotten. ``h(b)``, the hazard of an age bin, is the pages reused
 in b by the pages that reached b (a life table: what has not happened yet is not counted as never).
-Counts lose 2 % every 100 requests. Those of a class are smoothed over neighbouring bins and drawn
-to those of its family by ``CLASS_WEIGHT`` pages, and these to the prior by ``PRIOR_WEIGHT``.
+The pages of a group live and die together, so it counts as the square root of its pages. Counts
+lose 2 % every 100 requests. Those of a class are smoothed over neighbouring bins and drawn to those
+of its family by a count of ``CLASS_WEIGHT``, and these to the prior by ``PRIOR_WEIGHT``.
 
 The score of an age is the Gittins index of the page's future, the hits a page-second brings while
 it pays to wait: ``max over t of P(reuse before t) / E[seconds until reuse or t]``, both from h, as
@@ -27,9 +28,9 @@ BINS = 40  # ages: two an octave from 1/32 s on; the last one is 4.6 hours and m
 GROUPS = 1 << 16  # remembered: 55 minutes of the conversation trace; older ones are not counted
 FIT_REQUESTS = 100
 DECAY = 0.98  # at each fit; 0.97 to 0.997 are alike
-NEIGHBOUR = 1.0  # weight of the bins beside one
-CLASS_WEIGHT = 256.0  # pages; 64 to 512 are alike
-PRIOR_WEIGHT = 1024.0  # pages; 256 to 4,096 are alike
+NEIGHBOUR = 0.5  # weight of the bins beside one
+CLASS_WEIGHT = 64.0  # of about 300 pages; half and double are alike
+PRIOR_WEIGHT = 256.0  # of about 1,000 pages; a quarter and four times are alike
 _LEAST_AGE_S = 1 / 32
 _MOST_HAZARD = 0.98
 
@@ -40,8 +41,9 @@ _GROUP = np.dtype(
     [
         ("stamp_s", "<f8"),
         ("request", "<i8"),
-        ("pages", "<i4"),  # neither used again nor forgotten
-        ("kind", "<i4"),  # class
+        ("joined", "<i4"),  # pages touched
+        ("pages", "<i4"),  # of them neither used again nor forgotten
+        ("kind", "<i8"),  # class
     ],
     align=True,
 )
@@ -51,8 +53,8 @@ _OPENED, _UNFITTED = range(2)
 class Hazards(NamedTuple):
     """C classes, B age bins, F families."""
 
-    reuses: Floats  # [C, B] pages used again at that age, decayed
-    at_risk: Floats  # [C, B] pages that reached that age unused, decayed
+    reuses: Floats  # [C, B] count of pages used again at that age
+    at_risk: Floats  # [C, B] count of pages that reached that age unused
     score: Floats  # [C, B] hits a page-second
     prior: Floats  # [C, B] hazard of a class of which nothing is known
     family: Ids  # [C]
@@ -123,7 +125,7 @@ def advance(hazards: Hazards, now_s: float) -> None:
             entry = hazards.groups[group % GROUPS]
             if now_s - entry["stamp_s"] < hazards.edges[at]:
                 break
-            hazards.at_risk[entry["kind"], at] += entry["pages"]
+            hazards.at_risk[entry["kind"], at] += entry["pages"] / np.sqrt(entry["joined"])
             group += 1
         hazards.swept[at] = group
     hazards.counts[_UNFITTED] += 1
@@ -142,8 +144,10 @@ def join(hazards: Hazards, kind: Int, request: Int, now_s: float) -> Int:
         entry = hazards.groups[group % GROUPS]
         entry["stamp_s"] = now_s
         entry["request"] = request
+        entry["joined"] = 0
         entry["pages"] = 0
         entry["kind"] = kind
+    hazards.groups[group % GROUPS]["joined"] += 1
     hazards.groups[group % GROUPS]["pages"] += 1
     return group
 
@@ -168,7 +172,7 @@ def reuse(hazards: Hazards, group: Int, now_s: float) -> None:
     entry = hazards.groups[group % GROUPS]
     entry["pages"] -= 1
     at = bin_of(hazards, now_s - entry["stamp_s"])
-    hazards.reuses[entry["kind"], at] += 1
+    hazards.reuses[entry["kind"], at] += 1 / np.sqrt(entry["joined"])
 
 
 @jit.kernel(HAZARDS)

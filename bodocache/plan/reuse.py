@@ -38,7 +38,7 @@ LEVELS = 5  # of hints; AS_USUAL: nothing said, or nothing worth saying
 AS_USUAL = 2
 LEVEL_RATIOS = (0.3, 0.75, 1.3, 1.75)
 TENANTS = 256  # whose hints are told apart; more share
-HINT_PAGES = 20.0  # weight of the tenant's mean in a bucket
+HINT_PAGES = 50.0  # weight of the tenant's mean in a bucket
 _BUCKETS = 10
 _TAIL, _POPULAR, _OTHERS = 0, 1, 1 + OCTAVES
 _PER_SHAPE = 5
@@ -54,7 +54,7 @@ _CONTINUED_CHANCE = (0.60, 0.45, 0.12, 0.08)
 _USED_FACTOR = 0.75  # of the chance that a page used before is not used again
 _TAIL_CHANCE = 0.01
 _POPULAR_CHANCE, _POPULAR_SIGMA = 0.9, 2.0
-_LEVEL_ODDS = (0.1, 0.5, 1.0, 3.0, 8.0)
+_LEVEL_ODDS = (0.03, 0.4, 1.0, 4.0, 30.0)
 
 MEMORY = np.dtype(
     [

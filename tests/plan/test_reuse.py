@@ -12,7 +12,7 @@ NOTHING = float("nan")
 class Seen:
     """A model, and what it remembers of some pages."""
 
-    def __init__(self, pages=2000):
+    def __init__(self, pages=6000):
         self.model, self.memories = reuse.open_model(), np.zeros(pages, MEMORY)
 
     def touch(self, rows, now_s=0.0, tenant=0, hint=NOTHING):
@@ -23,7 +23,7 @@ class Seen:
 
     def level(self, tenant, hint):
         """The level that a request would get which says this."""
-        return self.touch([1998, 1999], 1e6, tenant, hint)[0] // (reuse.CLASSES // reuse.LEVELS)
+        return self.touch([5998, 5999], 1e6, tenant, hint)[0] // (reuse.CLASSES // reuse.LEVELS)
 
 
 def test_the_last_page_of_a_request_has_a_class_of_its_own():
@@ -79,9 +79,10 @@ def test_every_touch_is_either_used_again_or_still_in_its_group():
         rows = range(int(rng.integers(1, 12)))
         seen.touch(rows, 2.0 * at)
         touched += len(rows)
-    hazards = seen.model.hazards
-    assert hazards.groups["pages"].min() >= 0
-    assert hazards.reuses.sum() + hazards.groups["pages"].sum() == touched
+    groups = seen.model.hazards.groups
+    assert groups["pages"].min() >= 0
+    assert groups["joined"].sum() == touched
+    assert groups["pages"].sum() == (seen.memories["uses"] > 0).sum()
 
 
 def converse(seen, tenant, said, went_on, at):
@@ -94,7 +95,7 @@ def converse(seen, tenant, said, went_on, at):
 
 def test_a_hint_counts_for_as_much_as_it_was_worth_to_its_tenant():
     seen, rng = Seen(), np.random.default_rng(4)
-    for at in range(400):
+    for at in range(1400):
         went_on = bool(rng.random() < 0.5)
         said = [float(went_on), 1.0 - went_on, float(rng.random() < 0.5)][at % 3]
         converse(seen, at % 3, said, went_on, at)

@@ -13,6 +13,8 @@ from bodocache.plan import reuse
 from bodocache.plan.hazards import BINS
 from bodocache.replay.policies import learned
 from bodocache.replay.policy import Policy, Touches, simulate
+from bodocache.replay.trace import build_trace
+from bodocache.replay.workload import WorkloadConfig, generate
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -90,7 +92,7 @@ class Table:
                 group = self.groups[self.swept[at]]
                 if now_s - group["stamp_s"] < self.edges[at]:
                     break
-                self.at_risk[group["kind"], at] += len(group["pages"])
+                self.at_risk[group["kind"], at] += len(group["pages"]) / np.sqrt(group["joined"])
                 self.swept[at] += 1
         self.requests += 1
         if self.requests % counted.FIT_REQUESTS == 0:
@@ -171,10 +173,11 @@ class Plain:
             memory |= {"uses": memory["uses"] + 1, "from_end": len(rows) - 1 - at, "said": None}
             kind = level * KINDS_A_LEVEL + self.base(memory, shape)
             if kind not in groups:
-                groups[kind] = {"kind": kind, "stamp_s": self.now_s, "pages": set()}
+                groups[kind] = {"kind": kind, "stamp_s": self.now_s, "pages": set(), "joined": 0}
                 groups[kind]["number"] = len(self.table.groups)
                 self.table.groups.append(groups[kind])
             groups[kind]["pages"].add(row)
+            groups[kind]["joined"] += 1
             memory["group"] = groups[kind]
         if not np.isnan(hint) and len(rows) > 1:
             self.said[tenant, min(int(10 * hint), 9)] += 1
@@ -185,7 +188,8 @@ class Plain:
         group = memory["group"]
         group["pages"].remove(row)
         age_s = self.now_s - group["stamp_s"]
-        self.table.reuses[group["kind"], self.table.bin_of(age_s)] += 1
+        weight = 1 / np.sqrt(group["joined"])
+        self.table.reuses[group["kind"], self.table.bin_of(age_s)] += weight
         if memory["said"]:
             self.went_on[memory["said"]] += 1
         weight = 1.0 if memory["uses"] == 1 else reuse.GAP_WEIGHT
@@ -281,3 +285,91 @@ def test_a_model_opens_with_the_scores_of_its_beliefs():
     table = Table()
     table.fit()
     assert (table.score == first_scores()).all()
+
+
+@pytest.fixture(scope="module")
+def chats():
+    """Chats of several tenants, as the generator makes them."""
+    trace = build_trace("chats", generate(WorkloadConfig(seed=23, requests=4000)))
+    columns = (trace.pages, trace.offsets, trace.parent, trace.depth, trace.timestamps_s)
+    return Touches(*columns, trace.tenants)
+
+
+def continued(touches):
+    """1.0 for a request whose last-but-one page is touched again."""
+    found, later = [], set()
+    for rows in reversed(requests_of(touches)):
+        found.append(float(len(rows) > 1 and rows[-2] in later))
+        later.update(rows)
+    return np.array(found[::-1])
+
+
+def hits(touches, capacity, hints=None):
+    return simulate(Policy.LEARNED, touches, capacity, hints=hints).hits
+
+
+def test_equal_traces_give_equal_hits_and_silence_is_no_hint(chats):
+    once = hits(chats, 700)
+    assert (once == hits(chats, 700)).all()
+    assert (once == hits(chats, 700, np.full(len(once), np.nan))).all()
+
+
+def test_what_comes_later_changes_nothing_before(chats):
+    half = len(chats.timestamps_s) // 2
+    offsets = chats.offsets[: half + 1]
+    first = chats._replace(
+        ids=chats.ids[: offsets[-1]],
+        offsets=offsets,
+        timestamps_s=chats.timestamps_s[:half],
+        tenants=chats.tenants[:half],
+    )
+    assert (hits(first, 700) == hits(chats, 700)[:half]).all()
+
+
+@pytest.mark.parametrize("capacity", [300, 1000, 3000])
+def test_it_hits_more_than_lru_and_gdsf_on_chats(chats, capacity):
+    others = [simulate(policy, chats, capacity).hits.sum() for policy in (Policy.LRU, Policy.GDSF)]
+    assert hits(chats, capacity).sum() > 1.02 * max(others)
+
+
+def test_a_true_hint_is_worth_much_and_a_random_one_costs_little(chats):
+    plain, truth = hits(chats, 700).sum(), continued(chats)
+    random = np.random.default_rng(5).random(len(truth))
+    assert hits(chats, 700, truth).sum() > 1.15 * plain
+    assert hits(chats, 700, 1 - truth).sum() > 1.15 * plain  # it learns what is meant
+    assert hits(chats, 700, random).sum() > 0.98 * plain
+
+
+def test_a_scan_costs_the_others_little(chats):
+    """From half-time on, every fourth request streams 40 pages that are never used again."""
+    capacity, half = 700, len(chats.timestamps_s) // 2
+    requests, parents = [], chats.parents.tolist()
+    chosen = np.arange(len(chats.timestamps_s))
+    scans = chosen[half : half + 4 * 10 * capacity // 40 : 4]  # 10 times the capacity in all
+    at = np.sort(np.concatenate((chosen, scans)), kind="stable")
+    is_scan = np.concatenate(([False], np.diff(at) == 0))
+    pages = requests_of(chats)
+    for request, scanning in zip(at, is_scan, strict=True):
+        if scanning:
+            first = len(parents)
+            parents += [-1, *range(first, first + 39)]
+            requests.append(list(range(first, first + 40)))
+        else:
+            requests.append(pages[request])
+    mixed = touches_of(parents, requests, chats.timestamps_s[at])
+    kept = hits(mixed, capacity)[~is_scan].sum()
+    assert kept > 0.97 * hits(touches_of(parents, pages, chats.timestamps_s), capacity).sum()
+
+
+@pytest.mark.parametrize("hints", [[0.5], [0.5, 1.1], [-0.1, np.nan]])
+def test_hints_that_are_no_chances_are_refused(hints):
+    touches = touches_of([-1, 0], [[0], [0, 1]], [0.0, 1.0])
+    with pytest.raises(ValueError, match="hints"):
+        simulate(Policy.LEARNED, touches, 5, hints=np.array(hints))
+
+
+@pytest.mark.parametrize("tenants", [[0], [0, -1]])
+def test_tenants_that_do_not_fit_are_refused(tenants):
+    touches = touches_of([-1, 0], [[0], [0, 1]], [0.0, 1.0], tenants)
+    with pytest.raises(ValueError, match="tenants"):
+        simulate(Policy.LEARNED, touches, 5)
