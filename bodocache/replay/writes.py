@@ -3,7 +3,7 @@
 
 A rule orders touches by worth; a threshold on it writes as much as one likes (tiers.py). Its curve
 has a point for each threshold tried. Between two points lies what a coin between them would do.
-A rule with coins in it is the mean of ``COINS`` tries: a lucky one may seem better than another rule.
+A rule with coins in it is the mean of ``COINS`` tries: a lucky one can seem a better rule.
 """
 
 from collections.abc import Callable, Iterable, Sequence
