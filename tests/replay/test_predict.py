@@ -35,12 +35,11 @@ def test_chances_are_probabilities_and_know_more_than_a_coin(touches):
     assert hints.measured_auc(again, chances) > 0.7
 
 
-def test_the_higher_the_chance_the_more_often_it_comes_true(touches):
+def test_what_is_likely_comes_true_and_what_is_not_does_not(touches):
     middle = slice(len(touches.ids) // 4, len(touches.ids) // 2)  # learned, and time enough to see
     chances, again = reuse_chances(touches)[middle], writes.foresight(touches)[middle]
-    bands = [(chances >= low) & (chances < low + 0.25) for low in (0.0, 0.25, 0.5, 0.75)]
-    came_true = [again[among].mean() for among in bands]
-    assert came_true == sorted(came_true)
+    assert again[chances >= 0.5].mean() > 0.8
+    assert again[chances < 0.5].mean() < 0.2
     assert again.mean() == pytest.approx(chances.mean(), abs=0.05)
 
 
