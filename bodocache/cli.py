@@ -20,6 +20,9 @@ from bodocache.kernels.targets import TARGETS
 from bodocache.replay import terminal
 from bodocache.replay.commands import trace_app
 from bodocache.replay.policy import Policy
+from bodocache.replay.shapes import WORKLOADS
+from bodocache.replay.shapes import workload as named_workload
+from bodocache.replay.trace import Source
 from bodocache.slab_commands import slab_app
 
 app = typer.Typer(
@@ -34,7 +37,7 @@ app.add_typer(slab_app, name="slab")
 
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.
-_POLICY_OPTIONS = ("policy", "capacity_pages", "bound", "curve", "policies")
+_POLICY_OPTIONS = ("policy", "capacity_pages", "bound", "curve", "policies", "writes")
 _LIVE_OPTIONS = (
     *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
     *("deadline_ms", "write_through"),
@@ -50,9 +53,11 @@ def _about() -> None:
     epilog="Examples: [bold]bodocache replay[/bold];"
     " [bold]bodocache replay trace.jsonl --max-requests 2000 --json out.json[/bold];"
     " [bold]bodocache replay trace.jsonl --dir cache --report report.html[/bold];"
+    " [bold]bodocache replay --workload agents --seed 3 --max-requests 2000[/bold];"
     " [bold]bodocache replay trace.jsonl --policy-only --policy lru --capacity-pages 10000[/bold];"
     " [bold]bodocache replay trace.jsonl --policy-only --curve --policies lru,arc,heat"
-    " --report curve.html[/bold]",
+    " --report curve.html[/bold];"
+    " [bold]bodocache replay trace.jsonl --policy-only --writes --capacity-pages 10000[/bold]",
 )
 def replay(  # noqa: PLR0913 -- each is an option of the command line
     context: typer.Context,
@@ -69,6 +74,13 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     ] = False,
     max_requests: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many requests.")
+    ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(metavar="SHAPE", help=f"Without a trace: one of {', '.join(WORKLOADS)}."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of that workload: equal seeds, equal requests.")
     ] = None,
     policy: Annotated[
         Policy, typer.Option(help="With --policy-only: who leaves first; min is the exact optimum.")
@@ -89,6 +101,14 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         typer.Option(
             "--curve",
             help="With --policy-only: every capacity, from 10 pages to all, instead of one.",
+        ),
+    ] = False,
+    writes: Annotated[
+        bool,
+        typer.Option(
+            "--writes",
+            help="With --policy-only: hits kept against pages written to a disk below a host of"
+            " --capacity-pages.",
         ),
     ] = False,
     policies: Annotated[
@@ -142,22 +162,31 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     """
     if live and policy_only:
         raise typer.BadParameter("choose one of --live and --policy-only")
+    source: Source = trace
+    if trace is not None:
+        _refuse(context, ("workload", "seed"), "not with a trace")
+    elif workload is not None or seed is not None:
+        source = named_workload(workload or "chat", seed=seed, requests=max_requests)
     if policy_only:
         from bodocache.replay import policy_commands
 
         _refuse(context, _LIVE_OPTIONS, "not with --policy-only")
         if curve:
             _refuse(context, ("policy", "capacity_pages"), "not with --curve; see --policies")
-            _refuse(context, ("bound",), "not with --curve: give one --capacity-pages")
+            _refuse(context, ("bound", "writes"), "not with --curve: give one --capacity-pages")
             names = [*Policy] if policies is None else _chosen("--policies", policies, [*Policy])
-            policy_commands.replay_curve(trace, max_requests, names, json_file, report)
+            policy_commands.replay_curve(source, max_requests, names, json_file, report)
             return
-        _refuse(context, ("report",), "not with --policy-only, unless with --curve")
         _refuse(context, ("policies",), "only with --curve")
         if capacity_pages is None:
             raise typer.BadParameter("--policy-only needs --capacity-pages, or --curve")
+        if writes:
+            _refuse(context, ("policy", "bound"), "not with --writes: the host is lru")
+            policy_commands.replay_writes(source, max_requests, capacity_pages, json_file, report)
+            return
+        _refuse(context, ("report",), "not with --policy-only, unless with --curve or --writes")
         policy_commands.replay_policy(
-            trace, max_requests, policy, capacity_pages, json_file, with_bound=bound
+            source, max_requests, policy, capacity_pages, json_file, with_bound=bound
         )
         return
     _refuse(context, _POLICY_OPTIONS, "only with --policy-only")
@@ -174,7 +203,7 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
             deadline_s=math.inf if deadline_ms is None else deadline_ms / 1e3,
             write_through=write_through,
         )
-        _replay_live(trace, max_requests, options, json_file, report)
+        _replay_live(source, max_requests, options, json_file, report)
 
 
 @app.command(
@@ -293,7 +322,7 @@ def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
 
 
 def _replay_live(
-    path: Path | None,
+    source: Source,
     max_requests: int | None,
     options: object,
     json_file: Path | None,
@@ -309,7 +338,7 @@ def _replay_live(
         require_matplotlib()
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, warm)
-    trace = load_trace(path, max_requests)
+    trace = load_trace(source, max_requests)
     sizes = live.sizes_for(trace, options)
     console.print(
         f"{trace.name}: {trace.num_requests:,} requests, {trace.distinct:,} distinct pages of"

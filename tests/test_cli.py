@@ -8,10 +8,14 @@ from typer.testing import CliRunner
 import bodocache.kernels.cpu
 import bodocache.replay.curve_report
 import bodocache.replay.live
-import bodocache.replay.policy_report  # noqa: F401 -- all three register what a replay compiles
+import bodocache.replay.policy_report
+import bodocache.replay.tiers  # noqa: F401 -- all register what a replay compiles
 from bodocache import cli, jit
 from bodocache.replay.policy import Policy
+from bodocache.replay.shapes import workload
+from bodocache.replay.trace import load_trace
 from bodocache.replay.workload import WorkloadConfig
+from bodocache.replay.writes import Rule
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -23,6 +27,10 @@ POLICY_JSON = {
 }
 CURVE_JSON = {
     *("trace", "requests", "pages_touched", "distinct_pages", "infinite_hits", "curves"),
+}
+WRITES_JSON = {
+    *("trace", "requests", "pages_touched", "host_pages", "host_hits", "curves"),
+    *("write_through_pages", "write_through_hits"),
 }
 
 
@@ -71,6 +79,14 @@ def test_policy_only_takes_every_policy_and_the_names_are_stable(policy):
     assert 0 < found["page_hits"] <= found["optimum_hits"] <= found["infinite_hits"]
 
 
+def test_a_workload_is_replayed_by_its_name():
+    found = figures(*REPLAY, 300, "--workload", "agents", "--seed", 3, "--max-requests", 700)
+    trace = load_trace(workload("agents", seed=3, requests=700))
+    assert (found["trace"], found["requests"]) == ("workload agents", 700)
+    assert found["pages_touched"] == trace.touches
+    assert figures(*REPLAY, 300, "--seed", 7)["page_hits"] == figures(*REPLAY, 300)["page_hits"]
+
+
 def test_policy_only_prints_a_table():
     text = run(*REPLAY, 300, "--policy", "min").stdout
     for part in ("min on built-in workload", "300 pages", "optimum", "0.0%", "touches/s"):
@@ -109,6 +125,30 @@ def test_a_curve_is_printed_and_drawn(tmp_path):
     assert all(part in html for part in ("<svg", "min (optimum)", "fifo", "capacity, pages"))
 
 
+WRITES = (*REPLAY, 300, "--writes", "--max-requests", 300)
+
+
+def test_writes_have_every_rule_and_the_names_are_stable():
+    found = figures(*WRITES)
+    assert set(found) == WRITES_JSON
+    assert set(found["curves"]) == set(Rule)
+    for curves in found["curves"].values():
+        assert set(curves) == {"store", "leave"}
+        for curve in curves.values():
+            assert (curve["written_pages"][0], curve["page_hits"][0]) == (0, found["host_hits"])
+            assert curve["page_hits"][-1] == found["write_through_hits"]
+
+
+def test_writes_are_printed_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "writes.html"
+    text = run(*WRITES, "--report", page).stdout
+    assert all(part in text for part in ("second-sight", "foresight", "leave", "50%", "for 95%"))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text, "the table is wider than 80 columns"
+    html = page.read_text()
+    assert all(part in html for part in ("<svg", "chance, store", "hits kept", "second-sight"))
+
+
 def test_without_a_choice_a_curve_has_every_policy():
     assert set(figures(*CURVE, "--max-requests", 20)["curves"]) == set(Policy)
 
@@ -135,6 +175,11 @@ def test_json_goes_to_a_file_and_the_table_to_standard_output(tmp_path):
         (("replay", "--curve"), "--curve: only with --policy-only"),
         (("replay", "--bound"), "--bound: only with --policy-only"),
         ((*CURVE, "--bound"), "--bound: not with --curve"),
+        (("replay", "--writes"), "--writes: only with --policy-only"),
+        ((*CURVE, "--writes"), "--writes: not with --curve"),
+        ((*REPLAY, "5", "--writes", "--policy", "lru"), "--policy: not with --writes"),
+        (("replay", "x.jsonl", "--seed", "3"), "--seed: not with a trace"),
+        (("replay", "x.jsonl", "--workload", "chat"), "--workload: not with a trace"),
         ((*REPLAY, "0"), "--capacity-pages"),
         ((*REPLAY, "5", "--policy", "belady"), "belady"),
     ],
@@ -150,6 +195,7 @@ def test_options_that_do_not_go_together_are_refused(arguments, says):
         (("replay", "--page-bytes", 4095), "expected a multiple of 4096"),
         (("replay", "--host-pages", 10**9, "--max-requests", 1), "this machine's memory"),
         ((*REPLAY, 5, "--json", "no/such/folder/x"), "No such file"),
+        ((*REPLAY, 5, "--workload", "chats"), "workload: got 'chats', expected one of chat, "),
     ],
 )
 def test_an_error_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, says):

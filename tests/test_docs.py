@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import bodocache.cache
 import bodocache.kernels.cpu
-import bodocache.replay.policy  # noqa: F401 -- all three register what is compiled
+import bodocache.replay.policy
+import bodocache.replay.tiers  # noqa: F401 -- all register what is compiled
 from bodocache import jit
 from bodocache.cli import app
 from bodocache.config import CacheConfig
@@ -172,6 +173,16 @@ def test_every_figure_of_a_curve_is_documented():
     curve = ("--policy-only", "--curve", "--policies", "lru", "--max-requests", "5", "--json", "-")
     figures = json.loads(CliRunner().invoke(app, ["replay", *curve]).stdout)
     names = {*figures, *(f"curves.P.{name}" for name in figures["curves"]["lru"])} - {"curves"}
+    text = (REPOSITORY / "docs" / "replay.md").read_text()
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_every_figure_of_writes_is_documented():
+    writes = ("--policy-only", "--writes", "--capacity-pages", "9", "--max-requests", "5")
+    figures = json.loads(CliRunner().invoke(app, ["replay", *writes, "--json", "-"]).stdout)
+    whens = figures["curves"]["chance"]
+    names = {*figures, *(f"curves.R.{when}" for when in whens)} - {"curves"}
+    names |= {f"curves.R.W.{name}" for name in whens["store"]}
     text = (REPOSITORY / "docs" / "replay.md").read_text()
     assert {name for name in names if f"`{name}`" not in text} == set()
 

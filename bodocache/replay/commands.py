@@ -15,8 +15,9 @@ from bodocache.replay import describe as describing
 from bodocache.replay import fetch as fetching
 from bodocache.replay import terminal
 from bodocache.replay.requests import TraceRequest, format_request, write_trace
+from bodocache.replay.shapes import WORKLOADS
+from bodocache.replay.shapes import workload as named_workload
 from bodocache.replay.trace import load_trace
-from bodocache.replay.workload import WorkloadConfig, generate
 
 trace_app = typer.Typer(
     name="trace",
@@ -25,39 +26,41 @@ trace_app = typer.Typer(
     help="Traces of requests: generate one, describe one, or fetch a public one.",
 )
 
-_DEFAULT = WorkloadConfig()
-
 
 @trace_app.command(
     "generate",
-    epilog="Example: [bold]bodocache trace generate chats.jsonl.gz --requests 5000 --seed 1[/bold]",
+    epilog="Examples: [bold]bodocache trace generate chats.jsonl.gz --requests 5000[/bold],"
+    " [bold]bodocache trace generate agents.jsonl --workload agents[/bold]",
 )
-def generate_command(
+def generate_command(  # noqa: PLR0913 -- each is an option of the command line
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="JSON lines; .gz is compressed, - is stdout.")
     ],
-    requests: Annotated[int, typer.Option(min=1, help="Requests to write.")] = _DEFAULT.requests,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal traces.")] = _DEFAULT.seed,
+    *,
+    workload: Annotated[
+        str, typer.Option(metavar="SHAPE", help=f"One of {', '.join(WORKLOADS)}.")
+    ] = "chat",
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests to write.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Equal seeds, equal traces.")] = None,
     tenants: Annotated[
-        int, typer.Option(min=1, help="Tenants; each has system prompts of its own.")
-    ] = _DEFAULT.tenants,
+        int | None, typer.Option(min=1, help="Tenants; each has system prompts of its own.")
+    ] = None,
     requests_per_s: Annotated[
-        float, typer.Option(help="Mean arrivals a second, in the long run.")
-    ] = _DEFAULT.requests_per_s,
-    mean_turns: Annotated[
-        float, typer.Option(help="Mean turns of a conversation.")
-    ] = _DEFAULT.mean_turns,
+        float | None, typer.Option(help="Mean arrivals a second, in the long run.")
+    ] = None,
+    mean_turns: Annotated[float | None, typer.Option(help="Mean turns of a conversation.")] = None,
     burst_factor: Annotated[
-        float, typer.Option(help="How much denser arrivals are in a burst; 1: none.")
-    ] = _DEFAULT.burst_factor,
-    page_tokens: Annotated[int, typer.Option(min=1, help="Tokens a page.")] = _DEFAULT.page_tokens,
+        float | None, typer.Option(help="How much denser arrivals are in a burst; 1: none.")
+    ] = None,
+    page_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens a page.")] = None,
 ) -> None:
-    """Write the built-in workload: chats over shared system prompts of several tenants.
+    """Write a built-in workload: conversations over shared prompts of several tenants.
 
-    The defaults are the workload that [bold]replay[/bold] and [bold]trace describe[/bold] take
-    where no trace is given.
+    The defaults are the workload's own. Those of chat are the workload that [bold]replay[/bold] and
+    [bold]trace describe[/bold] take where no trace is given.
     """
-    config = WorkloadConfig(
+    chosen = named_workload(
+        workload,
         seed=seed,
         requests=requests,
         requests_per_s=requests_per_s,
@@ -67,9 +70,9 @@ def generate_command(
         burst_factor=burst_factor,
     )
     if file == terminal.STANDARD_OUTPUT:
-        _print_lines(generate(config))
+        _print_lines(chosen.requests())
         return
-    written = write_trace(file, generate(config))
+    written = write_trace(file, chosen.requests())
     typer.echo(f"{file}: {written:,} requests", err=True)
 
 

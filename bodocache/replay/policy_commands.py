@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bodocache import jit
-from bodocache.replay import curve_report, policy_report, terminal
+from bodocache.replay import curve_report, policy_report, terminal, write_report, writes
 from bodocache.replay.bounds import require_scipy
 from bodocache.replay.curve import measure
 from bodocache.replay.policy import Policy
 from bodocache.replay.report import require_matplotlib
-from bodocache.replay.trace import load_trace
+from bodocache.replay.trace import Source, load_trace
 
 
 def replay_policy(
-    path: Path | None,
+    source: Source,
     max_requests: int | None,
     policy: Policy,
     capacity_pages: int,
@@ -27,14 +27,14 @@ def replay_policy(
         require_scipy()
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, jit.warm)
-    trace = load_trace(path, max_requests)
+    trace = load_trace(source, max_requests)
     outcome = policy_report.replay_policy(trace, policy, capacity_pages, with_bound=with_bound)
     console.print(policy_report.render(outcome))
     terminal.write_json(json_file, policy_report.as_json(outcome))
 
 
 def replay_curve(
-    path: Path | None,
+    source: Source,
     max_requests: int | None,
     policies: Sequence[str],
     json_file: Path | None,
@@ -45,7 +45,7 @@ def replay_curve(
         require_matplotlib()
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, jit.warm)
-    trace = load_trace(path, max_requests)
+    trace = load_trace(source, max_requests)
     with terminal.progress_bar(console) as progress:
         task = progress.add_task("simulating", total=None)
         curves = measure(
@@ -57,4 +57,24 @@ def replay_curve(
     terminal.write_json(json_file, curve_report.as_json(curves))
     if report is not None:
         curve_report.save_report(curves, report)
+        console.print(f"report: {report}", soft_wrap=True)
+
+
+def replay_writes(
+    source: Source,
+    max_requests: int | None,
+    host_pages: int,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    """Hits kept against pages written to a disk below the host; ``report`` is one HTML page."""
+    if report is not None:
+        require_matplotlib()
+    console = terminal.console_beside(json_file)
+    terminal.compile_first(console, jit.warm)
+    found = writes.measure(load_trace(source, max_requests), host_pages)
+    console.print(write_report.render(found))
+    terminal.write_json(json_file, write_report.as_json(found))
+    if report is not None:
+        write_report.save_report(found, report)
         console.print(f"report: {report}", soft_wrap=True)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from bodocache.errors import TraceError
 from bodocache.replay.requests import TraceRequest, numbered_requests
+from bodocache.replay.shapes import Workload
 from bodocache.replay.workload import WorkloadConfig, generate
 
 UNNAMED_TENANT = "default"
+Source = Path | Workload | None  # a file, a workload by name, or the built-in one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,14 +54,16 @@ class Trace:
         return len(self.parent)
 
 
-def load_trace(path: Path | None = None, max_requests: int | None = None) -> Trace:
-    """Load a file, or the built-in workload where ``path`` is None, as columns.
+def load_trace(source: Source = None, max_requests: int | None = None) -> Trace:
+    """Load a file, or a generated workload, as columns.
 
     Reads no further than ``max_requests``. TraceError as in ``requests.read_trace``, and where
     there is no request or an id stands behind two different pages.
     """
-    if path is not None:
-        return _collect(path.name, str(path), islice(numbered_requests(path), max_requests))
+    if isinstance(source, Path):
+        return _collect(source.name, str(source), islice(numbered_requests(source), max_requests))
+    if isinstance(source, Workload):
+        return build_trace(f"workload {source.name}", islice(source.requests(), max_requests))
     return build_trace("built-in workload", islice(generate(WorkloadConfig()), max_requests))
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built-in workload: multi-turn chats over shared system prompts of several tenants.
 
-A shape is a function that yields the turns of one conversation (:func:`chat`); all else here
-serves any shape: arrivals, the merge by time, and the ids of pages. Memory is bounded by the
-conversations open at one moment. Equal configurations give equal requests.
+A shape is a function that yields the turns of one conversation (:func:`chat`; shapes.py has more);
+all else here serves any shape: arrivals, the merge by time, and the ids of pages. Memory is bounded
+by the conversations open at one moment. Equal configurations give equal requests.
 """
 
 import heapq
@@ -105,6 +105,8 @@ class Turn(NamedTuple):
     wait_s: float
     new_tokens: int
     output_tokens: int
+    dropped_tokens: int = 0  # that the end of the context loses before the new ones come
+    forks: "tuple[Iterator[Turn], ...]" = ()  # conversations that go on from here, beside this one
 
 
 Shape = Callable[[WorkloadConfig, Generator], Iterator[Turn]]
@@ -134,13 +136,19 @@ class _Conversation:
 
     def ask(self, turn: Turn, at_s: float, page_tokens: int, ids: Iterator[int]) -> TraceRequest:
         """Make a request: earlier whole pages, then new ones; a page not filled ends it."""
-        asked = self.context_tokens + turn.new_tokens
+        kept = self.context_tokens - turn.dropped_tokens
+        del self.pages[kept // page_tokens :]
+        asked = kept + turn.new_tokens
         whole, rest = divmod(asked, page_tokens)
         self.pages.extend(islice(ids, whole - len(self.pages)))
         self.context_tokens = asked + turn.output_tokens
         unfilled = (next(ids),) if rest else ()
         hash_ids = (*self.pages, *unfilled)
         return TraceRequest(int(at_s * 1000), asked, turn.output_tokens, hash_ids, self.tenant)
+
+    def fork(self, turns: Iterator[Turn]) -> "_Conversation":
+        """Begin another conversation of the same tenant on this one's context."""
+        return _Conversation(self.tenant, turns, self.pages.copy(), self.context_tokens)
 
 
 @dataclass(slots=True)
@@ -165,7 +173,7 @@ class _World:
         turn = next(conversation.turns, None)
         if turn is None:
             return None
-        grown = conversation.context_tokens + turn.new_tokens
+        grown = conversation.context_tokens - turn.dropped_tokens + turn.new_tokens
         return turn if grown <= self.config.context_tokens else None
 
     def _prompt(self, tenant: int, prompt: int) -> tuple[int, list[int]]:
@@ -190,6 +198,8 @@ def _merge(arrivals: Iterator[float], world: _World) -> Iterator[TraceRequest]:
             at_s, _, turn, conversation = heapq.heappop(due)
             yield conversation.ask(turn, at_s, world.config.page_tokens, world.ids)
             schedule(at_s, conversation)
+            for turns in turn.forks:
+                schedule(at_s, conversation.fork(turns))
         schedule(arrival_s, world.begin())
 
 

@@ -9,6 +9,7 @@ from bodocache.errors import ConfigError, TraceError
 from bodocache.replay import commands, fetch
 from bodocache.replay.commands import trace_app
 from bodocache.replay.requests import read_trace
+from bodocache.replay.shapes import workload as named_workload
 from bodocache.replay.trace import load_trace
 from bodocache.replay.workload import WorkloadConfig, generate
 
@@ -99,3 +100,10 @@ def test_fetch_hands_on_the_mirror_and_the_progress(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", ["generate", "describe", "fetch"])
 def test_help_teaches_by_example(command):
     assert f"bodocache trace {command}" in " ".join(run(command, "--help").split())
+
+
+def test_generate_writes_the_workload_it_is_named(tmp_path):
+    run("generate", tmp_path / "a.jsonl", "--workload", "agents", "--seed", 2, "--requests", 40)
+    expected = named_workload("agents", seed=2, requests=40)
+    assert list(read_trace(tmp_path / "a.jsonl")) == list(expected.requests())
+    assert isinstance(error_of("generate", tmp_path / "b", "--workload", "chats"), ConfigError)
