@@ -79,6 +79,7 @@ class Residency:
         self._ghost_places = np.full(self.table.capacity, NOWHERE)  # place in the ring, by row
         self._victims = np.empty(4096, np.int64)
         self.evicted = dict.fromkeys((Tier.DEVICE, Tier.HOST, Tier.DISK), 0)
+        self.before_eviction: Callable[[], None] = lambda: None  # ends holds that had their time
 
     # Finding
 
@@ -119,6 +120,16 @@ class Residency:
         lowest = bits & -bits
         tiers: NDArray[np.int64] = np.log2(lowest).astype(np.int64)
         return tiers
+
+    def words(self, rows: RowArray) -> NDArray[np.uint64]:
+        """The first word of each page's key: whether a row that was not held still is that page."""
+        words: NDArray[np.uint64] = self.table.keys.view("<u8")[rows, 0]
+        return words
+
+    def keeping_tiers(self, rows: RowArray) -> NDArray[np.int64]:
+        """The tier in which each page is best kept: the host, else the disk, else the device."""
+        order = (Tier.HOST, Tier.DISK)
+        return np.select([self.lies_in(rows, tier) for tier in order], order, Tier.DEVICE)
 
     def slots(self, rows: RowArray, tier: Tier) -> SlotArray:
         """Slot or frame of each page in ``tier``; NOWHERE where it has none."""
@@ -192,6 +203,7 @@ class Residency:
         records["recompute_s"][rows] = self._recompute.seconds(depths)
         records["stamp_s"][rows[unknown]] = self._now_s()
         records["reason"][rows] = Reason.NONE
+        records["forecast"][rows] = records["rank"][rows] = 0.0  # hints were on its last stay
         records["pins"][rows] += 1  # a page that was found corrupt may be held by its load
         self.index.insert(rows[unknown])
         return rows
@@ -285,6 +297,30 @@ class Residency:
         if count:
             self._forget(gone[:count])
 
+    def hold(self, rows: RowArray, tiers: NDArray[np.int64]) -> None:
+        """Keep the copy of each of ``rows`` in its tier of ``tiers`` from eviction."""
+        self.table.records["holds"][rows, tiers] += 1
+        self._requeue(rows)
+
+    def unhold(self, rows: RowArray, tiers: NDArray[np.int64]) -> None:
+        """End one hold; that of a page which was forgotten and came again has ended already."""
+        holds = self.table.records["holds"]
+        holds[rows, tiers] -= holds[rows, tiers] > 0
+        self._requeue(rows)
+
+    def rank(self, rows: RowArray, log2_factors: NDArray[np.float32]) -> None:
+        """``rows`` are worth 2^factor of what they would be, for as long as they stay."""
+        self.table.records["rank"][rows] = log2_factors
+        self._requeue(rows)
+
+    def forecast(self, rows: RowArray, log2_factor: float) -> None:
+        """``rows`` are worth 2^factor of what they would be until they are used; -inf: nothing."""
+        self.table.records["forecast"][rows] = log2_factor
+        self._requeue(rows)
+
+    def _requeue(self, rows: RowArray) -> None:
+        evict.requeue(self.table.records, self._queues, self.policy, rows)
+
     def touch(self, rows: RowArray) -> None:
         """Somebody used ``rows``."""
         evict.touch(self.table.records, self._queues, self.policy, rows, self._now_s())
@@ -294,22 +330,23 @@ class Residency:
         records = self.table.records
         old = np.flatnonzero((records["version"] < version) & (records["tiers"] != 0))
         records["heat"][old] = 0.0
-        evict.requeue(records, self._queues, self.policy, old)
+        self._requeue(old)
 
     def stats(self) -> dict[Tier, TierStats]:
         """Pages in each tier."""
         tiers = self.table.records["tiers"]
-        disk = self.backend.usage.total_frames if self.backend else 0
-        capacity = {
-            Tier.DEVICE: self.device.num_pages,
-            Tier.HOST: self.host.num_pages,
-            Tier.DISK: disk,
-        }
         return {
-            tier: TierStats(int(np.count_nonzero(tiers & tier.bit)), pages)
-            for tier, pages in capacity.items()
-            if pages
+            tier: TierStats(int(np.count_nonzero(tiers & tier.bit)), self.capacity(tier))
+            for tier in self.evicted
+            if self.capacity(tier)
         }
+
+    def capacity(self, tier: Tier) -> int:
+        """How many pages ``tier`` has room for."""
+        if tier is Tier.DISK:
+            return self.backend.usage.total_frames if self.backend else 0
+        pools = {Tier.DEVICE: self.device, Tier.HOST: self.host}
+        return pools[tier].num_pages if tier in pools else 0
 
     # Planning
 
@@ -330,6 +367,7 @@ class Residency:
         return pool
 
     def _evict(self, tier: Tier, count: int) -> None:
+        self.before_eviction()
         while count > 0:
             out = self._victims[:count]
             found = evict.coldest(
@@ -356,7 +394,8 @@ class Residency:
         """
         records, policy = self.table.records, self.policy[0]
         aged = records["arrived_s"] + policy["min_residence_s"] <= self._now_s()
-        alone = (records["tiers"] == tier.bit) & (records["pins"] == 0) & aged
+        free = (records["pins"] == 0) & (records["holds"] == 0).all(axis=1)
+        alone = (records["tiers"] == tier.bit) & free & aged
         rows = np.flatnonzero(alone & (records["descended"] > 0))
         with np.errstate(divide="ignore"):
             warmth = (
@@ -364,7 +403,7 @@ class Residency:
             )
         for row in rows[np.argsort(warmth)]:
             behind = self._behind(row)
-            if records["pins"][behind].any():
+            if records["pins"][behind].any() or records["holds"][behind].any():
                 continue
             for held in self.evicted:
                 copies = behind[self.lies_in(behind, held)][::-1].copy()

@@ -3,9 +3,9 @@
 
 A page's eviction key is the greatest density (value.py) in its subtree, deepest first on ties. The
 least key is always a leaf's own density, so a tier queues only its leaves, and a parent enters when
-its last child leaves: every change is O(log n). Pinned and under-age pages are not among the leaves
-that may go, so none of their ancestors is. A page whose last copy anywhere lies here is a leaf only
-while no page right after it lies in any tier: no page is ever orphaned.
+its last child leaves: every change is O(log n). Pinned, held and under-age pages are not among the
+leaves that may go, so none of their ancestors is. A page whose last copy anywhere lies here is a
+leaf only while no page right after it lies in any tier: no page is ever orphaned.
 
 The caller owns the pages and the queues, and says what happens: arrive, depart, touch, pin, unpin.
 Each is a few microseconds plus O(log n) a row. ``rows`` go shallow to deep. A row outside the table
@@ -117,7 +117,7 @@ def unpin(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, ROWS)
 def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
-    """Weigh ``rows`` anew: after their recompute_s, heat or nbytes, or the policy, changed."""
+    """Weigh ``rows`` anew: after a field that eviction goes by, or the policy, changed."""
     for row in rows:
         assert 0 <= row < len(pages)
         _weigh_everywhere(pages, queues, policy, row)
@@ -211,6 +211,7 @@ def touch_one(
     assert 0 <= row < len(pages)
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
     heat.add_hit(pages, row, now_s, policy[0]["half_life_s"])
+    pages[row]["forecast"] = 0.0  # of this use: it has come
     _lift(pages, queues, policy, row)
     _rekey(pages, queues, policy, row)
 
@@ -274,7 +275,7 @@ def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     """Whether the page's copy in ``tier`` can go without taking anything from anyone."""
     page = pages[row]
     tiers = np.int64(page["tiers"])
-    if not (tiers >> tier) & 1 or page["pins"] > 0:
+    if not (tiers >> tier) & 1 or page["pins"] > 0 or page["holds"][tier] > 0:
         return False
     if tiers == 1 << tier:
         return bool(page["descended"] == 0)

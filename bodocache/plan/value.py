@@ -4,6 +4,8 @@
 ``density = p_reuse * saved_s / nbytes``, with p_reuse the page's heat (heat.py) and ``saved_s =
 min(recompute_s, load from the best copy in a slower tier) - load from here``, at least 1 ns. A copy
 in a *faster* tier does not count: it is the first to leave. Loads are ops of one page.
+Hints multiply it by 2^(forecast + rank): what they say of the next use, weighed by how right they
+were (trust.py), and their priority.
 """
 
 import numpy as np
@@ -32,7 +34,8 @@ def log_density(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tie
             otherwise_s = min(otherwise_s, load_s(policy, slower, nbytes))
     saved_s = max(otherwise_s - load_s(policy, tier, nbytes), SAVED_FLOOR_S)
     warmth = heat.score(np.float64(page["heat"]), page["stamp_s"], policy[0]["half_life_s"])
-    return float(warmth + np.log2(saved_s / max(nbytes, np.int64(1))))
+    hinted = np.float64(page["forecast"]) + np.float64(page["rank"])
+    return float(warmth + np.log2(saved_s / max(nbytes, np.int64(1))) + hinted)
 
 
 @jit.kernel(jit.array(POLICY), jit.i8, jit.i8)
