@@ -8,7 +8,7 @@ from bodocache.errors import HintError
 from bodocache.hints.reuse import DEFAULT_PRIORITY, Reuse, TokenRange
 
 # Headers, lower case; the first that is there counts. The last one says that it was the last.
-SESSION_HEADERS = ("x-session-id", "x-dynamo-session-id", "x-dynamo-trajectory-id")
+SESSION_HEADERS = ("x-session-id", "x-dynamo-trajectory-id")
 FINAL_HEADER = "x-dynamo-trajectory-final"
 
 _RANGE = {"token_start", "token_end", "priority", "duration_ms"}

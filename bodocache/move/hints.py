@@ -33,7 +33,7 @@ from bodocache.hints.stats import HintStats
 from bodocache.move.answer import Answer
 from bodocache.move.demoter import Demoter
 from bodocache.move.forecasts import Forecasts
-from bodocache.move.holds import KEEPING, Holds, Kind, Owner
+from bodocache.move.holds import KEEPING, Hold, Holds, Kind, Owner
 from bodocache.move.leaving import remove
 from bodocache.move.operation import Operation
 from bodocache.move.prefetcher import Prefetcher
@@ -44,6 +44,8 @@ from bodocache.move.sessions import Sessions
 from bodocache.pages import Tier
 
 KeyArray = NDArray[np.uint8]
+
+_LOOSE = (Kind.COMING, Kind.RAISED)  # what a release ends beside what keeps
 
 KEPT_AFTER_S = 60.0  # prefetched pages are not evicted for so long after they were to be there
 
@@ -135,8 +137,17 @@ class Hints:
             return Answer(Status.REJECTED, action.why)
         scope = self._scope(action, keys)
         if isinstance(scope, Answer):
-            return scope
+            return self._let_go_unseen(action, scope)
         return _EXECUTE[type(action)](self, action, scope)
+
+    def _let_go_unseen(self, action: Action, answer: Answer) -> Answer:
+        """Holds of a session end when their owner says so, though its pages are not known."""
+        if isinstance(action, Unpin | Release) and isinstance(action.on, Session):
+            kinds = (Kind.PIN,) if isinstance(action, Unpin) else (*KEEPING, *_LOOSE)
+            ended = self._holds.end(Owner(action.on.tenant, action.on.name), *kinds)
+            if ended:
+                return Answer(Status.ACCEPTED, "its holds have ended", ended, ended)
+        return answer
 
     def _scope(self, action: Action, keys: KeyArray | None) -> Scope | Answer:
         assert not isinstance(action, Unknown), "it has no target"
@@ -200,23 +211,33 @@ class Hints:
     # Moving
 
     def _prefetch(self, action: Prefetch, scope: Scope) -> Answer:
-        residency, rows = self._residency, scope.rows
-        wanted = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
-        if not len(wanted):
+        residency = self._residency
+        rows = scope.rows[residency.keeping_tiers(scope.rows) != Tier.DEVICE]
+        if residency.lies_in(rows, Tier.HOST).all():
             return Answer.of(scope.pages, scope, "its pages lie in a faster tier already")
         assert self._prefetcher is not None, "pages lie on disk only where there is a disk tier"
         deadline_s = min(action.deadline_s, self._config.max_hold_s)
         kept_s = (0.0 if math.isinf(action.deadline_s) else deadline_s) + KEPT_AFTER_S
-        until_s = np.full(len(wanted), self._now_s() + kept_s)
-        tiers = np.full(len(wanted), int(Tier.HOST))
-        hold = self._holds.take(scope.owner, Kind.COMING, wanted, until_s, tiers)
+        until_s = np.full(len(rows), self._now_s() + kept_s)
+        tiers = np.full(len(rows), int(Tier.HOST))
+        hold = self._holds.take(scope.owner, Kind.COMING, rows, until_s, tiers)
         if hold is None:
             return self._no_room(scope, tiers)
-        operation = self._prefetcher.begin(hold.rows, self._now_s() + action.deadline_s)
+        wanted = hold.rows[~residency.lies_in(hold.rows, Tier.HOST)]
+        if not len(wanted):
+            return self._no_room(scope, tiers)
+        operation = self._prefetcher.begin(wanted, self._now_s() + action.deadline_s)
         self._remember(scope.owner, operation)
-        beyond = len(wanted) - len(hold.rows)
+        operation.on_end(lambda: self._end_if_absent(hold))
+        beyond = len(rows) - len(hold.rows)
         answer = Answer.of(max(0, scope.pages - beyond), scope, operation=operation)
         return answer.clipped("the tenant's part of tier host is full") if beyond else answer
+
+    def _end_if_absent(self, hold: Hold) -> None:
+        """A prefetch that brought nothing holds nothing."""
+        is_last = self._holds.find(hold.owner, hold.kind) is hold
+        if is_last and not self._residency.lies_in(hold.rows, Tier.HOST).any():
+            self._holds.end(hold.owner, hold.kind)
 
     def _demote(self, action: Demote, scope: Scope) -> Answer:
         if self._residency.capacity(action.to) == 0:
@@ -280,7 +301,7 @@ class Hints:
     def _release(self, action: Release, scope: Scope) -> Answer:
         for operation in list(self._operations.get(scope.owner, ())):
             operation.cancel()
-        self._holds.end(scope.owner, *KEEPING, Kind.COMING, Kind.RAISED)
+        self._holds.end(scope.owner, *KEEPING, *_LOOSE)
         own = self._own(scope)
         self._residency.forecast(own, -math.inf)
         shared = "others use some of its pages: those stay by their own worth"

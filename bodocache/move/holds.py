@@ -27,6 +27,7 @@ from bodocache.pages import Tier
 Times = NDArray[np.float64]
 
 FEWEST_PARTS = 64  # a tenant's part of what may be held is at least 1/64, however many there are
+KEPT_HOLDS = 32_768  # of all tenants, a part for each; a page's record counts up to 65,535
 KEPT_TENANTS = 4096  # whose part is set apart; the least recently seen are forgotten
 
 
@@ -90,9 +91,10 @@ class Holds:
         self._residency = residency
         self._max_held_share = max_held_share
         self._now_s = now_s
-        self._by_owner: dict[tuple[Owner, Kind], Hold] = {}
+        self._by_tenant: dict[int, dict[tuple[Owner, Kind], Hold]] = {}
         self._ends: list[tuple[float, int, Hold]] = []  # a heap
         self._numbers = count()
+        self._count = 0
         self._charges: dict[int, Counter[int]] = {}  # tenant -> holds of each of its copies
         self._held: dict[int, NDArray[np.int64]] = {}  # tenant -> copies by tier
         self._tenants: OrderedDict[int, None] = OrderedDict()
@@ -114,8 +116,7 @@ class Holds:
 
     def part(self, tier: Tier) -> int:
         """How many copies any one tenant may hold in ``tier``."""
-        parts = min(max(len(self._tenants), 1), FEWEST_PARTS)
-        return self._together(tier) // parts
+        return self._together(tier) // self._parts
 
     def room(self, tenant: int, tier: Tier) -> int:
         """How many more copies ``tenant`` may hold in ``tier``."""
@@ -125,12 +126,12 @@ class Holds:
 
     def next_end_s(self, tenant: int) -> float | None:
         """When a hold of ``tenant`` ends next; None: it has none."""
-        mine = [hold for hold in self._by_owner.values() if hold.owner.tenant == tenant]
+        mine = self._by_tenant.get(tenant, {}).values()
         return min((float(hold.until_s.min()) for hold in mine), default=None)
 
     def find(self, owner: Owner, kind: Kind) -> Hold | None:
         """The owner's hold of this kind, if it has one."""
-        return self._by_owner.get((owner, kind))
+        return self._by_tenant.get(owner.tenant, {}).get((owner, kind))
 
     def take(
         self,
@@ -147,12 +148,14 @@ class Holds:
         self.expire()
         self.end(owner, kind)
         tiers = self._residency.keeping_tiers(rows) if tiers is None else tiers
+        mine = self._by_tenant.get(owner.tenant, {})
         fits = len(rows) if kind is Kind.LOWERED else self._fitting(owner.tenant, rows, tiers)
-        if fits == 0:
+        if fits == 0 or len(mine) >= KEPT_HOLDS // self._parts:
             return None
         whole = Hold(owner, kind, rows, self._residency.words(rows), tiers, until_s)
         hold = whole.part(np.arange(len(rows)) < fits)
-        self._by_owner[owner, kind] = hold
+        self._by_tenant.setdefault(owner.tenant, {})[owner, kind] = hold
+        self._count += 1
         self._charge(hold, 1)
         self._schedule(hold)
         if kind in _HOLDING:
@@ -161,7 +164,7 @@ class Holds:
 
     def end(self, owner: Owner, *kinds: Kind) -> int:
         """End the owner's holds of ``kinds``; how many pages those were."""
-        ended = [self._by_owner.get((owner, kind)) for kind in kinds]
+        ended = [self.find(owner, kind) for kind in kinds]
         pages = sum(len(hold.rows) for hold in ended if hold is not None)
         for hold in ended:
             if hold is not None:
@@ -173,18 +176,23 @@ class Holds:
         now_s = self._now_s()
         while self._ends and self._ends[0][0] <= now_s:
             hold = heapq.heappop(self._ends)[2]
-            if self._by_owner.get((hold.owner, hold.kind)) is not hold:
+            if self.find(hold.owner, hold.kind) is not hold:
                 continue
             self._let_go(hold.split(hold.until_s <= now_s))
             if len(hold.rows):
                 self._schedule(hold)
             else:
-                del self._by_owner[hold.owner, hold.kind]
+                self._remove(hold)
 
     def end_all(self) -> None:
         """End every hold."""
-        for hold in list(self._by_owner.values()):
-            self._end(hold)
+        for tenant in list(self._by_tenant):
+            for hold in list(self._by_tenant[tenant].values()):
+                self._end(hold)
+
+    @property
+    def _parts(self) -> int:
+        return min(max(len(self._tenants), 1), FEWEST_PARTS)
 
     def _together(self, tier: Tier) -> int:
         return int(self._max_held_share * self._residency.capacity(tier))
@@ -201,15 +209,22 @@ class Holds:
         return fits
 
     def _schedule(self, hold: Hold) -> None:
-        if len(self._ends) > 2 * len(self._by_owner) + 64:  # most have ended before their time
-            live = set(map(id, self._by_owner.values()))
-            self._ends = [entry for entry in self._ends if id(entry[2]) in live]
-            heapq.heapify(self._ends)
+        if len(self._ends) > 2 * self._count + 64:  # most have ended before their time
+            ends = [end for end in self._ends if self.find(end[2].owner, end[2].kind) is end[2]]
+            heapq.heapify(ends)
+            self._ends = ends
         heapq.heappush(self._ends, (float(hold.until_s.min()), next(self._numbers), hold))
 
     def _end(self, hold: Hold) -> None:
-        del self._by_owner[hold.owner, hold.kind]
+        self._remove(hold)
         self._let_go(hold)
+
+    def _remove(self, hold: Hold) -> None:
+        mine = self._by_tenant[hold.owner.tenant]
+        del mine[hold.owner, hold.kind]
+        self._count -= 1
+        if not mine:
+            del self._by_tenant[hold.owner.tenant]
 
     def _let_go(self, hold: Hold) -> None:
         self._charge(hold, -1)
@@ -237,7 +252,7 @@ class Holds:
     def _trim(self) -> None:
         """Where a tenant now holds more than its part, its holds that would end first end now."""
         for tenant in [tenant for tenant in self._held if self._is_over(tenant)]:
-            mine = [hold for hold in self._by_owner.values() if hold.owner.tenant == tenant]
+            mine = self._by_tenant[tenant].values()
             for hold in sorted(mine, key=lambda hold: float(hold.until_s.min())):
                 if self._is_over(tenant):
                     self._end(hold)

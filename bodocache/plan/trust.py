@@ -28,7 +28,7 @@ BUCKETS = LEVELS + 2
 
 MEMORY = 1024  # outcomes
 SHRINKAGE = 8.0  # outcomes a bucket must have before it outweighs the base rate
-BASE_PRIOR, BASE_COUNT = 0.25, 4.0  # of the pages of the conversation trace, 24 % are used again
+BASE_PRIOR, BASE_COUNT = 0.25, 4.0  # about what the conversation trace's pages have
 DOUBT_BITS = 7.0
 FORGIVEN_ENDS = 1.0  # wrong ends before they are held against a tenant
 
