@@ -87,6 +87,12 @@ class Reuse:
             chance *= -math.expm1(-horizon_s / self.expected_s)
         return chance
 
+    @property
+    def is_about_tokens(self) -> bool:
+        """Whether a priority or a time to keep is said of anything."""
+        whole = (self.priority, self.keep_s) != (DEFAULT_PRIORITY, None)
+        return whole or bool(self.ranges)
+
     def all_ranges(self) -> tuple[TokenRange, ...]:
         """What is said of the whole prompt, as a range, and the ranges."""
         whole = TokenRange(0, None, self.priority, self.priority_s, self.keep_s)

@@ -80,7 +80,7 @@ class Reuses:
             return
         own = rows[self._sessions.private_from(rows, said.tenant, name) :]
         self._residency.forecast(own, factor)  # of pages that nobody else uses
-        if said.reuse is not None:
+        if said.reuse is not None and said.reuse.is_about_tokens:
             self._keep(rows, said.reuse, said)
             self._rank(rows, own, said.reuse, said)
 

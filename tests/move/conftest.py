@@ -124,8 +124,12 @@ class House:
         match = tokens if isinstance(tokens, Match) else await self.cache.match(tokens)
         missing = match.keys[have:]
         slots = self.slots(len(missing))
-        payload.fill(self.words, slots, payload.seeds(missing))
+        self.fill(slots, missing)
         return self.cache.store(match, slots)
+
+    def fill(self, slots, keys):
+        """Compute the pages of ``keys`` into device ``slots``."""
+        payload.fill(self.words, slots, payload.seeds(keys))
 
     async def put(self, tokens):
         """Compute and store all of ``tokens``, until it is on disk; what became of it."""

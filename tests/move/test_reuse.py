@@ -304,6 +304,7 @@ async def visits(it, prompt, wild, seed):
     """Pages tenant 2 finds again beside tenant 1, whose prompts are new and who says things."""
     chance, hits = random.Random(seed), 0
     for new in range(60):
+        it.clock.advance(1.0)
         of = chance.randrange(6)
         hits += await serve_from_host(it, prompt(2, of=of), tenant=2)
         said = wild(new) if wild else {}
@@ -328,7 +329,8 @@ def test_a_tenant_that_shouts_takes_no_more_than_its_part(house, prompt, pages, 
 
     async def hits_in(host, wild):
         tiers = {"device": 8, "host": host, "disk": 0, "borrowed": True}
-        async with house(**tiers, hints=HintsConfig(max_held_share=0.5)) as it:
+        limits = HintsConfig(max_held_share=0.5)
+        async with house(**tiers, hints=limits, clock=VirtualClock()) as it:
             await serve_from_host(it, prompt(1, of=99), tenant=2)
             return await visits(it, prompt, wild, seed)
 
