@@ -4,6 +4,8 @@
 The real Cache over host memory alone, on a virtual clock that follows the trace; no session is
 named. A hint says with each request how likely its last whole page is used again: right (1 or 0),
 with a binormal noise of AUC 0.9, or at random. Pages are small (256 bytes) and of equal value.
+Unfilled pages are not stored; hits are counted per touch of the trace, those pages included.
+The one constant that was fitted, the horizon of 150 s, was so on the first half of the trace.
 """
 
 import asyncio
@@ -33,6 +35,7 @@ QUALITIES = ("none", "right", "auc 0.9", "random")
 PAGE_TOKENS = 512  # of the trace
 GROUP = Group("kv", layers=1, heads=1, head_dim=8, itemsize=2)
 SEED = 12
+RIGHT = {3_000: 0.210, 10_000: 0.345}  # hits per touch of the conversation trace
 
 
 def main() -> None:
@@ -51,7 +54,8 @@ def main() -> None:
         for capacity in CAPACITIES
         for quality in QUALITIES
     ]
-    write(chosen.json, rows, [*claims(rows)], trace=path.name, requests=len(requests), seed=SEED)
+    promised = [*claims(rows)] if path.name == CONVERSATION.name else []
+    write(chosen.json, rows, promised, trace=path.name, requests=len(requests), seed=SEED)
 
 
 def whole_pages(trace: Trace) -> list[list[int]]:
@@ -89,22 +93,25 @@ async def serve(
     said: list[float | None],
 ) -> dict[str, Any]:
     """Serve every request from a host tier of ``capacity`` pages."""
-    clock, hits = VirtualClock(), 0
+    clock, hits = VirtualClock(), np.zeros(len(requests), np.int64)
     async with await open_cache(capacity, clock, max(map(len, requests))) as cache:
         slots = np.arange(cache_slots(cache))
         begin_s = time.process_time()
-        for at_s, pages, chance in zip(trace.timestamps_s, requests, said, strict=True):
-            clock.advance(float(at_s) - clock.now_s())
+        for number, pages in enumerate(requests):
+            clock.advance(float(trace.timestamps_s[number]) - clock.now_s())
             if pages:
-                hits += await one(cache, pages, slots, chance)
+                hits[number] = await one(cache, pages, slots, said[number])
         cpu_s = time.process_time() - begin_s
         reliability = cache.stats().hints.reliability.get(0)
-    touches = sum(map(len, requests))
+    half = len(requests) // 2
+    touches_of_half = int(trace.offsets[-1] - trace.offsets[half])
     return {
         "capacity_pages": capacity,
         "hints": quality,
-        "hits": hits,
-        "hit_ratio": round(hits / touches, 4),
+        "hits": int(hits.sum()),
+        "hit_ratio": round(int(hits.sum()) / trace.touches, 4),
+        "second_half_hits": int(hits[half:].sum()),
+        "second_half_hit_ratio": round(int(hits[half:].sum()) / touches_of_half, 4),
         "us_per_request": round(cpu_s / len(requests) * 1e6, 1),
         "weight": round(reliability.weight, 4) if reliability else 0.0,
         "gain_bits": round(reliability.gain_bits, 2) if reliability else 0.0,
@@ -141,12 +148,15 @@ async def one(cache: Cache, pages: list[int], slots: np.ndarray, chance: float |
 
 def claims(rows: list[dict[str, Any]]) -> Iterator[Claim]:
     for capacity in CAPACITIES:
-        hits = {row["hints"]: row["hits"] for row in rows if row["capacity_pages"] == capacity}
+        of = {row["hints"]: row for row in rows if row["capacity_pages"] == capacity}
+        hits = {quality: row["hits"] for quality, row in of.items()}
         at = f"{capacity} pages"
         gain = hits["right"] - hits["none"]
-        half = (hits["auc 0.9"] - hits["none"]) / gain if gain > 0 else 0.0
-        yield Claim.at_least(f"{at}: right hints over none", hits["right"] / hits["none"], 1.0, "")
-        yield Claim.at_least(f"{at}: part of that gain with AUC 0.9", half, 0.5, "")
+        part = (hits["auc 0.9"] - hits["none"]) / gain if gain > 0 else 0.0
+        if capacity in RIGHT:
+            ratio = of["right"]["hit_ratio"]
+            yield Claim.at_least(f"{at}: hit ratio, right hints", ratio, RIGHT[capacity], "")
+        yield Claim.at_least(f"{at}: part of that gain with AUC 0.9", part, 0.5, "")
         yield Claim.at_least(
             f"{at}: random hints over none", hits["random"] / hits["none"], 0.98, ""
         )

@@ -168,7 +168,7 @@ class HintsConfig:
 
     max_held_share: Share = 0.5  # of a tier, all tenants together
     max_hold_s: Seconds = 3600.0  # nothing is kept longer
-    horizon_s: Seconds = 600.0  # what is used within it was used again
+    horizon_s: Seconds = 150.0  # what is used within it was used again
     max_sessions: Annotated[int, Field(strict=True, ge=1, le=1 << 20)] = 16384
     session_ttl_s: Seconds = 3600.0
 

@@ -13,7 +13,9 @@ The gain G is the log score, in bits, of q over b, each outcome predicted before
 likelihood ratio of "these hints tell something" to "they do not"; with DOUBT_BITS against it, the
 weight ``w = max(0, tanh(ln 2 / 2 * (G - DOUBT_BITS)))`` is 0 until the evidence is for the hints:
 for useless ones G passes DOUBT_BITS with a chance of at most 2^-DOUBT_BITS (Ville). A hint
-multiplies the value of its pages by ``(q/b)^w``: a useless one changes nothing.
+multiplies the value of its pages by ``(q/(1-q) * (1-b)/b)^w``, the ratio of the odds: a useless one
+changes nothing. The odds, as the longer a page waits unused the likelier it never is, and the
+chance of that falls behind in proportion to them.
 """
 
 import numpy as np
@@ -82,11 +84,12 @@ def weight(trusts: NDArray[np.void], row: Int) -> float:
 
 @jit.kernel(_TRUSTS, jit.i8, jit.i8)
 def favour(trusts: NDArray[np.void], row: Int, bucket: Int) -> float:
-    """``w * log2(q/b)``: log2 of what a hint of ``bucket`` multiplies the value of its pages by."""
+    """log2 of what a hint of ``bucket`` multiplies the value of its pages by."""
     trusted = weight(trusts, row)
     if trusted == 0.0:
         return 0.0
-    return float(trusted * np.log2(chance(trusts, row, bucket) / base_rate(trusts, row)))
+    said, base = chance(trusts, row, bucket), base_rate(trusts, row)
+    return float(trusted * np.log2(said / (1.0 - said) * (1.0 - base) / base))
 
 
 @jit.kernel(_TRUSTS, jit.i8)

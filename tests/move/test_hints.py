@@ -8,7 +8,7 @@ import pytest
 
 from bodocache.clock import VirtualClock
 from bodocache.config import HintsConfig
-from bodocache.errors import HintError
+from bodocache.errors import HintError, TierFull
 from bodocache.hints import (
     Demote,
     Leave,
@@ -311,6 +311,47 @@ def test_pages_that_others_use_are_not_demoted(house, prompt):
             assert await it.tiers(both) == [Tier.DEVICE] * 2 + [Tier.DISK] * 2
             status, reason = await why(it, Demote(Session("t")))
             assert (status, "others" in reason) == ("rejected", True)
+
+    asyncio.run(scenario())
+
+
+def test_pages_that_a_request_without_a_session_used_are_not_the_sessions_alone(house, prompt):
+    async def scenario():
+        async with house() as it:
+            await serve(it, prompt(3), session="s")
+            assert await hint(it, Demote(S, Tier.HOST)) == [("accepted", 3)]
+            await serve(it, prompt(2))
+            assert await hint(it, Demote(S)) == [("clipped", 1)]
+
+    asyncio.run(scenario())
+
+
+def test_what_somebody_else_holds_stays_where_it_is(house, prompt):
+    async def scenario():
+        async with house() as it:
+            await serve(it, prompt(3), session="s")
+            _, outcome = await it.cache.hint([Retain(Span(prompt(3)), 60.0), Demote(S)])
+            assert await outcome.operation == 0
+            assert await it.tiers(prompt(3)) == [Tier.HOST] * 3
+            assert await hint(it, Release(S, Leave.AT_ONCE)) == [("deferred", 0)]
+            assert await it.tiers(prompt(3)) == [Tier.HOST] * 3
+
+    asyncio.run(scenario())
+
+
+def test_room_is_not_made_by_what_is_held_behind_the_coldest_page(house, prompt):
+    async def scenario():
+        async with house(device=4) as it:
+            await serve(it, prompt(2), session="s")
+            first, second = it.residency.leading((await it.cache.match(prompt(2))).keys)[:, None]
+            for rows, faster in ((first, (Tier.HOST, Tier.DISK)), (second, (0, Tier.HOST))):
+                for tier in faster:
+                    it.residency.drop(rows, Tier(tier), Reason.EVICTED)
+            (outcome,) = await it.cache.hint([Prefetch(S)])
+            assert await outcome.operation == 1
+            with pytest.raises(TierFull):
+                it.cache.acquire(4)
+            assert await it.tiers(prompt(2)) == [Tier.DEVICE, Tier.HOST]
 
     asyncio.run(scenario())
 

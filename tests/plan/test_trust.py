@@ -71,7 +71,8 @@ def test_the_counts_are_those_of_the_formulas(outcomes):
     assert trusts["outcomes"].tolist() == [0, len(outcomes)]
     for bucket in range(trust.BUCKETS):
         assert trust.chance(trusts, 1, bucket) == pytest.approx(plain.chance(bucket))
-        expected = plain.weight() * math.log2(plain.chance(bucket) / plain.base())
+        odds = [p / (1 - p) for p in (plain.chance(bucket), plain.base())]
+        expected = plain.weight() * math.log2(odds[0] / odds[1])
         assert trust.favour(trusts, 1, bucket) == pytest.approx(expected, abs=1e-12)
 
 
