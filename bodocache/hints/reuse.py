@@ -8,6 +8,7 @@ from itertools import count
 from bodocache.errors import HintError
 
 PRIORITIES = range(101)
+TENANTS = range(1 << 32)  # as many as a page's record can name
 DEFAULT_PRIORITY = 35  # TensorRT-LLM's: what pages have of whom nothing is said
 
 _numbers = count(1)
@@ -122,6 +123,8 @@ class Said:
         if session is not None and not (isinstance(session, str) and session):
             raise HintError("session: expected a text that is not empty, or None")
         whose = self.tenant if tenant is None else tenant
+        if whose not in TENANTS:
+            raise HintError(f"tenant = {whose}: expected an integer from 0 to {TENANTS[-1]}")
         return Said(self.request, reuse or self.reuse, session or self.session, whose)
 
     @property

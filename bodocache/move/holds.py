@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.move import marks
 from bodocache.move.residency import Residency, RowArray
 from bodocache.pages import Tier
 
@@ -147,7 +148,7 @@ class Holds:
         """
         self.expire()
         self.end(owner, kind)
-        tiers = self._residency.keeping_tiers(rows) if tiers is None else tiers
+        tiers = marks.keeping_tiers(self._residency, rows) if tiers is None else tiers
         mine = self._by_tenant.get(owner.tenant, {})
         fits = len(rows) if kind is Kind.LOWERED else self._fitting(owner.tenant, rows, tiers)
         if fits == 0 or len(mine) >= KEPT_HOLDS // self._parts:
@@ -159,7 +160,7 @@ class Holds:
         self._charge(hold, 1)
         self._schedule(hold)
         if kind in _HOLDING:
-            self._residency.hold(hold.rows, hold.tiers)
+            marks.hold(self._residency, hold.rows, hold.tiers)
         return hold
 
     def end(self, owner: Owner, *kinds: Kind) -> int:
@@ -230,9 +231,9 @@ class Holds:
         self._charge(hold, -1)
         same = self._residency.words(hold.rows) == hold.words
         if hold.kind in _HOLDING:
-            self._residency.unhold(hold.rows[same], hold.tiers[same])
+            marks.unhold(self._residency, hold.rows[same], hold.tiers[same])
         elif hold.kind in _RANKING:
-            self._residency.rank(hold.rows[same], np.zeros(int(same.sum()), np.float32))
+            marks.rank(self._residency, hold.rows[same], np.zeros(int(same.sum()), np.float32))
 
     def _charge(self, hold: Hold, sign: int) -> None:
         if hold.kind is Kind.LOWERED:

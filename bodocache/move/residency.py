@@ -126,11 +126,6 @@ class Residency:
         words: NDArray[np.uint64] = self.table.keys.view("<u8")[rows, 0]
         return words
 
-    def keeping_tiers(self, rows: RowArray) -> NDArray[np.int64]:
-        """The tier in which each page is best kept: the host, else the disk, else the device."""
-        order = (Tier.HOST, Tier.DISK)
-        return np.select([self.lies_in(rows, tier) for tier in order], order, Tier.DEVICE)
-
     def slots(self, rows: RowArray, tier: Tier) -> SlotArray:
         """Slot or frame of each page in ``tier``; NOWHERE where it has none."""
         slots = np.empty(len(rows), np.int64)
@@ -297,28 +292,8 @@ class Residency:
         if count:
             self._forget(gone[:count])
 
-    def hold(self, rows: RowArray, tiers: NDArray[np.int64]) -> None:
-        """Keep the copy of each of ``rows`` in its tier of ``tiers`` from eviction."""
-        self.table.records["holds"][rows, tiers] += 1
-        self._requeue(rows)
-
-    def unhold(self, rows: RowArray, tiers: NDArray[np.int64]) -> None:
-        """End one hold; that of a page which was forgotten and came again has ended already."""
-        holds = self.table.records["holds"]
-        holds[rows, tiers] -= holds[rows, tiers] > 0
-        self._requeue(rows)
-
-    def rank(self, rows: RowArray, log2_factors: NDArray[np.float32]) -> None:
-        """``rows`` are worth 2^factor of what they would be, for as long as they stay."""
-        self.table.records["rank"][rows] = log2_factors
-        self._requeue(rows)
-
-    def forecast(self, rows: RowArray, log2_factor: float) -> None:
-        """``rows`` are worth 2^factor of what they would be until they are used; -inf: nothing."""
-        self.table.records["forecast"][rows] = log2_factor
-        self._requeue(rows)
-
-    def _requeue(self, rows: RowArray) -> None:
+    def requeue(self, rows: RowArray) -> None:
+        """Weigh ``rows`` anew: fields that eviction goes by were changed."""
         evict.requeue(self.table.records, self._queues, self.policy, rows)
 
     def touch(self, rows: RowArray) -> None:
@@ -330,7 +305,7 @@ class Residency:
         records = self.table.records
         old = np.flatnonzero((records["version"] < version) & (records["tiers"] != 0))
         records["heat"][old] = 0.0
-        self._requeue(old)
+        self.requeue(old)
 
     def stats(self) -> dict[Tier, TierStats]:
         """Pages in each tier."""

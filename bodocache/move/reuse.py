@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.hints.reuse import DEFAULT_PRIORITY, Reuse, Said
+from bodocache.move import marks
 from bodocache.move.forecasts import Forecasts
 from bodocache.move.holds import Holds, Kind, Owner
 from bodocache.move.residency import Residency, RowArray
@@ -52,9 +53,10 @@ class Reuses:
             return
         chain = leading(self._residency.index.find(keys))
         self._forecasts.note_use(said.request, chain)
-        used = np.zeros(len(chain), np.bool_)
-        used[: len(rows)] = True
-        self._take_note(chain, used, rows, said)
+        if said.session is not None:
+            used = np.arange(len(chain)) < len(rows)
+            self._sessions.follow((said.tenant, said.session), chain, used)
+        self._weigh(rows, said)
 
     def stored(self, chain: RowArray, shown: RowArray, said: Said) -> None:
         """A request stored its pages ``chain``, which are held; ``shown`` are new and touched."""
@@ -62,27 +64,25 @@ class Reuses:
         if said.is_silent and self._forecasts.is_idle:
             return
         self._forecasts.note_use(said.request, chain)
+        if said.session is not None:
+            self._sessions.follow((said.tenant, said.session), chain, np.isin(chain, shown))
         present = self._residency.table.records["tiers"][chain] != 0
-        rows = chain if present.all() else chain[: int(np.argmin(present))]
-        self._take_note(chain, np.isin(chain, shown), rows, said)
+        self._weigh(chain if present.all() else chain[: int(np.argmin(present))], said)
 
-    def _take_note(
-        self, chain: RowArray, used: NDArray[np.bool_], rows: RowArray, said: Said
-    ) -> None:
-        name = None if said.session is None else (said.tenant, said.session)
-        if name is not None:
-            self._sessions.follow(name, chain, used)
+    def _weigh(self, rows: RowArray, said: Said) -> None:
+        """Weigh ``rows``, the request's pages that lie in some tier, by what was said."""
         if not len(rows):
             return
         chance = math.nan if said.reuse is None else said.reuse.chance(self._horizon_s)
         factor = self._forecasts.say(said.request, said.tenant, chance, int(rows[-1]))
         if said.reuse is None and not factor:
             return
-        own = rows[self._sessions.private_from(rows, said.tenant, name) :]
-        self._residency.forecast(own, factor)  # of pages that nobody else uses
+        name = None if said.session is None else (said.tenant, said.session)
+        first = self._sessions.private_from(rows, said.tenant, name)
+        marks.forecast(self._residency, rows[first:], factor)  # of what nobody else uses
         if said.reuse is not None and said.reuse.is_about_tokens:
             self._keep(rows, said.reuse, said)
-            self._rank(rows, own, said.reuse, said)
+            self._rank(rows, first, said.reuse, said)
 
     def _keep(self, rows: RowArray, reuse: Reuse, said: Said) -> None:
         """Hold pages for as long as is said of them, and what comes before them."""
@@ -93,8 +93,8 @@ class Reuses:
         keep_s = _with_prefix(np.minimum(keep_s, self._max_hold_s))
         self._take(Kind.KEEP, rows, keep_s, keep_s > 0, said)
 
-    def _rank(self, rows: RowArray, own: RowArray, reuse: Reuse, said: Said) -> None:
-        """Raise pages within the tenant's part, and lower those that are its own."""
+    def _rank(self, rows: RowArray, first: int, reuse: Reuse, said: Said) -> None:
+        """Raise pages within the tenant's part; lower those from ``first`` on: they are its own."""
         points, lasts_s = np.full((2, len(rows)), -math.inf)
         for said_of in (it for it in reuse.all_ranges() if it.priority != DEFAULT_PRIORITY):
             pages = said_of.pages(self._page_tokens, len(rows))
@@ -108,10 +108,10 @@ class Reuses:
         raised_s = _with_prefix(np.where(factors > 0, lasts_s, 0.0))
         hold = self._take(Kind.RAISED, rows, raised_s, raised_s > 0, said)
         if hold:
-            self._residency.rank(rows[:hold], raised[:hold].astype(np.float32))
-        lowered = (factors < 0) & (lasts_s > 0) & np.isin(rows, own)
+            marks.rank(self._residency, rows[:hold], raised[:hold].astype(np.float32))
+        lowered = (factors < 0) & (lasts_s > 0) & (np.arange(len(rows)) >= first)
         if self._take(Kind.LOWERED, rows, lasts_s, lowered, said):
-            self._residency.rank(rows[lowered], factors[lowered].astype(np.float32))
+            marks.rank(self._residency, rows[lowered], factors[lowered].astype(np.float32))
 
     def _take(
         self, kind: Kind, rows: RowArray, lasts_s: Floats, chosen: NDArray[np.bool_], said: Said

@@ -706,6 +706,8 @@ def test_what_is_no_action_is_refused_before_any_is_carried_out(house, prompt):
                 await it.cache.hint([Pin(S), "pin"])
             with pytest.raises(HintError, match="session"):
                 await it.cache.match(prompt(2), session="")
+            with pytest.raises(HintError, match="tenant = -1"):
+                await it.cache.match(prompt(2), tenant=-1)
             with pytest.raises(HintError, match="expected a Reuse"):
                 await it.cache.match(prompt(2), reuse=0.5)
             assert it.cache.stats().hints.outcomes == {}
