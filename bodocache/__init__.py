@@ -5,7 +5,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bodocache.cache import Cache, CacheStats, Match
+    from bodocache.cache import Cache, CacheStats
     from bodocache.config import CacheConfig, load_config
     from bodocache.errors import (
         BackendError,
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
         BodoCacheError,
         CacheClosed,
         ConfigError,
+        HintError,
         LayoutError,
         LeaseError,
         TierFull,
         TraceError,
     )
+    from bodocache.hints import Reuse
     from bodocache.layout import Group, KVShape, Layout, LayoutKind, PagedMemory
+    from bodocache.match import Match
     from bodocache.move.load import Load, Loaded
     from bodocache.move.store import Store, Stored
     from bodocache.pages import Reason, Tier
@@ -37,6 +40,7 @@ __all__ = [
     "CacheStats",
     "ConfigError",
     "Group",
+    "HintError",
     "KVShape",
     "Layout",
     "LayoutError",
@@ -48,6 +52,7 @@ __all__ = [
     "OwnedPool",
     "PagedMemory",
     "Reason",
+    "Reuse",
     "Store",
     "Stored",
     "Tier",
@@ -58,9 +63,11 @@ __all__ = [
 
 if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
     _HOMES = {
-        "cache": ("Cache", "CacheStats", "Match"),
+        "cache": ("Cache", "CacheStats"),
         "config": ("CacheConfig", "load_config"),
+        "hints": ("Reuse",),
         "layout": ("Group", "KVShape", "Layout", "LayoutKind", "PagedMemory"),
+        "match": ("Match",),
         "move.load": ("Load", "Loaded"),
         "move.store": ("Store", "Stored"),
         "pages": ("Reason", "Tier"),

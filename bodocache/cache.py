@@ -6,11 +6,10 @@ All methods are called from the event loop that opened it.
 """
 
 import asyncio
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -20,38 +19,36 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, ConfigError, LayoutError, LeaseError
-from bodocache.identity import Domain, KeyChain, Root, Shard
-from bodocache.io.backend import Backend, Durability, Extent
-from bodocache.io.disk import open_disk
+from bodocache.errors import CacheClosed, ConfigError, HintError, LayoutError, LeaseError
+from bodocache.hints.actions import Action, Outcome, Span, Unknown
+from bodocache.hints.reuse import Reuse, Said
+from bodocache.hints.stats import HintStats
+from bodocache.identity import Domain, KeyChain, Root
+from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
-from bodocache.layout import Group, Layout, LayoutKind
+from bodocache.layout import Group
+from bodocache.match import Match
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.regret import Accesses, Regret
-from bodocache.move.residency import RecomputeModel
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.pages import KEY_NBYTES, NOWHERE, Reason, Tier
-from bodocache.plan.heat import NEVER_FADES_S
-from bodocache.plan.records import POLICY, Feature
 from bodocache.pools import BorrowedPool, OwnedPool
+from bodocache.wiring import (
+    disk_tier,
+    host_pool,
+    layout_of,
+    policy_of,
+    recompute_of,
+    root_of,
+    rules_of,
+)
 
 KeyArray = NDArray[np.uint8]
 SlotArray = NDArray[np.int64]
 
 HASH_INLINE_PAGES = 32  # up to here hashing is shorter than the hop to another thread (~60 us)
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """What the cache holds of one prompt, as it was when asked."""
-
-    version: int  # of the weights: after a rotation it is worth nothing
-    keys: KeyArray  # of every whole page of the prompt
-    pages: int  # leading pages that can be restored
-    tiers: NDArray[np.uint8]  # fastest Tier of each restorable page
-    reasons: NDArray[np.uint8]  # Reason of each page behind them
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +58,7 @@ class CacheStats:
     traffic: Traffic
     hits: int  # pages that loads delivered
     misses: dict[Reason, int]  # pages that were asked for and not delivered
+    hints: HintStats
     accesses: Accesses  # what loads asked for lately, sampled
 
     @property
@@ -116,11 +114,11 @@ class Cache:
             config = load_config(config)
         clock = clock or RealClock()
         await asyncio.get_running_loop().run_in_executor(None, warm)
-        layout = _layout_of(pool, group)
-        root = _root_of(config, layout)
-        host = _host_pool(config, layout)
+        layout = layout_of(pool, group)
+        root = root_of(config, layout)
+        host = host_pool(config, layout)
         if backend is None:
-            backend = await _open_disk(config, layout, root, clock)
+            backend = await disk_tier(config, layout, root, clock)
         if backend is not None and backend.page_nbytes != layout.page_nbytes:
             raise LayoutError(
                 f"{backend.name}: pages of {backend.page_nbytes} bytes; the pool's have"
@@ -132,15 +130,11 @@ class Cache:
             device=pool,
             host=host,
             backend=backend,
-            policy=_policy_of(config),
+            policy=policy_of(config),
             clock=clock,
-            recompute=RecomputeModel(
-                layout.page_tokens,
-                config.planner.recompute_s_per_token,
-                config.planner.recompute_slope_s,
-            ),
-            admits=config.features.admit,
-            durability=_durability_of(config),
+            recompute=recompute_of(config, layout),
+            rules=rules_of(config),
+            hints=config.hints,
         )
         cache = cls(orchestrator, config.identity.tenant_domain, root)
         try:
@@ -157,17 +151,36 @@ class Cache:
         await self.close()
 
     async def match(
-        self, tokens: NDArray[np.uint32], *, extras: Mapping[int, bytes] | None = None
+        self,
+        tokens: NDArray[np.uint32],
+        *,
+        extras: Mapping[int, bytes] | None = None,
+        reuse: Reuse | None = None,
+        session: str | None = None,
+        tenant: int = 0,
     ) -> Match:
         """What can be restored of a prompt of ``tokens`` (u32[T]); only whole pages count.
 
-        ``extras``: see :meth:`bodocache.identity.KeyChain.page_keys`.
+        ``extras``: see :meth:`bodocache.identity.KeyChain.page_keys`. ``reuse`` and ``session`` are
+        remembered for the load and the store of this match (docs/hints.md).
+
+        Raises:
+            LayoutError: tokens or extras are not what a prompt is made of.
+            HintError: ``reuse`` or ``session`` is none.
         """
         self._check_open()
+        said = Said.with_request(reuse, session, tenant)
         pages = len(tokens) // self._chain.root.page_tokens
-        return await self._match(pages, lambda chain: chain.page_keys(tokens, extras))
+        return await self._match(pages, lambda chain: chain.page_keys(tokens, extras), said)
 
-    async def match_engine_keys(self, engine_keys: Sequence[bytes]) -> Match:
+    async def match_engine_keys(
+        self,
+        engine_keys: Sequence[bytes],
+        *,
+        reuse: Reuse | None = None,
+        session: str | None = None,
+        tenant: int = 0,
+    ) -> Match:
         """As :meth:`match`, for an engine that has chained keys of its own, one per page.
 
         Raises:
@@ -176,7 +189,9 @@ class Cache:
         self._check_open()
         if len(set(engine_keys)) != len(engine_keys):
             raise LayoutError("engine keys: one stands twice in a chain; chained keys differ")
-        return await self._match(len(engine_keys), lambda chain: chain.engine_keys(engine_keys))
+        said = Said.with_request(reuse, session, tenant)
+        pages = len(engine_keys)
+        return await self._match(pages, lambda chain: chain.engine_keys(engine_keys), said)
 
     async def holds_engine_keys(self, engine_keys: Sequence[bytes]) -> NDArray[np.bool_]:
         """Whether the page of each engine key lies in some tier; nothing is counted or touched."""
@@ -213,6 +228,7 @@ class Cache:
         if match.version == self._version:
             accesses = self._orchestrator.residency.accesses
             accesses.record(match.keys, match.tiers[: len(load.rows)])
+            self._orchestrator.hints.loaded(match.keys, load.rows, match.said)
         self._count(match.reasons)
         self._misses[Reason.OTHER_VERSION] += match.pages - pages
         load.on_settled(lambda: self._count_undelivered(load, pages))
@@ -238,11 +254,21 @@ class Cache:
             raise LeaseError(f"release: of slots {slots.tolist()}, some hold pages of the cache")
         residency.give_back(slots, Tier.DEVICE)
 
-    def store(self, match: Match, slots: SlotArray, *, tenant: int = 0) -> Store:
+    def store(
+        self,
+        match: Match,
+        slots: SlotArray,
+        *,
+        tenant: int | None = None,
+        reuse: Reuse | None = None,
+        session: str | None = None,
+    ) -> Store:
         """Begin at once to store the last ``len(slots)`` pages of ``match``'s prompt.
 
         ``await store`` returns when they can be found; disk follows in the background as admission
         decides. Close the store when the slots are no longer used.
+
+        ``tenant``, ``reuse`` and ``session``: what was said with the match, if left out.
 
         The slot of a page that was loaded may be among them. On a CUDA device the caller has
         synchronised with the kernels that wrote the slots.
@@ -250,15 +276,37 @@ class Cache:
         Raises:
             LayoutError: more slots than pages, a slot that is not taken or stands twice, or one
                 that holds another page of the cache.
+            HintError: ``reuse`` or ``session`` is none.
         """
         self._check_open()
+        said = match.said.overridden(reuse, session, tenant)
         if len(slots) > len(match.keys):
             raise LayoutError(f"store: {len(slots)} slots for {len(match.keys)} pages")
         slots = self._ours(slots)
         self._check_stored(slots, match.keys[len(match.keys) - len(slots) :])
         if match.version != self._version:
             return self._orchestrator.refuse(slots)
-        return self._orchestrator.store(match.keys, slots, Origin(self._version, tenant))
+        origin = Origin(self._version, said.tenant)
+        return self._orchestrator.store(match.keys, slots, origin, said)
+
+    async def hint(self, actions: Sequence[Action]) -> tuple[Outcome, ...]:
+        """Carry out what a caller asks for, in order; one answer each (docs/hints.md).
+
+        What moves bytes goes on in the background: see :attr:`Outcome.operation`. No action loses
+        or changes a byte, or touches what other sessions and tenants use.
+
+        Raises:
+            HintError: one of ``actions`` is none; then nothing is carried out.
+            LayoutError: the tokens of a span are not what a prompt is made of; idem.
+        """
+        self._check_open()
+        matches = [await self._match_of(action) for action in actions]
+        self._check_open()
+        hints = self._orchestrator.hints
+        return tuple(
+            hints.execute(action, match.keys if match and match.version == self._version else None)
+            for action, match in zip(actions, matches, strict=True)
+        )
 
     def rotate(self, weights_version: str) -> None:
         """The weights changed: from now on only pages stored under ``weights_version`` are found.
@@ -270,6 +318,7 @@ class Cache:
         self._chain = KeyChain(self._domain, self._chain.root.with_weights(weights_version))
         self._version += 1
         self._orchestrator.residency.retire_older_than(self._version)
+        self._orchestrator.hints.forget_all()
 
     def hold_writes(self) -> AbstractContextManager[None]:
         """``with``: no write to disk begins inside; for who measures the disk. Reads go on."""
@@ -278,10 +327,10 @@ class Cache:
 
     def stats(self) -> CacheStats:
         """Everything counted since the cache was opened."""
-        traffic = self._orchestrator.traffic()
+        traffic, hints = self._orchestrator.traffic(), self._orchestrator.hints.stats()
         accesses = self._orchestrator.residency.accesses.snapshot()
         hits = sum(traffic.hits.values())
-        return CacheStats(traffic, hits, self._misses_by_reason(), accesses)
+        return CacheStats(traffic, hits, self._misses_by_reason(), hints, accesses)
 
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
@@ -332,7 +381,16 @@ class Cache:
             return hasher(chain)
         return await asyncio.get_running_loop().run_in_executor(None, hasher, chain)
 
-    async def _match(self, pages: int, hasher: Callable[[KeyChain], KeyArray]) -> Match:
+    async def _match_of(self, action: Action) -> Match | None:
+        """The prompt that a span is of; None where the target is no span."""
+        if not isinstance(action, Action):
+            raise HintError(f"hint: {type(action).__name__}; expected an action of bodocache.hints")
+        if isinstance(action, Unknown) or not isinstance(action.on, Span):
+            return None
+        prompt = action.on.prompt
+        return prompt if isinstance(prompt, Match) else await self.match(prompt)
+
+    async def _match(self, pages: int, hasher: Callable[[KeyChain], KeyArray], said: Said) -> Match:
         version, keys = -1, np.empty((0, KEY_NBYTES), np.uint8)
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
@@ -345,7 +403,7 @@ class Cache:
             before = await self._hashed(pages, hasher, self._older)
             stored = residency.holds(before[len(rows) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        return Match(version, keys, len(rows), tiers, reasons)
+        return Match(version, keys, len(rows), tiers, reasons, said)
 
     def _misses_by_reason(self) -> dict[Reason, int]:
         return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}
@@ -364,89 +422,3 @@ def warm() -> None:
     """Compile what loads and stores run, the CPU path of the kernels included."""
     host_path()
     jit.warm()
-
-
-def _layout_of(pool: BorrowedPool, group: Group | None) -> Layout:
-    """The pages of ``pool``, each as one piece: how they lie outside the device."""
-    if isinstance(pool, OwnedPool):
-        group = pool.layout.group
-    memory = pool.memory
-    if group is None:
-        raise LayoutError("a borrowed pool: say which group its pages hold (group=)")
-    said = (group.layers, group.kv, group.heads, group.row_nbytes)
-    held = (*memory.bases.shape, memory.heads, memory.row_nbytes)
-    if said != held:
-        raise LayoutError(
-            f"group {group.name}: layers, K/V, heads and row bytes {said}; the pool's: {held}"
-        )
-    return Layout(LayoutKind.PAGE, group, memory.page_tokens, memory.num_pages)
-
-
-def _root_of(config: CacheConfig, layout: Layout) -> Root:
-    """The root of every key: what the engine said, and what the pool holds."""
-    identity, group = config.identity, layout.group
-    return Root(
-        model=identity.model,
-        page_tokens=layout.page_tokens,
-        group=group.name,
-        shard=Shard.whole(group),
-        dtype=identity.dtype,
-        form=LayoutKind.PAGE,
-        kv="kv" if group.kv == 2 else "latent",
-        revision=identity.revision,
-        weights_version=identity.weights_version,
-        quantiser=identity.quantiser,
-        rope=identity.rope,
-        lora=identity.lora,
-        salt=identity.salt,
-    )
-
-
-def _host_pool(config: CacheConfig, layout: Layout) -> OwnedPool:
-    page_nbytes = layout.page_nbytes
-    num_pages = config.tiers.host.capacity_bytes // page_nbytes
-    if num_pages < 1:
-        raise ConfigError(
-            f"tiers.host.capacity_bytes = {config.tiers.host.capacity_bytes}: expected at least one"
-            f" page, {page_nbytes} bytes"
-        )
-    return OwnedPool(replace(layout, num_pages=num_pages), name="host")
-
-
-async def _open_disk(
-    config: CacheConfig, layout: Layout, root: Root, clock: Clock
-) -> Backend | None:
-    disk = config.tiers.disk
-    if disk is None:
-        return None
-    # What the bytes are, not whose: models share a directory, and their keys never meet.
-    form = (root.form, root.dtype, root.kv, root.quantiser, layout.page_tokens, layout.group)
-    digest = hashlib.blake2b(repr(form).encode(), digest_size=32).digest()
-    return await open_disk(disk, page_nbytes=layout.page_nbytes, form=digest, clock=clock)
-
-
-def _durability_of(config: CacheConfig) -> Durability:
-    disk = config.tiers.disk
-    return Durability.SYNC if disk is not None and disk.durable else Durability.CACHE
-
-
-def _policy_of(config: CacheConfig) -> NDArray[np.void]:
-    """The planner's view of the configuration: POLICY[1]."""
-    planner, policy = config.planner, np.zeros(1, POLICY)
-    policy["half_life_s"] = planner.half_life_s if config.features.heat else NEVER_FADES_S
-    policy["features_off"] = sum(
-        feature for feature in Feature if not getattr(config.features, str(feature.name).lower())
-    )
-    policy["min_residence_s"] = planner.min_residence_s
-    per_byte, latency, write = (
-        policy["load_s_per_byte"],
-        policy["load_latency_s"],
-        policy["write_s_per_byte"],
-    )
-    per_byte[0, Tier.HOST] = 1 / planner.host_bytes_per_s
-    per_byte[0, Tier.DISK] = 1 / planner.disk_bytes_per_s
-    latency[0, Tier.DISK] = planner.disk_latency_s
-    write[0, Tier.HOST] = 1 / planner.host_bytes_per_s
-    write[0, Tier.DISK] = 1 / planner.disk_write_bytes_per_s
-    policy["chunk_nbytes"] = config.tiers.disk.chunk_bytes if config.tiers.disk else 2 << 20
-    return policy

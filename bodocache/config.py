@@ -52,6 +52,7 @@ def _fits_memory(nbytes: int) -> int:
 Bytes = Annotated[int, BeforeValidator(sized), Field(gt=0)]
 Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=0.9)]
 BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 T = TypeVar("T")
@@ -169,6 +170,17 @@ class FeaturesConfig:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class HintsConfig:
+    """How far callers' hints reach."""
+
+    max_held_share: Share = 0.5  # of a tier, all tenants together
+    max_hold_s: Seconds = 3600.0  # nothing is kept longer
+    horizon_s: Seconds = 150.0  # what is used within it was used again
+    max_sessions: Annotated[int, Field(strict=True, ge=1, le=1 << 20)] = 16384
+    session_ttl_s: Seconds = 3600.0
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class CacheConfig:
     """The whole configuration of one cache."""
 
@@ -176,6 +188,7 @@ class CacheConfig:
     tiers: TiersConfig
     planner: PlannerConfig = PlannerConfig()
     features: FeaturesConfig = FeaturesConfig()
+    hints: HintsConfig = HintsConfig()
 
 
 def load_config(path: Path) -> CacheConfig:

@@ -4,6 +4,7 @@
 BodoCacheError
 ├── ConfigError          a field of the configuration is missing, unknown or out of range
 ├── LayoutError          shapes, strides, dtypes, devices or alignments that do not fit together
+├── HintError            a hint that is no hint: a field is unknown or out of range
 ├── TraceError           a line of a trace that cannot be read
 ├── WireError            a message of another process that says what cannot be
 ├── CompileError         a kernel that the installed compiler does not compile for a target
@@ -26,6 +27,10 @@ class ConfigError(BodoCacheError, ValueError):
 
 class LayoutError(BodoCacheError, ValueError):
     """Shapes, strides, dtypes, devices or alignments do not fit together."""
+
+
+class HintError(BodoCacheError, ValueError):
+    """A hint is no hint: a field of it is unknown or out of range."""
 
 
 class TraceError(BodoCacheError, ValueError):

@@ -53,6 +53,7 @@ class Reason(IntEnum):
     FORGED = 15  # its frame was not made with our key
     OVER_BUDGET = 16  # the day's bytes of writing are spent
     UNAVAILABLE = 17  # its directory is out of service
+    RELEASED = 18  # its owner said that it is not needed any more
 
 
 # One record: what the planner knows of a page. GPU kernels read the same 128 bytes.
@@ -82,16 +83,19 @@ PAGE = np.dtype(
             "reuse_class",
             "tiers",  # bits of the tiers that hold it; 0: the row is free
             "reason",  # Reason of the last miss
+            "forecast",  # log2 of what hints on the next use multiply its value by; a use ends it
+            "rank",  # log2 of what its priority multiplies its value by
+            "holds",  # [tier]: hints that keep its copy there from eviction
         ],
         "formats": [
             *("<f8", "<f8", "<i8", "<i4", "<i4", "<i4", "<u4", ("<u4", (4,)), "<u4", "<u4"),
             *("<f4", "<u4", "<f4", "<f4", "<u4", "<i4", "<u4", "<u4", "<u4"),
-            *("<u2", "u1", "u1", "u1"),
+            *("<u2", "u1", "u1", "u1", "<f4", "<f4", ("<u2", (4,))),
         ],
         "offsets": [
             *(0, 8, 16, 24, 28, 32, 36, 40, 56, 60),
             *(64, 68, 72, 76, 80, 84, 88, 92, 96),
-            *(100, 102, 103, 104),
+            *(100, 102, 103, 104, 108, 112, 116),
         ],
         "itemsize": 128,
     }

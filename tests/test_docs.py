@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NAMED = {"queue_depth": "operations", "recompute_slope_s": "s/token/position"}
 NAMED |= {"recompute_s_per_token": "s/token", "domain_secret_hex": "hex digits"}
+NAMED |= {"max_held_share": "share", "max_sessions": "sessions"}
 NAMED |= {"write_bytes_per_day": "bytes", "mac_key_hex": "hex digits"}
 SUFFIXES = {"_bytes_per_s": "bytes/s", "_bytes": "bytes", "_s": "s"}
 TYPES = {"string": "text", "boolean": "boolean"}

@@ -13,16 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
-from bodocache.io.backend import Backend, Durability
+from bodocache.config import HintsConfig
+from bodocache.hints.reuse import Said
+from bodocache.io.backend import Backend
 from bodocache.move.copies import Copies
+from bodocache.move.demoter import Demoter
+from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
+from bodocache.move.prefetcher import Prefetcher
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
 from bodocache.move.tasks import Nursery
-from bodocache.move.writer import Writer
+from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 
@@ -52,14 +57,14 @@ class Orchestrator:
         policy: NDArray[np.void],
         clock: Clock,
         recompute: RecomputeModel,
-        admits: bool,
-        durability: Durability,
+        rules: WriteRules,
+        hints: HintsConfig,
     ) -> None:
         self._clock = clock
         self._backend = backend
         self._copies = Copies(device, host)
         self._nursery = Nursery()
-        names = ("host->device", "disk->device", "device->host", "host->disk")
+        names = ("host->device", "disk->device", "disk->host", "device->host", "host->disk")
         self._links = {name: Link(name) for name in names}
         self.residency = Residency(
             device=device,
@@ -90,8 +95,7 @@ class Orchestrator:
                 disk_idle=self._loader.disk_idle,
                 now_s=clock.now_s,
                 backlog_pages=max(1, host.num_pages // 4),
-                admits=admits,
-                durability=durability,
+                rules=rules,
             )
         )
         self._storer = Storer(
@@ -100,6 +104,35 @@ class Orchestrator:
             copies=self._copies,
             nursery=self._nursery,
             writer=self._writer,
+            now_s=clock.now_s,
+        )
+
+        self._prefetcher = (
+            None
+            if backend is None
+            else Prefetcher(
+                self.residency,
+                backend,
+                link=self._links["disk->host"],
+                disk_idle=self._loader.disk_idle,
+                nursery=self._nursery,
+                now_s=clock.now_s,
+            )
+        )
+        self._demoter = Demoter(
+            self.residency,
+            writer=self._writer,
+            copies=self._copies,
+            link=self._links["device->host"],
+            nursery=self._nursery,
+            now_s=clock.now_s,
+        )
+        self.hints = Hints(
+            self.residency,
+            config=hints,
+            page_tokens=recompute.page_tokens,
+            demoter=self._demoter,
+            prefetcher=self._prefetcher,
             now_s=clock.now_s,
         )
 
@@ -116,9 +149,11 @@ class Orchestrator:
         """See :meth:`bodocache.cache.Cache.load`."""
         return self._loader.begin(keys, slots, self._clock.now_s() + deadline_s)
 
-    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin) -> Store:
+    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
-        return self._storer.begin(keys, slots, origin)
+        store = self._storer.begin(keys, slots, origin)
+        store.on_shown = self.hints.storing(said)
+        return store
 
     def refuse(self, slots: SlotArray) -> Store:
         """A store of nothing, for pages that could not be reached."""
@@ -143,6 +178,9 @@ class Orchestrator:
 
     async def close(self) -> None:
         """Cancel loads, finish stores and the write-through queue, then let go of everything."""
+        if self._prefetcher is not None:
+            await self._prefetcher.close()
+        await self._demoter.close()
         await self._loader.close()
         if self._writer is not None:
             await self._storer.idle()

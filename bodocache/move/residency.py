@@ -86,6 +86,7 @@ class Residency:
         memory = owned + host.num_pages
         self.accesses = Accesses.open(memory + disk, memory)
         self.evicted = dict.fromkeys((Tier.DEVICE, Tier.HOST, Tier.DISK), 0)
+        self.before_eviction: Callable[[], None] = lambda: None  # ends holds that had their time
 
     # Finding
 
@@ -126,6 +127,11 @@ class Residency:
         lowest = bits & -bits
         tiers: NDArray[np.int64] = np.log2(lowest).astype(np.int64)
         return tiers
+
+    def words(self, rows: RowArray) -> NDArray[np.uint64]:
+        """The first word of each page's key: whether a row that was not held still is that page."""
+        words: NDArray[np.uint64] = self.table.keys.view("<u8")[rows, 0]
+        return words
 
     def slots(self, rows: RowArray, tier: Tier) -> SlotArray:
         """Slot or frame of each page in ``tier``; NOWHERE where it has none."""
@@ -200,6 +206,7 @@ class Residency:
         records["recompute_s"][rows] = self._recompute.seconds(depths)
         records["stamp_s"][rows[unknown]] = self._now_s()
         records["reason"][rows] = Reason.NONE
+        records["forecast"][rows] = records["rank"][rows] = 0.0  # hints were on its last stay
         records["pins"][rows] += 1  # a page that was found corrupt may be held by its load
         self.index.insert(rows[unknown])
         return rows
@@ -293,6 +300,10 @@ class Residency:
         if count:
             self._forget(gone[:count])
 
+    def requeue(self, rows: RowArray) -> None:
+        """Weigh ``rows`` anew: fields that eviction goes by were changed."""
+        evict.requeue(self.table.records, self._queues, self.policy, rows)
+
     def touch(self, rows: RowArray) -> None:
         """Somebody stored ``rows``, the last pages of a prompt, shallow to deep."""
         records, now_s = self.table.records, self._now_s()
@@ -307,26 +318,27 @@ class Residency:
         old = np.flatnonzero((records["version"] < version) & (records["tiers"] != 0))
         records["heat"][old] = 0.0
         reuse.write_off(*self._learned, old)
-        evict.requeue(records, self._queues, self.policy, old)
+        self.requeue(old)
 
     def stats(self) -> dict[Tier, TierStats]:
         """Pages in each tier."""
         tiers = self.table.records["tiers"]
-        disk = self.backend.usage.total_frames if self.backend else 0
-        capacity = {
-            Tier.DEVICE: self.device.num_pages,
-            Tier.HOST: self.host.num_pages,
-            Tier.DISK: disk,
-        }
         return {
-            tier: TierStats(int(np.count_nonzero(tiers & tier.bit)), pages)
-            for tier, pages in capacity.items()
-            if pages
+            tier: TierStats(int(np.count_nonzero(tiers & tier.bit)), self.capacity(tier))
+            for tier in self.evicted
+            if self.capacity(tier)
         }
 
     @property
     def _learned(self) -> tuple[reuse.Model, NDArray[np.void]]:
         return self._queues.model, self._queues.memories
+
+    def capacity(self, tier: Tier) -> int:
+        """How many pages ``tier`` has room for."""
+        if tier is Tier.DISK:
+            return self.backend.usage.total_frames if self.backend else 0
+        pools = {Tier.DEVICE: self.device, Tier.HOST: self.host}
+        return pools[tier].num_pages if tier in pools else 0
 
     # Planning
 
@@ -353,6 +365,7 @@ class Residency:
         return pool
 
     def _evict(self, tier: Tier, count: int) -> None:
+        self.before_eviction()
         while count > 0:
             out = self._victims[:count]
             found = evict.coldest(
@@ -379,7 +392,8 @@ class Residency:
         """
         records, policy = self.table.records, self.policy[0]
         aged = records["arrived_s"] + policy["min_residence_s"] <= self._now_s()
-        alone = (records["tiers"] == tier.bit) & (records["pins"] == 0) & aged
+        free = (records["pins"] == 0) & (records["holds"] == 0).all(axis=1)
+        alone = (records["tiers"] == tier.bit) & free & aged
         rows = np.flatnonzero(alone & (records["descended"] > 0))
         with np.errstate(divide="ignore"):
             warmth = (
@@ -387,7 +401,7 @@ class Residency:
             )
         for row in rows[np.argsort(warmth)]:
             behind = self._behind(row)
-            if records["pins"][behind].any():
+            if records["pins"][behind].any() or records["holds"][behind].any():
                 continue
             for held in self.evicted:
                 copies = behind[self.lies_in(behind, held)][::-1].copy()

@@ -32,6 +32,7 @@ class Store:
         self.visible: asyncio.Future[Stored] = loop.create_future()
         self.held_rows = np.empty(0, np.int64)  # pinned until close
         self.spare_slots = np.empty(0, np.int64)  # slots that hold no page of the cache
+        self.on_shown: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None
         self._written: asyncio.Future[int] = loop.create_future()
         self._on_close = on_close
         self._open = 0
@@ -76,6 +77,11 @@ class Store:
     def spare(self, slots: NDArray[np.int64]) -> None:
         """``slots`` will hold no page: they go back at close."""
         self.spare_slots = np.concatenate((self.spare_slots, slots))
+
+    def show(self, rows: NDArray[np.int64]) -> None:
+        """The new pages ``rows`` can be found; all of the prompt's are held."""
+        if self.on_shown is not None:
+            self.on_shown(self.held_rows, rows)
 
     def expect(self, pages: int) -> None:
         """``pages`` are queued for the disk."""

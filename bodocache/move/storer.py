@@ -117,6 +117,7 @@ class Storer:
         shown = 0
         try:
             shown = await self._show(store, rows, slots)
+            store.show(rows[:shown])  # before the disk asks what they are worth
             if self._writer is not None:
                 await self._writer.offer(store, rows[:shown])
         finally:

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Durability, Status
 from bodocache.move.link import Link
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
-from bodocache.move.store import Store
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind
 
@@ -29,14 +29,35 @@ STARVED_S = 0.25  # a page that has waited so long is written beside the loads
 BATCH_NBYTES = 4 << 20  # about 2 ms of a disk: what a load that comes meanwhile waits for
 
 
+@dataclass(frozen=True, slots=True)
+class WriteRules:
+    """Which pages are written to disk, and how."""
+
+    admits: bool  # only those that are worth their room there
+    durability: Durability
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """Pages of one store that wait for the disk; meanwhile they may be evicted."""
+    """Pages of one store or demotion that wait for the disk; meanwhile they may be evicted."""
 
-    store: Store
+    store: "Awaiter"
     rows: RowArray
     keys: KeyArray  # a row may be another page's by then
     since_s: float
+    is_asked_for: bool  # by a demotion: admission is not asked
+
+
+class Awaiter(Protocol):
+    """Who is told what became of pages that were offered."""
+
+    def expect(self, pages: int) -> None:
+        """``pages`` are queued."""
+        ...
+
+    def settle(self, pages: int, written: int) -> None:
+        """Of the pages queued, ``pages`` are decided, ``written`` of them on disk."""
+        ...
 
 
 class Writer:
@@ -51,8 +72,7 @@ class Writer:
         disk_idle: asyncio.Event,
         now_s: Callable[[], float],
         backlog_pages: int,
-        admits: bool,
-        durability: Durability,
+        rules: WriteRules,
     ) -> None:
         self.refused = 0
         self.failures = 0  # batches that raised
@@ -61,8 +81,8 @@ class Writer:
         self._link = link
         self._disk_idle = disk_idle
         self._now_s = now_s
-        self._admits = admits
-        self._durability = durability
+        self._admits = rules.admits
+        self._durability = rules.durability
         self._backlog_pages = backlog_pages
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
         self._queue: deque[_Waiting] = deque()
@@ -70,15 +90,23 @@ class Writer:
         self._changed = asyncio.Event()
         self._closing = False
 
-    async def offer(self, store: Store, rows: RowArray) -> None:
+    async def offer(self, store: Awaiter, rows: RowArray) -> None:
         """Queue ``rows`` (on the host) for the disk; returns when the backlog is short enough.
 
         On a disk that stands still the wait ends, and these pages are not written.
         """
+        await self._queue_up(store, rows, is_asked_for=False)
+
+    async def demote(self, awaiter: Awaiter, rows: RowArray) -> None:
+        """As :meth:`offer`, whatever the pages are worth there; the day's budget holds for them."""
+        await self._queue_up(awaiter, rows, is_asked_for=True)
+
+    async def _queue_up(self, store: Awaiter, rows: RowArray, *, is_asked_for: bool) -> None:
         if not len(rows):
             return
         store.expect(len(rows))
-        waiting = _Waiting(store, rows, self._residency.table.keys[rows], self._now_s())
+        keys = self._residency.table.keys[rows]
+        waiting = _Waiting(store, rows, keys, self._now_s(), is_asked_for)
         self._queue.append(waiting)
         self._queued += len(rows)
         self._tell()
@@ -140,7 +168,7 @@ class Writer:
             keys = self._residency.table.keys[rows]
             self._residency.pin(rows)  # making room for some must not cost us the others
             try:
-                taken, frames = self._place(fresh)
+                taken, frames = self._place(fresh, [waiting.is_asked_for for waiting in batch])
                 slots = self._residency.slots(taken, Tier.HOST)
                 self._residency.host.hold(slots)
             finally:
@@ -179,10 +207,12 @@ class Writer:
         wanted: RowArray = rows[same & here]
         return wanted
 
-    def _place(self, fresh: list[RowArray]) -> tuple[RowArray, SlotArray]:
+    def _place(self, fresh: list[RowArray], asked_for: list[bool]) -> tuple[RowArray, SlotArray]:
         """The admitted rows and a frame for each, runs of one prefix side by side."""
         rows, frames = [], []
-        for chosen in self._admitted(fresh):
+        offered = [run for run, is_asked in zip(fresh, asked_for, strict=True) if not is_asked]
+        demoted = [run for run, is_asked in zip(fresh, asked_for, strict=True) if is_asked]
+        for chosen in [*self._admitted(offered), *filter(len, demoted)]:
             before = self._frame_before(chosen)
             try:
                 frames.append(self._residency.take_frames(len(chosen), after=before))
@@ -194,7 +224,7 @@ class Writer:
 
     def _admitted(self, fresh: list[RowArray]) -> list[RowArray]:
         """Runs of rows that are worth their room on disk, shallow to deep."""
-        if not self._admits:
+        if not self._admits or not fresh:
             return [rows for rows in fresh if len(rows)]
         demands = np.zeros(sum(map(len, fresh)), DEMAND)
         demands["page"] = np.concatenate(fresh)

@@ -6,7 +6,7 @@ least key is always a leaf's own density, so a tier queues only its leaves, and 
 its last child leaves. Leaves are queued by class of the reuse model (hazards.py), longest unused
 first; what leaves is the first of some class, whose density is then taken at its true age: every
 change is O(log n + classes). Without the model they are in one queue, by heat.
-Pinned and under-age pages are not among the leaves that may go, so none of their ancestors is. A
+Pinned, held and under-age pages are not among the leaves that may go, so none of their ancestors is. A
 page whose last copy anywhere lies here is a leaf only while no page right after it lies in any
 tier: no page is ever orphaned.
 
@@ -136,7 +136,7 @@ def unpin(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, ROWS)
 def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -> None:
-    """Weigh ``rows`` anew: after their recompute_s, heat or nbytes, or the policy, changed."""
+    """Weigh ``rows`` anew: after a field that eviction goes by, or the policy, changed."""
     for row in rows:
         assert 0 <= row < len(pages)
         _weigh_everywhere(pages, queues, policy, row)
@@ -214,7 +214,7 @@ def log_density(
     memory = queues.memories[row]
     age_s = max(0.0, now_s - memory["stamp_s"])
     rate = hazards.score(queues.model.hazards, np.int64(memory["kind"]), age_s)
-    return float(np.log2(rate) + value.log_saved(pages, policy, row, tier))
+    return float(np.log2(rate) + value.log_gain(pages, policy, row, tier))
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
@@ -304,6 +304,7 @@ def touch_one(
     assert 0 <= row < len(pages)
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
     heat.add_hit(pages, row, now_s, policy[0]["half_life_s"])
+    pages[row]["forecast"] = 0.0  # of this use: it has come
     _lift(pages, queues, policy, row)
     _rekey(pages, queues, policy, row)
 
@@ -349,8 +350,9 @@ def _weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier
 def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """Queue the row by its class and its last use, or, without the model, by its heat."""
     if is_learned(policy):
-        memory = queues.memories[row]
-        lane, key = np.int64(memory["kind"]), memory["stamp_s"]
+        memory, page = queues.memories[row], pages[row]
+        hinted = np.float64(page["forecast"]) + np.float64(page["rank"])  # as if used that later
+        lane, key = np.int64(memory["kind"]), memory["stamp_s"] + hinted * policy[0]["half_life_s"]
     else:
         lane, key = np.int64(0), value.log_density(pages, policy, row, tier)
     _put(pages, queues, row, tier, lane, key)
@@ -369,7 +371,7 @@ def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     """Whether the page's copy in ``tier`` can go without taking anything from anyone."""
     page = pages[row]
     tiers = np.int64(page["tiers"])
-    if not (tiers >> tier) & 1 or page["pins"] > 0:
+    if not (tiers >> tier) & 1 or page["pins"] > 0 or page["holds"][tier] > 0:
         return False
     if tiers == 1 << tier:
         return bool(page["descended"] == 0)

@@ -5,6 +5,8 @@
 in a slower tier) - load from here``, at least 1 ns. A copy in a *faster* tier does not count: it is
 the first to leave. Loads are ops of one page. p_reuse is learned (hazards.py) or, with that
 switched off, the page's heat (heat.py).
+Hints multiply it by 2^(forecast + rank): what they say of the next use, weighed by how right they
+were (trust.py), and their priority.
 """
 
 import numpy as np
@@ -19,8 +21,8 @@ SAVED_FLOOR_S = 1e-9  # where holding a page saves nothing, its reuse still orde
 
 
 @jit.kernel(jit.array(PAGE), jit.array(POLICY), jit.i8, jit.i8)
-def log_saved(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tier: Int) -> float:
-    """log2(saved_s / nbytes) of the page's copy, had or planned, in ``tier``."""
+def log_gain(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tier: Int) -> float:
+    """log2(saved_s / nbytes), hints included, of the page's copy, had or planned, in ``tier``."""
     page = pages[row]
     nbytes = np.int64(page["nbytes"])
     otherwise_s: float = np.float64(page["recompute_s"])
@@ -28,7 +30,8 @@ def log_saved(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tier:
         if (np.int64(page["tiers"]) >> slower) & 1:
             otherwise_s = min(otherwise_s, load_s(policy, slower, nbytes))
     saved_s = max(otherwise_s - load_s(policy, tier, nbytes), SAVED_FLOOR_S)
-    return float(np.log2(saved_s / max(nbytes, np.int64(1))))
+    hinted = np.float64(page["forecast"]) + np.float64(page["rank"])
+    return float(np.log2(saved_s / max(nbytes, np.int64(1))) + hinted)
 
 
 @jit.kernel(jit.array(PAGE), jit.array(POLICY), jit.i8, jit.i8)
@@ -40,7 +43,7 @@ def log_density(pages: NDArray[np.void], policy: NDArray[np.void], row: Int, tie
     """
     page = pages[row]
     warmth = heat.score(np.float64(page["heat"]), page["stamp_s"], policy[0]["half_life_s"])
-    return float(warmth + log_saved(pages, policy, row, tier))
+    return float(warmth + log_gain(pages, policy, row, tier))
 
 
 @jit.kernel(jit.array(POLICY), jit.i8, jit.i8)

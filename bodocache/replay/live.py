@@ -17,13 +17,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.cache import Cache, CacheStats, Match
+from bodocache.cache import Cache, CacheStats
 from bodocache.config import CacheConfig, parse
 from bodocache.errors import BodoCacheError, ConfigError, TierFull
 from bodocache.io.backend import Extent
 from bodocache.io.config import BLOCK_NBYTES, CHUNK_NBYTES, QUEUE_DEPTH
 from bodocache.io.header import HEADER_NBYTES, SUPERBLOCK_NBYTES
 from bodocache.layout import Group, Layout, LayoutKind
+from bodocache.match import Match
 from bodocache.pools import OwnedPool
 from bodocache.replay import payload
 from bodocache.replay.plain_reader import READ_AT_MOST_NBYTES, PlainReader, Rate, Read

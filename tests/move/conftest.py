@@ -14,10 +14,18 @@ import pytest
 from bodocache import jit
 from bodocache.cache import Cache
 from bodocache.clock import RealClock
-from bodocache.config import CacheConfig, FeaturesConfig, HostConfig, IdentityConfig, TiersConfig
+from bodocache.config import (
+    CacheConfig,
+    FeaturesConfig,
+    HintsConfig,
+    HostConfig,
+    IdentityConfig,
+    TiersConfig,
+)
 from bodocache.digest import digest_rows, seeded
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.match import Match
 from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.replay import payload
@@ -67,7 +75,9 @@ class Valve:
 class House:
     """One cache with its pools and disk, and the engine it serves."""
 
-    def __init__(self, device, host, disk, wrap):
+    def __init__(self, device, host, disk, wrap, clock=None, hints=None):
+        self.clock = clock or RealClock()
+        self.hints = hints or HintsConfig()
         self.engine_pool = OwnedPool(
             Layout(LayoutKind.LAYER_FIRST, GROUP, PAGE_TOKENS, device), name="device"
         )
@@ -93,8 +103,11 @@ class House:
             IdentityConfig(model="m", dtype="bytes"),
             TiersConfig(HostConfig(self.host_pages * PAGE_NBYTES)),
             features=FeaturesConfig(admit=admit),
+            hints=self.hints,
         )
-        self.cache = await Cache.open(config, self.pool, group=GROUP, backend=self.backend)
+        self.cache = await Cache.open(
+            config, self.pool, group=GROUP, backend=self.backend, clock=self.clock
+        )
         self.orchestrator = self.cache._orchestrator
         self.residency = self.orchestrator.residency
         self.host = self.residency.host
@@ -107,12 +120,16 @@ class House:
         return owner.acquire(count)
 
     async def compute(self, tokens, have=0):
-        """Begin to store what of ``tokens`` is behind the first ``have`` pages."""
-        match = await self.cache.match(tokens)
+        """Begin to store what of ``tokens``, or of a match, is behind the first ``have`` pages."""
+        match = tokens if isinstance(tokens, Match) else await self.cache.match(tokens)
         missing = match.keys[have:]
         slots = self.slots(len(missing))
-        payload.fill(self.words, slots, payload.seeds(missing))
+        self.fill(slots, missing)
         return self.cache.store(match, slots)
+
+    def fill(self, slots, keys):
+        """Compute the pages of ``keys`` into device ``slots``."""
+        payload.fill(self.words, slots, payload.seeds(keys))
 
     async def put(self, tokens):
         """Compute and store all of ``tokens``, until it is on disk; what became of it."""
@@ -163,7 +180,7 @@ class House:
         assert (self.pool.leased, self.host.leased) == (0, 0)
         assert not orchestrator._loader._live
         assert not orchestrator._storer._live
-        assert [link.in_flight for link in orchestrator._links.values()] == [0] * 4
+        assert {link.in_flight for link in orchestrator._links.values()} == {0}
         assert orchestrator._nursery.failures == failures
 
     def check_tier(self, tier):
@@ -214,8 +231,9 @@ def house():
         wrap=lambda backend: backend,
         borrowed=False,
         failures=0,
+        **options,
     ):
-        it = House(device, host, disk, wrap)
+        it = House(device, host, disk, wrap, **options)
         if borrowed:
             it.borrow()
         threads = set(threading.enumerate())

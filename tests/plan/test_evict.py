@@ -253,6 +253,40 @@ def test_a_copy_in_a_slower_tier_makes_a_page_cheaper_to_lose():
     assert take(pages, queues, policy, Tier.HOST, 1, 0.0) == [1]
 
 
+def test_a_held_copy_stays_and_what_leads_to_it_and_copies_elsewhere_go():
+    pages, queues, policy = tree([-1, 0, -1], 1.0), evict.open_queues(3), policy_of()
+    for tier in (Tier.HOST, Tier.DISK):
+        evict.arrive(pages, queues, policy, np.arange(3), tier, 0.0)
+    pages["holds"][1, Tier.HOST] = 1
+    evict.requeue(pages, queues, policy, rows_of(1))
+    assert take(pages, queues, policy, Tier.HOST, 3, 0.0) == [2]
+    assert take(pages, queues, policy, Tier.DISK, 3, 0.0) == [1, 0, 2]
+    pages["holds"][1, Tier.HOST] = 0
+    evict.requeue(pages, queues, policy, rows_of(1))
+    assert take(pages, queues, policy, Tier.HOST, 3, 0.0) == [1, 0]
+
+
+@pytest.mark.parametrize("field", ["forecast", "rank"])
+def test_hints_move_a_page_in_the_order_and_a_use_ends_what_was_forecast(field):
+    pages, queues, policy = tree([-1, -1], 1.0), evict.open_queues(2), policy_of()
+    evict.arrive(pages, queues, policy, np.arange(2), Tier.HOST, 0.0)
+    pages[field] = [1.0, -np.inf]
+    evict.touch(pages, queues, policy, rows_of(0, 1), 0.0)
+    assert pages["forecast"].tolist() == [0.0, 0.0]
+    pages[field] = [1.0, -np.inf]
+    evict.requeue(pages, queues, policy, rows_of(0, 1))
+    assert evict.price(pages, queues, policy, Tier.HOST, 0.0) == 0.0
+    assert take(pages, queues, policy, Tier.HOST, 1, 0.0) == [1]
+    plain, factor = tree([-1], 1.0), 2.0 ** pages[field][0]
+    other = evict.open_queues(1)
+    evict.arrive(plain, other, policy, rows_of(0), Tier.HOST, 0.0)
+    evict.touch(plain, other, policy, rows_of(0), 0.0)
+    prices = [
+        evict.price(*state, policy, Tier.HOST, 0.0) for state in ((pages, queues), (plain, other))
+    ]
+    assert prices[0] == pytest.approx(factor * prices[1])
+
+
 def test_price_is_the_density_of_the_next_to_leave():
     pages, queues, policy = tree([-1], 1.0), evict.open_queues(1), policy_of()
     assert evict.price(pages, queues, policy, Tier.DISK, 0.0) == np.inf

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cache holds of one prompt, as :meth:`bodocache.cache.Cache.match` answers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.hints.reuse import Said
+
+NOTHING_SAID = Said()
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the cache holds of one prompt, as it was when asked."""
+
+    version: int  # of the weights: after a rotation it is worth nothing
+    keys: NDArray[np.uint8]  # of every whole page of the prompt
+    pages: int  # leading pages that can be restored
+    tiers: NDArray[np.uint8]  # fastest Tier of each restorable page
+    reasons: NDArray[np.uint8]  # Reason of each page behind them
+    said: Said = NOTHING_SAID  # what the caller told with the request
