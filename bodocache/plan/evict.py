@@ -6,9 +6,9 @@ least key is always a leaf's own density, so a tier queues only its leaves, and 
 its last child leaves. Leaves are queued by class of the reuse model (hazards.py), longest unused
 first; what leaves is the first of some class, whose density is then taken at its true age: every
 change is O(log n + classes). Without the model they are in one queue, by heat.
-Pinned, held and under-age pages are not among the leaves that may go, so none of their ancestors is. A
-page whose last copy anywhere lies here is a leaf only while no page right after it lies in any
-tier: no page is ever orphaned.
+Pinned, held and under-age pages are not among the leaves that may go, so none of their ancestors
+is. A page whose last copy anywhere lies here is a leaf only while no page right after it lies in
+any tier: no page is ever orphaned.
 
 The caller owns the pages and the queues, and says what happens: arrive, depart, touch, pin, unpin.
 Each is a few microseconds plus O(log n) a row. ``rows`` go shallow to deep. A row outside the table

@@ -106,7 +106,7 @@ def test_what_was_learned_decides_unless_it_is_switched_off():
     case.pages["parent"], case.pages["heat"] = NOWHERE, [1.0, 9.0]
     case.policy["write_s_per_byte"] = (
         2 * 0.01 / NBYTES
-    )  # worth it for two uses, and by none's chance
+    )  # what two uses would save
     assert case.plan(Feature.REUSE).rows.tolist() == [1]
     assert case.plan().rows.tolist() == []
 
