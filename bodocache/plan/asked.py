@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.plan.records import BUCKETS, DEMAND
+from bodocache.plan.records import BUCKETS, DEMAND, Int, OpKind
 
+_WRITE, _LOAD = int(OpKind.WRITE), int(OpKind.LOAD)
 LANES = 3  # len(Purpose); lane = 3 * tenant + purpose
 
 Indices = NDArray[np.int64]
@@ -78,3 +79,24 @@ def scratch_for(demands: int, tenants: int) -> Scratch:
         np.empty(BUCKETS, np.int64),
         np.empty(BUCKETS),
     )
+
+
+@jit.kernel(jit.i8)
+def purpose(kind: Int) -> Int:
+    """The Purpose of an OpKind."""
+    if kind == _LOAD:
+        return 0
+    return 2 if kind == _WRITE else 1
+
+
+@jit.kernel(jit.readonly(DEMAND), jit.i8)
+def lane_of(demands: NDArray[np.void], i: Int) -> Int:
+    """The tenant and purpose of a demand, in one number."""
+    demand = demands[i]
+    return LANES * np.int64(demand["tenant"]) + purpose(np.int64(demand["kind"]))
+
+
+@jit.kernel(jit.readonly(DEMAND), jit.i8, jit.i8)
+def bucket_of(demands: NDArray[np.void], i: Int, unit: Int) -> Int:
+    """Which of its tenant's buckets a demand draws on."""
+    return 2 * purpose(np.int64(demands[i]["kind"])) + unit

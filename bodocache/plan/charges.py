@@ -3,7 +3,8 @@
 
 Demands for one copy of a page form a group: it is charged once, its bytes and one I/O, in equal
 parts to each demand (a tenant that asks twice pays twice the part), exactly. Where a tenant cannot
-pay, the others pay for it, who would pay no less alone; a group that nobody can pay for waits.
+pay, the others pay for it, who would pay no less alone; a group that nobody can pay for waits. If
+even after TURNS turns some of those left cannot pay, who asks most urgently is left to pay alone.
 
 A tenant's demands are paid in the order given (earliest deadline first), none overtaking, so a
 large page waits for no stream of small ones. But once its oldest has waited ``patience_s`` (0: no
@@ -25,14 +26,30 @@ from bodocache.plan.asked import (
     Asked,
     Indices,
     Scratch,
+    bucket_of,
+    lane_of,
     scratch_for,
 )
 from bodocache.plan.credits import POLICIES, TENANTS, Tenants, lend, lendable, scale_to_link
-from bodocache.plan.records import BUCKETS, DEMAND, IO, Int, OpKind
+from bodocache.plan.records import BUCKETS, IO, Int
 
-__all__ = ["Answer", "Asked", "Scratch", "check", "give_back", "grant", "part", "scratch_for"]
+__all__ = [
+    "ANSWER",
+    "ASKED",
+    "SCRATCH",
+    "Answer",
+    "Asked",
+    "Scratch",
+    "check",
+    "give_back",
+    "grant",
+    "part",
+    "scratch_for",
+]
 
-_WRITE, _LOAD = int(OpKind.WRITE), int(OpKind.LOAD)
+TURNS = 8  # of finding who pays: each costs a walk over the group, and a thousand tenants with just
+# the wrong balances would make it a thousand walks
+
 _I, _B = jit.array("i8"), jit.array("?")
 
 
@@ -95,7 +112,10 @@ def give_back(
             back = min(part(unused, payers, place), scratch.paid[i, unit])
             scratch.paid[i, unit] -= back
             _credit(
-                tenants, np.int64(asked.demands[i]["tenant"]), _bucket(asked.demands, i, unit), back
+                tenants,
+                np.int64(asked.demands[i]["tenant"]),
+                bucket_of(asked.demands, i, unit),
+                back,
             )
             place += 1
         i = scratch.nexts[i]
@@ -105,25 +125,6 @@ def give_back(
 def part(whole: Int, parts: Int, place: Int) -> Int:
     """The size of part ``place`` of ``whole`` in equal parts: they sum to it exactly."""
     return whole // parts + (1 if place < whole % parts else 0)
-
-
-@jit.kernel(jit.i8)
-def purpose(kind: Int) -> Int:
-    """The Purpose of an OpKind."""
-    if kind == _LOAD:
-        return 0
-    return 2 if kind == _WRITE else 1
-
-
-@jit.kernel(jit.readonly(DEMAND), jit.i8)
-def _lane(demands: NDArray[np.void], i: Int) -> Int:
-    demand = demands[i]
-    return LANES * np.int64(demand["tenant"]) + purpose(np.int64(demand["kind"]))
-
-
-@jit.kernel(jit.readonly(DEMAND), jit.i8, jit.i8)
-def _bucket(demands: NDArray[np.void], i: Int, unit: Int) -> Int:
-    return 2 * purpose(np.int64(demands[i]["kind"])) + unit
 
 
 @jit.kernel(TENANTS, jit.i8, jit.i8, jit.i8)
@@ -159,7 +160,7 @@ def _group(asked: Asked, scratch: Scratch) -> None:
         scratch.nexts[i] = scratch.heads[asked.leaders[i]]
         scratch.heads[asked.leaders[i]] = i
         scratch.sizes[asked.leaders[i]] += 1
-        lane = _lane(asked.demands, i)
+        lane = lane_of(asked.demands, i)
         oldest = scratch.oldest[lane]
         if oldest < 0 or asked.demands[i]["arrival_s"] <= asked.demands[oldest]["arrival_s"]:
             scratch.oldest[lane] = i
@@ -176,7 +177,7 @@ def _serve_all(
         if i >= 0 and now_s - asked.demands[i]["arrival_s"] > patience_s:
             _serve(tenants, asked, i, scratch)
     for i in asked.order:
-        leader, lane = asked.leaders[i], _lane(asked.demands, i)
+        leader, lane = asked.leaders[i], lane_of(asked.demands, i)
         if not asked.wanted[i] or scratch.served[leader] or scratch.blocked[lane]:
             continue
         row, bucket, nbytes = lane // LANES, 2 * (lane % LANES), asked.nbytes[leader]
@@ -207,19 +208,20 @@ def _pay_alone(tenants: Tenants, row: Int, bucket: Int, nbytes: Int) -> bool:
 @jit.kernel(TENANTS, ASKED, jit.i8, SCRATCH)
 def _serve(tenants: Tenants, asked: Asked, i: Int, scratch: Scratch) -> None:
     """Charge the group of ``i``; where nobody can pay, what its tenant asks for later waits too."""
-    leader, lane = asked.leaders[i], _lane(asked.demands, i)
+    leader, lane = asked.leaders[i], lane_of(asked.demands, i)
     if scratch.served[leader] or scratch.blocked[lane]:
         return
-    while True:  # each turn fewer pay, or it is the last
-        payers = _count_payers(asked, leader, scratch)
-        if payers == 0:
-            break
-        if _charge(tenants, asked, leader, payers, scratch):
-            scratch.served[leader] = True
-            break
+    turn: Int = 0
+    payers: Int = _count_payers(asked, leader, scratch)
+    while payers > 0 and not scratch.served[leader]:
+        scratch.served[leader] = _charge(tenants, asked, leader, payers, scratch)
+        turn += 1
+        if turn == TURNS:
+            _leave_to(asked, leader, lane, scratch)
+        payers = _count_payers(asked, leader, scratch)  # fewer each turn
     member: Int = scratch.heads[leader]
     while member >= 0:  # another group, or the same with loans, is another matter
-        scratch.short[_lane(asked.demands, member)] = -1
+        scratch.short[lane_of(asked.demands, member)] = -1
         member = scratch.nexts[member]
     scratch.blocked[lane] = not scratch.served[leader]
 
@@ -229,9 +231,19 @@ def _count_payers(asked: Asked, leader: Int, scratch: Scratch) -> Int:
     count = np.int64(0)
     i: Int = scratch.heads[leader]
     while i >= 0:
-        count += _pays(scratch.blocked, scratch.short, _lane(asked.demands, i), leader)
+        count += _pays(scratch.blocked, scratch.short, lane_of(asked.demands, i), leader)
         i = scratch.nexts[i]
     return count
+
+
+@jit.kernel(ASKED, jit.i8, jit.i8, SCRATCH)
+def _leave_to(asked: Asked, leader: Int, lane: Int, scratch: Scratch) -> None:
+    """Of the group, only demands of ``lane`` pay from now on."""
+    i: Int = scratch.heads[leader]
+    while i >= 0:
+        if lane_of(asked.demands, i) != lane:
+            scratch.short[lane_of(asked.demands, i)] = leader
+        i = scratch.nexts[i]
 
 
 @jit.kernel(_B, _I, jit.i8, jit.i8)
@@ -248,7 +260,7 @@ def _charge(tenants: Tenants, asked: Asked, leader: Int, payers: Int, scratch: S
     whole = True
     i: Int = scratch.heads[leader]
     while i >= 0:
-        lane = _lane(asked.demands, i)
+        lane = lane_of(asked.demands, i)
         if _pays(scratch.blocked, scratch.short, lane, leader):
             row, bucket = lane // LANES, 2 * (lane % LANES)
             nbytes, ios = each_nbytes + (place < more_nbytes), each_ios + (place < more_ios)
@@ -298,7 +310,7 @@ def _undo(tenants: Tenants, asked: Asked, leader: Int, scratch: Scratch) -> None
     while i >= 0:
         tenant = tenants[np.int64(asked.demands[i]["tenant"])]
         for unit in range(2):
-            bucket, loan = _bucket(asked.demands, i, unit), scratch.loaned[i, unit]
+            bucket, loan = bucket_of(asked.demands, i, unit), scratch.loaned[i, unit]
             tenant["spent"][bucket] -= scratch.paid[i, unit]
             tenant["held"][bucket] += scratch.paid[i, unit] - loan
             tenant["owed"][bucket] -= loan
@@ -362,7 +374,7 @@ def _ready_s(
     row, leader = np.int64(asked.demands[i]["tenant"]), asked.leaders[i]
     ready_s = now_s
     for unit in range(2):
-        bucket = _bucket(asked.demands, i, unit)
+        bucket = bucket_of(asked.demands, i, unit)
         at = bucket * len(tenants) + row
         whole = asked.nbytes[leader] if unit == 0 else np.int64(IO)
         scratch.backlog[at] += part(whole, scratch.sizes[leader], 0)
@@ -379,7 +391,7 @@ def _first_wrong(tenants: Tenants, asked: Asked) -> Int:
         row = np.int64(asked.demands[i]["tenant"])
         if row >= len(tenants):
             return i
-        bucket = _bucket(asked.demands, i, 0)
+        bucket = bucket_of(asked.demands, i, 0)
         waits = asked.wanted[i] and tenants[row]["rate"][bucket] > 0
         if waits and asked.nbytes[i] > tenants[row]["cap"][bucket]:
             return i

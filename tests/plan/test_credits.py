@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bodocache import jit
 from bodocache.plan import charges
 from bodocache.plan import credits as buckets
-from bodocache.plan.asked import Answer, Asked, scratch_for
+from bodocache.plan.asked import Answer, Asked, purpose, scratch_for
 from bodocache.plan.records import BUCKETS, DEMAND, IO, POLICY, TENANT, OpKind, Purpose
 from bodocache.plan.tardiness import CUT, best_cut
 
@@ -130,6 +130,7 @@ class Plain:
             return
         payers = [k for k in self.order if self.asked.leaders[k] == leader]
         payers = [k for k in payers if self.lanes[k] not in self.blocked]
+        turn = 0
         while payers:
             bills = [self.bill(k, leader, len(payers), place) for place, k in enumerate(payers)]
             paid = [self.pay(*bill) for bill in bills]
@@ -140,6 +141,9 @@ class Plain:
                 self.refund(*bill[:2], was_paid)
             short = {bill[0] for bill, was_paid in zip(bills, paid, strict=True) if not was_paid}
             payers = [k for k in payers if self.lanes[k] not in short]
+            turn += 1
+            if turn == charges.TURNS:
+                payers = [k for k in payers if self.lanes[k] == self.lanes[i]]
         self.blocked.add(self.lanes[i])
 
     def bill(self, i, leader, parts, place):
@@ -321,6 +325,19 @@ def test_who_cannot_pay_rides_along_at_no_more_than_the_page_costs_the_other_alo
     _, answer = window(state, policy(), ask([1, 0], leaders=[0, 0]), 0.0)
     assert answer.granted.all()
     assert state["spent"][:, 0].tolist() == [PAGE, 0]
+
+
+@pytest.mark.parametrize(("count", "payers"), [(charges.TURNS - 1, 2), (charges.TURNS + 1, 1)])
+def test_after_some_turns_of_finding_who_pays_the_first_who_asks_pays_alone(count, payers):
+    state = tenants(count + 2, nbytes_rate=0, cap=10**9)
+    nbytes = 10**6
+    for turn in range(count):  # short of the part of those still left in that turn, by one
+        state["held"][2 + turn, 0] = nbytes // (count + 2 - turn) - 1
+    state["held"][:2, 0] = 10**9
+    asked = ask(range(count + 2), nbytes=nbytes, leaders=[0] * (count + 2))
+    scratch, answer = window(state, policy(), asked, 0.0)
+    assert answer.granted.all()
+    assert (scratch.paid[:, 0] > 0).tolist() == [place < payers for place in range(count + 2)]
 
 
 def test_no_demand_overtakes_an_earlier_one_of_its_tenant():
@@ -536,6 +553,6 @@ def test_errors_of_the_policy_and_of_the_demands_name_field_and_row():
 
 
 def test_every_bucket_belongs_to_one_purpose_and_unit():
-    assert sorted(2 * charges.purpose(kind) + unit for kind in (0, 1, 2) for unit in (0, 1)) == [
+    assert sorted(2 * purpose(kind) + unit for kind in (0, 1, 2) for unit in (0, 1)) == [
         *range(BUCKETS)
     ]
