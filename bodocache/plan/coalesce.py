@@ -258,7 +258,8 @@ def _form(num_groups: Int, policy: Records, work: Work) -> int:
         if end - begin > 1 and items[members[begin]]["place"] >= 0:
             _sort_by_frame(items, begin, end, members, work.pairs)
         for i in range(begin, end):
-            jit.prefetch(items, members[min(i + _AHEAD, last)])
+            ahead: Int = i + _AHEAD
+            jit.prefetch(items, members[min(ahead, last)])
             item = items[members[i]]
             if i > begin and _join(found[num_ops - 1], items[members[i - 1]], item, policy):
                 _note(found[num_ops - 1], item)

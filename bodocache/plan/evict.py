@@ -210,7 +210,8 @@ def log_density(
     """
     now_s = queues.clock_s[0]
     if not is_learned(policy):
-        return value.log_density(pages, policy, row, tier) - now_s / policy[0]["half_life_s"]
+        half_life_s = policy[0]["half_life_s"]
+        return float(value.log_density(pages, policy, row, tier) - now_s / half_life_s)
     memory = queues.memories[row]
     age_s = max(0.0, now_s - memory["stamp_s"])
     rate = hazards.score(queues.model.hazards, np.int64(memory["kind"]), age_s)
@@ -242,7 +243,8 @@ def _look_at_front(
 @jit.kernel(PAGES, QUEUES, jit.i8, jit.i8)
 def _coldest_lane(pages: PageArray, queues: Queues, tier: Int, num_lanes: Int) -> Int:
     """The lane whose first page leaves first, or -1: none can; ties go deepest first."""
-    best, best_row = np.int64(-1), np.int64(-1)
+    best: Int = -1
+    best_row: Int = -1
     for lane in range(num_lanes):
         row = pairing.first(queues.roots[tier], lane)
         if row < 0 or (best >= 0 and queues.fronts[lane] > queues.fronts[best]):

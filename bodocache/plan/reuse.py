@@ -153,7 +153,7 @@ def observe(model: Model, memories: Memories, rows: Ids, now_s: float, asked: As
         behind = len(rows) - 1 - at + asked.behind
         memory["uses"] = min(memory["uses"] + 1, 255)
         memory["from_end"], memory["continues"] = min(behind, 255), continues
-        base = _TAIL
+        base: Int = _TAIL
         if behind > 0:
             base = _base(shape, np.int64(memory["uses"]), np.float64(memory["mean_gap"]))
         _class(model, memories, rows[at], level * _CLASSES_A_LEVEL + base, now_s)

@@ -31,7 +31,7 @@ def _predict(
         begin, end = touches.offsets[request], touches.offsets[request + 1]
         rows = touches.ids[begin:end]
         now_s, tenant = touches.timestamps_s[request], touches.tenants[request]
-        reuse.observe(model, memories, rows, now_s, tenant, hints[request])
+        reuse.observe(model, memories, rows, now_s, reuse.Asked(-1, 0, tenant, hints[request]))
         for touch in range(begin, end):
             kind = np.int64(memories[touches.ids[touch]]["kind"])
             chances[touch] = hazards.chance(model.hazards, kind)

@@ -104,9 +104,7 @@ def test_heat_fades_unless_it_is_switched_off():
 def test_what_was_learned_decides_unless_it_is_switched_off():
     case = Case(2, kind=OpKind.WRITE)
     case.pages["parent"], case.pages["heat"] = NOWHERE, [1.0, 9.0]
-    case.policy["write_s_per_byte"] = (
-        2 * 0.01 / NBYTES
-    )  # what two uses would save
+    case.policy["write_s_per_byte"] = 2 * 0.01 / NBYTES  # what two uses would save
     assert case.plan(Feature.REUSE).rows.tolist() == [1]
     assert case.plan().rows.tolist() == []
 
