@@ -147,6 +147,9 @@ class PlannerConfig:
 
     half_life_s: Seconds = 600.0  # of heat
     min_residence_s: NonNegative = 0.0
+    # The churn guard: no more than this share of a tier is evicted in churn_s; 0: no limit.
+    churn_share: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
+    churn_s: Seconds = 1.0
     recompute_s_per_token: Seconds = 20e-6  # at position 0 (8B-class model on one Hopper GPU)
     recompute_slope_s: NonNegative = 1e-9  # per position
     host_bytes_per_s: BytesPerSecond = 20e9

@@ -98,6 +98,7 @@ def policy_of(config: CacheConfig) -> NDArray[np.void]:
         feature for feature in Feature if not getattr(config.features, str(feature.name).lower())
     )
     policy["min_residence_s"] = planner.min_residence_s
+    policy["churn_share"], policy["churn_s"] = planner.churn_share, planner.churn_s
     per_byte, latency, write = (
         policy["load_s_per_byte"],
         policy["load_latency_s"],

@@ -86,6 +86,8 @@ class Residency:
         memory = owned + host.num_pages
         self.accesses = Accesses.open(memory + disk, memory)
         self.evicted = dict.fromkeys((Tier.DEVICE, Tier.HOST, Tier.DISK), 0)
+        for tier in self.evicted:
+            policy["capacity_pages"][0, tier] = self.capacity(tier)
         self.before_eviction: Callable[[], None] = lambda: None  # ends holds that had their time
 
     # Finding
@@ -377,12 +379,16 @@ class Residency:
                 self._now_s(),
                 out,
             )
-            if not found and not self._unblock(tier):
+            if not found and not (self._may_churn(tier) and self._unblock(tier)):
                 return
             rows = out[:found].copy()
             self.evicted[tier] += found
             self._vacate(rows, tier, Reason.EVICTED)
             count -= found
+
+    def _may_churn(self, tier: Tier) -> bool:
+        """Whether the churn guard lets any page go."""
+        return evict.allowance(self._queues, self.policy, int(tier), self._now_s()) > 0
 
     def _unblock(self, tier: Tier) -> bool:
         """Let the coldest page go whose last copy in ``tier`` is kept by pages behind it elsewhere.

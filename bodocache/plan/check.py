@@ -114,7 +114,10 @@ def in_policy(policy: Records) -> int:
     if said["hole_nbytes"] < 0:
         return _POLICY + 2
     good = said["min_residence_s"] >= 0.0 and said["patience_s"] >= 0.0 and said["switch_s"] >= 0.0
+    churns = said["churn_share"]
+    good &= churns == 0.0 or (0.0 < churns <= 1.0 and said["churn_s"] > 0.0)
     for tier in range(TIERS):
+        good &= said["capacity_pages"][tier] >= 0
         good &= said["load_s_per_byte"][tier] >= 0.0
         good &= said["load_latency_s"][tier] >= 0.0
         good &= said["write_s_per_byte"][tier] >= 0.0

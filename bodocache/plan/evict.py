@@ -40,6 +40,7 @@ class Queues(NamedTuple):
 
     nodes: NDArray[np.void]  # pairing.NODE[TIERS, rows]
     roots: NDArray[np.int32]  # [TIERS, LANES]
+    churned: NDArray[np.float64]  # [TIERS, 2]: evictions not yet forgiven (churn guard), as of when
     since_s: NDArray[np.float64]  # [rows, TIERS]: when the page came to that tier
     clock_s: NDArray[np.float64]  # [1]: the latest time any call has told
     fronts: NDArray[
@@ -55,6 +56,7 @@ QUEUES = jit.named(
     jit.array(pairing.NODE, 2),
     jit.array("i4", 2),
     jit.array("f8", 2),
+    jit.array("f8", 2),
     jit.array("f8"),
     jit.array("f8"),
     reuse.MODEL,
@@ -67,6 +69,7 @@ def open_queues(rows: int) -> Queues:
     return Queues(
         np.zeros((TIERS, rows), pairing.NODE),
         np.zeros((TIERS, LANES), np.int32),
+        np.zeros((TIERS, 2)),
         np.zeros((rows, TIERS)),
         np.zeros(1),
         np.empty(LANES),
@@ -81,6 +84,7 @@ def grown(queues: Queues, rows: int) -> Queues:
     larger = Queues(
         np.zeros((TIERS, rows), pairing.NODE),
         queues.roots,
+        queues.churned,
         np.zeros((rows, TIERS)),
         queues.clock_s,
         queues.fronts,
@@ -155,9 +159,11 @@ def coldest(
     """Evict up to ``count`` pages from ``tier``, least key first; return how many.
 
     Victims stand in ``out[:n]``, each before its parent, and have departed; the caller frees their
-    slots and writes their reason. Fewer than ``count``: all others are pinned, under age or needed.
+    slots and writes their reason. Fewer than ``count``: all others are pinned, under age or needed,
+    or the churn guard (:func:`allowance`) lets no more go.
     """
     _ripen(pages, queues, policy, tier, now_s)
+    count = min(count, allowance(queues, policy, tier, now_s))
     num_lanes = _look_at_fronts(pages, queues, policy, tier)
     taken = 0
     floor = -np.inf
@@ -179,7 +185,25 @@ def coldest(
         parent = np.int64(pages[out[i]]["parent"])
         if parent >= 0:
             _weigh(pages, queues, policy, parent, tier)
+    queues.churned[tier, 0] += taken
     return taken
+
+
+@jit.kernel(QUEUES, POLICIES, jit.i8, jit.f8)
+def allowance(queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> Int:
+    """How many pages may leave ``tier`` now.
+
+    The churn guard: a bucket of ``churn_share`` of the tier, one page at least, that fills in
+    ``churn_s``, so that no flood turns a tier over faster. What finds no room waits or is not kept.
+    """
+    share, churned = policy[0]["churn_share"], queues.churned[tier]
+    if share <= 0.0:
+        return np.int64(1) << 62
+    most = max(1.0, share * policy[0]["capacity_pages"][tier])
+    passed_s = max(0.0, now_s - churned[1])
+    churned[0] = max(0.0, churned[0] - passed_s * most / policy[0]["churn_s"])
+    churned[1] = max(churned[1], now_s)
+    return np.int64(max(0.0, most - churned[0]))
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)

@@ -180,6 +180,12 @@ POLICY = np.dtype(
     [
         ("half_life_s", "<f8"),  # of heat
         ("min_residence_s", "<f8"),  # a page younger than this in its tier is not evicted
+        ("capacity_pages", "<i8", (TIERS,)),
+        (
+            "churn_share",
+            "<f8",
+        ),  # of a tier, that may leave it every churn_s; 0: no limit
+        ("churn_s", "<f8"),
         ("load_s_per_byte", "<f8", (TIERS,)),  # to the device from each tier; 0 for the device
         ("load_latency_s", "<f8", (TIERS,)),  # per op
         ("write_s_per_byte", "<f8", (TIERS,)),  # to each tier

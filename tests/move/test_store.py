@@ -112,6 +112,20 @@ def test_pages_that_no_tier_has_room_for_are_refused(house, prompt):
     asyncio.run(scenario())
 
 
+def test_the_churn_guard_lets_no_flood_turn_a_tier_over(house, prompt):
+    async def scenario():
+        async with house(host=8, disk=0) as it:
+            policy, evicted = it.residency.policy, it.residency.evicted
+            policy["churn_share"], policy["churn_s"] = 0.25, 1e6
+            for number in range(6):
+                await it.put(prompt(4, of=number))
+            assert evicted[Tier.HOST] == 2
+            policy["churn_share"] = 0.0
+            assert (await it.put(prompt(4, of=9))).new == 4
+
+    asyncio.run(scenario())
+
+
 def test_refused_pages_can_be_stored_while_the_refused_store_is_open(house, prompt):
     async def scenario():
         async with house(device=12, host=4, disk=0) as it:

@@ -296,6 +296,22 @@ def test_price_is_the_density_of_the_next_to_leave():
     assert price == pytest.approx(0.5 * saved_s / 4096)
 
 
+def test_the_churn_guard_lets_a_share_of_the_tier_go_in_its_time():
+    pages, queues, policy = tree([-1] * 12, 1.0), evict.open_queues(12), policy_of()
+    policy["churn_share"], policy["churn_s"], policy["capacity_pages"] = 0.25, 10.0, 12
+    evict.arrive(pages, queues, policy, np.arange(12), Tier.HOST, 0.0)
+    taken = [len(take(pages, queues, policy, Tier.HOST, 5, at_s)) for at_s in (0.0, 1.0, 4.0, 99.0)]
+    assert taken == [3, 0, 1, 3]
+    assert evict.allowance(queues, policy, Tier.DISK, 99.0) == 3
+
+
+def test_a_tier_of_few_pages_may_always_lose_one():
+    pages, queues, policy = tree([-1] * 2, 1.0), evict.open_queues(2), policy_of()
+    policy["churn_share"], policy["churn_s"], policy["capacity_pages"] = 0.01, 10.0, 2
+    evict.arrive(pages, queues, policy, np.arange(2), Tier.HOST, 0.0)
+    assert len(take(pages, queues, policy, Tier.HOST, 2, 0.0)) == 1
+
+
 def test_a_row_outside_the_table_is_an_assertion_error():
     pages, queues, policy = tree([-1]), evict.open_queues(1), policy_of()
     with pytest.raises(AssertionError):
