@@ -3,7 +3,7 @@
 
 A page's class is what was known when it was touched last:
 
-* the last page of a request, filled or not, is one class: 1 % of them are used again;
+* the last page of a request, filled or not, is one class, as it is hardly ever used again;
 * a page used ``POPULAR_USES`` times is one of its mean gap's octave (log2, weight 1/4 a gap);
 * any other of whether its request *continues* one before (the deepest page known was the last
   whole one of the request that touched it last), of how many pages were new (up to 2, 4, 16 or
