@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.pages import NOWHERE, PAGE, Tier
-from bodocache.plan import evict, fanout
+from bodocache.plan import evict, fanout, victims
 from bodocache.plan.heat import NEVER_FADES_S
 from bodocache.plan.records import (
     DEMAND,
@@ -191,7 +191,7 @@ class Run:
 
     def _make_room(self, count: int, now_s: float) -> None:
         out = np.empty(max(0, count), np.int64)
-        taken = evict.coldest(
+        taken = victims.coldest(
             self.pages, self.queues, self.policy, int(Tier.DISK), len(out), now_s, out
         )
         self.free.extend(self.pages["frame"][out[:taken]].tolist())

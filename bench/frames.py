@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.io.frames import FrameAllocator
 from bodocache.pages import PAGE, Tier
-from bodocache.plan import evict
+from bodocache.plan import evict, victims
 from bodocache.plan.records import POLICY
 from bodocache.replay.policy import HALF_LIFE_S, Recompute
 from bodocache.replay.trace import Trace, load_trace
@@ -136,7 +136,7 @@ class Heat:
         evict.pin(*state, found[-1:])
         gone, short = 0, len(missing) - self._free
         if short > 0:
-            gone = evict.coldest(*state, tier, short, now_s, self._victims)
+            gone = victims.coldest(*state, tier, short, now_s, self._victims)
         self._free += gone
         stored = missing[: self._free]
         self._free -= len(stored)

@@ -25,7 +25,7 @@ from bodocache.kernels.page_records import DevicePages, Formula
 from bodocache.kernels.score import score_pages
 from bodocache.kernels.subtree import num_rounds, refresh_keys
 from bodocache.pages import PAGE, Tier
-from bodocache.plan import evict
+from bodocache.plan import evict, victims
 from bodocache.plan.records import POLICY, TIERS
 
 STEM, BRANCH = 32, 96  # pages of a shared prefix, and of what follows one
@@ -121,7 +121,7 @@ def heap_timing(c: Case, runs: int) -> _common.Timing:
         for array, before in zip(queues, full, strict=True):
             array[:] = before
         begin = time.perf_counter()
-        evict.coldest(records, queues, policy, int(Tier.HOST), c.count, NOW_S, out)
+        victims.coldest(records, queues, policy, int(Tier.HOST), c.count, NOW_S, out)
         seconds.append(time.perf_counter() - begin)
     return _common.timing(seconds)
 

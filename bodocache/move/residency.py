@@ -17,7 +17,7 @@ from bodocache.io.backend import TRANSFER, Backend, Entries
 from bodocache.move import rows as bookkeeping
 from bodocache.move.regret import Accesses
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
-from bodocache.plan import evict, fanout, reuse
+from bodocache.plan import evict, fanout, reuse, victims
 from bodocache.plan.records import Plan
 from bodocache.plan.window import UNLIMITED, Inputs, Planner
 from bodocache.pools import BorrowedPool, OwnedPool
@@ -370,7 +370,7 @@ class Residency:
         self.before_eviction()
         while count > 0:
             out = self._victims[:count]
-            found = evict.coldest(
+            found = victims.coldest(
                 self.table.records,
                 self._queues,
                 self.policy,
@@ -388,7 +388,7 @@ class Residency:
 
     def _may_churn(self, tier: Tier) -> bool:
         """Whether the churn guard lets any page go."""
-        return evict.allowance(self._queues, self.policy, int(tier), self._now_s()) > 0
+        return victims.allowance(self._queues, self.policy, int(tier), self._now_s()) > 0
 
     def _unblock(self, tier: Tier) -> bool:
         """Let the coldest page go whose last copy in ``tier`` is kept by pages behind it elsewhere.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.plan import evict, hazards
+from bodocache.plan import evict, hazards, victims
 from bodocache.plan.records import Int
 
 Rows = NDArray[np.int64]
@@ -47,7 +47,7 @@ def admit(
     """
     _weigh(pages, queues, policy, rows, tier, weighed)
     write_s_per_byte = policy[0]["write_s_per_byte"][tier]
-    full_price = evict.price(pages, queues, policy, tier, queues.clock_s[0])
+    full_price = victims.price(pages, queues, policy, tier, queues.clock_s[0])
     count = 0
     for i in range(len(rows)):
         parent = np.int64(pages[rows[i]]["parent"])

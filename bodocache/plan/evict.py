@@ -110,7 +110,7 @@ def arrive(
 def depart(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows, tier: Int) -> None:
     """``rows`` no longer lie in ``tier``. A row that did not lie there is left alone.
 
-    Use it where something else than :func:`coldest` decided: a frame lost, an engine that freed
+    Use it where something else than ``victims.coldest`` decided: a frame lost, an engine that freed
     its pages. The caller keeps prefixes whole: it departs children before their parent.
     """
     for row in rows:
@@ -146,78 +146,6 @@ def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -
         _weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8, ROWS)
-def coldest(
-    pages: PageArray,
-    queues: Queues,
-    policy: PolicyArray,
-    tier: Int,
-    count: Int,
-    now_s: float,
-    out: Rows,
-) -> int:
-    """Evict up to ``count`` pages from ``tier``, least key first; return how many.
-
-    Victims stand in ``out[:n]``, each before its parent, and have departed; the caller frees their
-    slots and writes their reason. Fewer than ``count``: all others are pinned, under age or needed,
-    or the churn guard (:func:`allowance`) lets no more go.
-    """
-    _ripen(pages, queues, policy, tier, now_s)
-    count = min(count, allowance(queues, policy, tier, now_s))
-    num_lanes = _look_at_fronts(pages, queues, policy, tier)
-    taken = 0
-    floor = -np.inf
-    while taken < count:
-        lane = _coldest_lane(pages, queues, tier, num_lanes)
-        if lane < 0:
-            break
-        row = pairing.first(queues.roots[tier], lane)
-        if _is_young(queues, policy, row, tier):  # min_residence_s was raised since it was queued
-            _weigh(pages, queues, policy, row, tier)
-        else:
-            floor = max(floor, queues.fronts[lane])
-            depart_one(pages, queues, policy, row, tier)
-            out[taken] = row
-            taken += 1
-            _raise_to(pages, queues, policy, np.int64(pages[row]["parent"]), tier, floor)
-        _look_at_front(pages, queues, policy, tier, lane)
-    for i in range(taken):  # parents that stay go back to their own density
-        parent = np.int64(pages[out[i]]["parent"])
-        if parent >= 0:
-            _weigh(pages, queues, policy, parent, tier)
-    queues.churned[tier, 0] += taken
-    return taken
-
-
-@jit.kernel(QUEUES, POLICIES, jit.i8, jit.f8)
-def allowance(queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> Int:
-    """How many pages may leave ``tier`` now.
-
-    The churn guard: a bucket of ``churn_share`` of the tier, one page at least, that fills in
-    ``churn_s``, so that no flood turns a tier over faster. What finds no room waits or is not kept.
-    """
-    share, churned = policy[0]["churn_share"], queues.churned[tier]
-    if share <= 0.0:
-        return np.int64(1) << 62
-    most = max(1.0, share * policy[0]["capacity_pages"][tier])
-    passed_s = max(0.0, now_s - churned[1])
-    churned[0] = max(0.0, churned[0] - passed_s * most / policy[0]["churn_s"])
-    churned[1] = max(churned[1], now_s)
-    return np.int64(max(0.0, most - churned[0]))
-
-
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
-def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> float:
-    """Density (value.py) at ``now_s`` of the page that would leave ``tier`` next; inf: none can."""
-    _ripen(pages, queues, policy, tier, now_s)
-    num_lanes = _look_at_fronts(pages, queues, policy, tier)
-    lane = _coldest_lane(pages, queues, tier, num_lanes)
-    if lane < 0:
-        return np.inf
-    row = pairing.first(queues.roots[tier], lane)
-    return float(np.exp2(log_density(pages, queues, policy, row, tier)))
-
-
 @jit.kernel(POLICIES)
 def is_learned(policy: PolicyArray) -> bool:
     """Whether what is learned of the next use decides; else heat does."""
@@ -240,52 +168,6 @@ def log_density(
     age_s = max(0.0, now_s - memory["stamp_s"])
     rate = hazards.score(queues.model.hazards, np.int64(memory["kind"]), age_s)
     return float(np.log2(rate) + value.log_gain(pages, policy, row, tier))
-
-
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
-def _look_at_fronts(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int) -> int:
-    """Take the density of each lane's first page; return how many lanes are in use."""
-    num_lanes = reuse.CLASSES if is_learned(policy) else 1
-    for lane in range(num_lanes):
-        _look_at_front(pages, queues, policy, tier, lane)
-    return num_lanes
-
-
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
-def _look_at_front(
-    pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, lane: Int
-) -> None:
-    row = pairing.first(queues.roots[tier], lane)
-    if row < 0:
-        queues.fronts[lane] = np.inf
-    elif is_learned(policy):
-        queues.fronts[lane] = log_density(pages, queues, policy, row, tier)
-    else:
-        queues.fronts[lane] = queues.nodes[tier, row]["key"]
-
-
-@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8)
-def _coldest_lane(pages: PageArray, queues: Queues, tier: Int, num_lanes: Int) -> Int:
-    """The lane whose first page leaves first, or -1: none can; ties go deepest first."""
-    best: Int = -1
-    best_row: Int = -1
-    for lane in range(num_lanes):
-        row = pairing.first(queues.roots[tier], lane)
-        if row < 0 or (best >= 0 and queues.fronts[lane] > queues.fronts[best]):
-            continue
-        if (
-            best < 0
-            or queues.fronts[lane] < queues.fronts[best]
-            or _is_deeper(pages, row, best_row)
-        ):
-            best, best_row = lane, row
-    return best
-
-
-@jit.kernel(PAGES, jit.i8, jit.i8)
-def _is_deeper(pages: PageArray, row: Int, other: Int) -> bool:
-    depth, other_depth = np.int64(pages[row]["depth"]), np.int64(pages[other]["depth"])
-    return bool(depth > other_depth or (depth == other_depth and row < other))
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
@@ -358,16 +240,16 @@ def unpin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -
 def _weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     for tier in range(TIERS):
         if (np.int64(pages[row]["tiers"]) >> tier) & 1:
-            _weigh(pages, queues, policy, row, tier)
+            weigh(pages, queues, policy, row, tier)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
-def _weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
+def weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """Put the row where it belongs in ``tier``: among the ripe, among the young, or in neither."""
     if not _is_leaf(pages, row, tier):
         pairing.drop(queues.nodes[tier], queues.roots[tier], row)
-    elif _is_young(queues, policy, row, tier):
-        _put(pages, queues, row, tier, YOUNG, queues.since_s[row, tier])
+    elif is_young(queues, policy, row, tier):
+        put(pages, queues, row, tier, YOUNG, queues.since_s[row, tier])
     else:
         _put_ripe(pages, queues, policy, row, tier)
 
@@ -381,7 +263,7 @@ def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, t
         lane, key = np.int64(memory["kind"]), memory["stamp_s"] + hinted * policy[0]["half_life_s"]
     else:
         lane, key = np.int64(0), value.log_density(pages, policy, row, tier)
-    _put(pages, queues, row, tier, lane, key)
+    put(pages, queues, row, tier, lane, key)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
@@ -405,20 +287,21 @@ def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
 
 
 @jit.kernel(QUEUES, POLICIES, jit.i8, jit.i8)
-def _is_young(queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> bool:
+def is_young(queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> bool:
+    """Whether the row came to ``tier`` less than min_residence_s ago."""
     ripe_s = queues.since_s[row, tier] + policy[0]["min_residence_s"]
     return bool(ripe_s > queues.clock_s[0])
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
-def _ripen(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> None:
+def ripen(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> None:
     """Move the young that have come of age among the ripe: each once in its stay, oldest first."""
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
     while True:
         row = pairing.first(queues.roots[tier], YOUNG)
-        if row < 0 or _is_young(queues, policy, row, tier):
+        if row < 0 or is_young(queues, policy, row, tier):
             return
-        _weigh(pages, queues, policy, row, tier)
+        weigh(pages, queues, policy, row, tier)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.i8)
@@ -435,7 +318,7 @@ def _count_child(
         pages[parent]["descended"] += change
         _weigh_everywhere(pages, queues, policy, parent)
     else:
-        _weigh(pages, queues, policy, parent, tier)
+        weigh(pages, queues, policy, parent, tier)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
@@ -458,23 +341,9 @@ def _is_hotter(pages: PageArray, row: Int, other: Int, half_life_s: float) -> bo
     return bool(one_score > heat.score(np.float64(two["heat"]), two["stamp_s"], half_life_s))
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
-def _raise_to(
-    pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, floor: float
-) -> None:
-    """A parent that the last child of a round has left counts as much as that child did, if more.
-
-    Among classes it needs no help: colder than all others, it is the next to leave.
-    """
-    if row < 0 or not 0 < queues.nodes[tier, row]["lane"] <= YOUNG:
-        return
-    if not is_learned(policy) and queues.nodes[tier, row]["key"] < floor:
-        _put(pages, queues, row, tier, 0, floor)
-    _look_at_front(pages, queues, policy, tier, np.int64(queues.nodes[tier, row]["lane"]) - 1)
-
-
 @jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.i8, jit.f8)
-def _put(pages: PageArray, queues: Queues, row: Int, tier: Int, lane: Int, key: float) -> None:
+def put(pages: PageArray, queues: Queues, row: Int, tier: Int, lane: Int, key: float) -> None:
+    """Queue the row in ``lane`` of ``tier`` under ``key``, or move it there."""
     tie = -np.int64(pages[row]["depth"])  # deepest first
     node = queues.nodes[tier, row]
     if node["lane"] == lane + 1 and node["key"] == key:

@@ -24,7 +24,7 @@ from bodocache.kernels.reference import subtree as subtree_twin
 from bodocache.kernels.score import score_pages
 from bodocache.kernels.subtree import refresh_keys
 from bodocache.pages import PAGE, Tier
-from bodocache.plan import evict, value
+from bodocache.plan import evict, value, victims
 from bodocache.plan.records import POLICY, TIERS, Feature
 
 importlib.import_module("bodocache.kernels.cpu_scoring")
@@ -166,7 +166,7 @@ def test_the_chosen_set_is_the_planners(case, tier, count):
     before, keys = records.copy(), planners_keys(records, queues, policy, tier)
     chosen = choose(pages, count, tier)
     out = np.empty(count, np.int64)
-    taken = evict.coldest(records, queues, policy, int(tier), count, NOW_S, out)
+    taken = victims.coldest(records, queues, policy, int(tier), count, NOW_S, out)
     assert_same_but_for_rounding(chosen, out[:taken].tolist(), keys)
     assert_orphans_nobody(chosen, before, tier)
 

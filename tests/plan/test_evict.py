@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bodocache.pages import PAGE, Tier
-from bodocache.plan import evict
+from bodocache.plan import evict, victims
 from bodocache.plan.records import POLICY, TIERS, Feature
 
 PAGES = 16
@@ -106,7 +106,7 @@ def queued_in(queues, tier):
 
 def take(pages, queues, policy, tier, count, now_s):
     out = np.empty(count, np.int64)
-    return out[: evict.coldest(pages, queues, policy, tier, count, now_s, out)].tolist()
+    return out[: victims.coldest(pages, queues, policy, tier, count, now_s, out)].tolist()
 
 
 def rows_of(*rows):
@@ -275,24 +275,24 @@ def test_hints_move_a_page_in_the_order_and_a_use_ends_what_was_forecast(field):
     assert pages["forecast"].tolist() == [0.0, 0.0]
     pages[field] = [1.0, -np.inf]
     evict.requeue(pages, queues, policy, rows_of(0, 1))
-    assert evict.price(pages, queues, policy, Tier.HOST, 0.0) == 0.0
+    assert victims.price(pages, queues, policy, Tier.HOST, 0.0) == 0.0
     assert take(pages, queues, policy, Tier.HOST, 1, 0.0) == [1]
     plain, factor = tree([-1], 1.0), 2.0 ** pages[field][0]
     other = evict.open_queues(1)
     evict.arrive(plain, other, policy, rows_of(0), Tier.HOST, 0.0)
     evict.touch(plain, other, policy, rows_of(0), 0.0)
     prices = [
-        evict.price(*state, policy, Tier.HOST, 0.0) for state in ((pages, queues), (plain, other))
+        victims.price(*state, policy, Tier.HOST, 0.0) for state in ((pages, queues), (plain, other))
     ]
     assert prices[0] == pytest.approx(factor * prices[1])
 
 
 def test_price_is_the_density_of_the_next_to_leave():
     pages, queues, policy = tree([-1], 1.0), evict.open_queues(1), policy_of()
-    assert evict.price(pages, queues, policy, Tier.DISK, 0.0) == np.inf
+    assert victims.price(pages, queues, policy, Tier.DISK, 0.0) == np.inf
     evict.arrive(pages, queues, policy, rows_of(0), Tier.DISK, 0.0)
     saved_s = 0.01 - (1e-4 + 4096 * 1e-9)
-    price = evict.price(pages, queues, policy, Tier.DISK, 60.0)  # one half-life later
+    price = victims.price(pages, queues, policy, Tier.DISK, 60.0)  # one half-life later
     assert price == pytest.approx(0.5 * saved_s / 4096)
 
 
@@ -302,7 +302,7 @@ def test_the_churn_guard_lets_a_share_of_the_tier_go_in_its_time():
     evict.arrive(pages, queues, policy, np.arange(12), Tier.HOST, 0.0)
     taken = [len(take(pages, queues, policy, Tier.HOST, 5, at_s)) for at_s in (0.0, 1.0, 4.0, 99.0)]
     assert taken == [3, 0, 1, 3]
-    assert evict.allowance(queues, policy, Tier.DISK, 99.0) == 3
+    assert victims.allowance(queues, policy, Tier.DISK, 99.0) == 3
 
 
 def test_a_tier_of_few_pages_may_always_lose_one():

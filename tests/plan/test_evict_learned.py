@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bodocache.pages import PAGE, Tier
-from bodocache.plan import evict, hazards
+from bodocache.plan import evict, hazards, victims
 from bodocache.plan.admit import WEIGHED, admit
 from bodocache.plan.records import POLICY, Feature
 
@@ -33,7 +33,7 @@ def state(parents, kinds, stamps, recompute_s=0.01):
 
 def take(pages, queues, policy, count):
     out = np.empty(count, np.int64)
-    return out[: evict.coldest(pages, queues, policy, Tier.HOST, count, NOW_S, out)].tolist()
+    return out[: victims.coldest(pages, queues, policy, Tier.HOST, count, NOW_S, out)].tolist()
 
 
 # --- the twin: of each class the leaf that was not used for longest, of these the least density

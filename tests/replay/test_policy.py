@@ -605,7 +605,7 @@ def planner_heat(touches, capacity, half_life_s):
         hits.append(leading)
         evict.touch(*tier, rows[:leading], now_s)
         evict.pin(*tier, rows[max(leading - 1, 0) : leading])
-        gone = evict.coldest(
+        gone = victims.coldest(
             *tier, host, max(used + len(rows) - leading - capacity, 0), now_s, victims
         )
         new = rows[leading : leading + capacity - used + gone]
