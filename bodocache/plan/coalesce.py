@@ -233,13 +233,13 @@ def _find(items: Records, i: Int, table: Indices, bits: Int) -> Int:
 def _form(num_groups: Int, policy: Records, work: Work) -> int:
     """Cut each group into ops; return how many."""
     items, members, found = work.items, work.order, work.found
-    num_ops, last = 0, np.int64(work.starts[num_groups]) - 1
+    num_ops, last = 0, int(work.starts[num_groups]) - 1
     for group in range(num_groups):
         begin, end = np.int64(work.starts[group]), np.int64(work.starts[group + 1])
         if end - begin > 1 and items[members[begin]]["place"] >= 0:
             _sort_by_frame(items, begin, end, members, work.pairs)
         for i in range(begin, end):
-            jit.prefetch(items, members[np.int64(min(i + _AHEAD, last))])
+            jit.prefetch(items, members[min(i + _AHEAD, last)])
             item = items[members[i]]
             if i > begin and _join(found[num_ops - 1], items[members[i - 1]], item, policy):
                 _note(found[num_ops - 1], item)
