@@ -18,7 +18,7 @@ from bodocache.plan.records import DEMAND, TIERS, Int, OpKind
 
 Records = NDArray[np.void]
 
-AHEAD = 64  # demands: 10^4 of 10^6 pages in 45 us; at 16 it takes 100, without 150 (bench/planner)
+AHEAD = 64  # demands: what memory is slow for, not more than its caches hold
 NO_LANE = -1
 
 # Of the page of one demand.

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from bodocache import jit
 from bodocache.plan.records import Int
 
-INSERTED = 32  # above it radix is faster
-BITS = 8  # of a digit: its 256 counters stay in the first cache; 11 bits are no faster below 10^5
+INSERTED = 32  # so few are not worth the clearing of counters
+BITS = 8  # of a digit: its 256 counters stay in the first cache
 _DIGITS = 1 << BITS
 _SIGN = np.uint64(1 << 63)
 

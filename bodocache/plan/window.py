@@ -109,10 +109,14 @@ class Planner:
         if not self._now_s <= now_s < np.inf:
             raise ValueError(f"now_s: {now_s}; the last window was at {self._now_s}")
         self._fit(inputs)
-        self._check(inputs, now_s)
         space, n = self._space, len(inputs.demands)
+        if len(inputs.tenants):
+            self._check(inputs, now_s)
+            _decide(*inputs, queues, now_s, free_frames, space)
+        else:  # one call: unpacking what it is handed costs more than a small window
+            wrong = _intake_and_decide(*inputs, queues, now_s, free_frames, space)
+            self._complain(inputs, wrong)
         self._now_s = now_s
-        _decide(*inputs, queues, now_s, free_frames, space)
         num_ops, num_rows, num_demands = space.room.counts.tolist()
         return Plan(
             space.room.ops[:num_ops],
@@ -137,13 +141,14 @@ class Planner:
             self._sizes, self._space = sizes, _space_for(sizes)
 
     def _check(self, inputs: Inputs, now_s: float) -> None:
-        space = self._space
-        wrong = _intake(*inputs, space)
+        self._complain(inputs, _intake(*inputs, self._space))
+        check_credits(inputs.tenants, inputs.policy, now_s)
+        charges.check(inputs.tenants, self._bill(inputs.demands))
+
+    @staticmethod
+    def _complain(inputs: Inputs, wrong: Int) -> None:
         if wrong >= 0:
             raise check.complaint(int(wrong), inputs._asdict())
-        if len(inputs.tenants):
-            check_credits(inputs.tenants, inputs.policy, now_s)
-            charges.check(inputs.tenants, self._bill(inputs.demands))
 
     def _bill(self, demands: Records) -> asked.Asked:
         """What the tenants would be asked to pay for, as it stands before anything is decided."""
@@ -284,3 +289,26 @@ def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-o
     ways.assign(space.streams, room.ops[: room.counts[0]], links, policy, now_s)
     if decides and (on & _OVERLAP) != 0:
         cuts.stream_by_layer(requests, book, room)
+
+
+@jit.kernel(*_INPUTS, evict.QUEUES, jit.f8, jit.i8, _SPACE)
+def _intake_and_decide(  # noqa: PLR0913, PLR0917 -- as for _decide
+    demands: Records,
+    pages: Records,
+    policy: Records,
+    tenants: Records,
+    links: Records,
+    requests: Records,
+    queues: evict.Queues,
+    now_s: float,
+    free_frames: Int,
+    space: _Space,
+) -> Int:
+    """Both, if all is well; -1, or the code of what is wrong."""
+    wrong = _intake(demands, pages, policy, tenants, links, requests, space)
+    if wrong < 0:
+        _decide(
+            *(demands, pages, policy, tenants, links, requests),
+            *(queues, now_s, free_frames, space),
+        )
+    return wrong
