@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Entries
 from bodocache.move import rows as bookkeeping
+from bodocache.move.ghosts import Ghosts
 from bodocache.move.regret import Accesses
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict, fanout, reuse, victims
@@ -30,7 +31,6 @@ KeyArray = NDArray[np.uint8]
 NEXT = -2  # in add(): "the row of the page before this one in the same call"
 PROMISED = -2  # owner of a device slot that a load or store under way will fill
 RECOVERED_HEAT = 1.0  # a page found on disk counts as used once, at the start
-GHOSTS_KEPT = 262_144  # pages that went, whose rows are kept to say why: about 50 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,8 @@ class Residency:
         self._queues = evict.open_queues(self.table.capacity)
         self._passing = fanout.nobody()
         self._planner = Planner()
-        self._ghosts = np.full(GHOSTS_KEPT, NOWHERE)  # a ring of rows
-        self._ghosts_made = 0
+        self._ghosts = Ghosts(self.table.capacity)
         self._owners = np.full(device.num_pages, NOWHERE)  # the page in each device slot, by slot
-        self._ghost_places = np.full(self.table.capacity, NOWHERE)  # place in the ring, by row
         self._victims = np.empty(4096, np.int64)
         owned = device.num_pages if isinstance(device, OwnedPool) else 0
         disk = backend.usage.total_frames if backend else 0
@@ -196,11 +194,10 @@ class Residency:
         unknown = rows == NOWHERE
         rows[unknown] = self.table.add(keys[unknown])
         records = self.table.records
-        if len(records) > len(self._ghost_places):
+        if len(records) > len(self._queues.since_s):
             self._queues = evict.grown(self._queues, len(records))
-            more = np.full(len(records) - len(self._ghost_places), NOWHERE)
-            self._ghost_places = np.concatenate((self._ghost_places, more))
-        self._ghost_places[rows] = NOWHERE
+            self._ghosts.grow_to(len(records))
+        self._ghosts.remove(rows)
         before = np.concatenate((parents[:1], rows[:-1]))
         records["parent"][rows] = np.where(parents == NEXT, before, parents)
         records["depth"][rows] = depths
@@ -444,15 +441,10 @@ class Residency:
         records["descended"][rows] = 0
         records["children"][rows] = 0
         records["parent"][rows] = NOWHERE
-        places = (self._ghosts_made + np.arange(len(rows))) % GHOSTS_KEPT
-        self._ghosts_made += len(rows)
-        oldest = self._ghosts[places]
-        oldest = oldest[(oldest != NOWHERE) & (self._ghost_places[oldest] == places)]
+        oldest = self._ghosts.add(rows)
         self.index.remove(oldest)
         reuse.write_off(*self._learned, oldest)
         self.table.remove(oldest)
-        self._ghosts[places] = rows
-        self._ghost_places[rows] = places
 
     def _why_new(self, keys: KeyArray, present: int) -> Reason:
         """Why a page that nobody remembers is missing: its prefix ends, or goes on elsewhere."""
