@@ -6,11 +6,11 @@ import traceback
 
 import pytest
 
-from bodocache.cache import _policy_of
 from bodocache.config import CacheConfig, load_config, parse
 from bodocache.errors import ConfigError
 from bodocache.plan.heat import NEVER_FADES_S
 from bodocache.plan.records import Feature
+from bodocache.wiring import policy_of
 
 GOOD = """
 [identity]
@@ -175,11 +175,11 @@ def test_no_configuration_shows_a_secret_when_it_is_printed(tmp_path):
 @pytest.mark.parametrize("feature", Feature)
 def test_a_feature_that_is_switched_off_is_off_in_the_planner(tmp_path, feature):
     values = {**good(tmp_path), "features": {feature.name.lower(): False}}
-    assert _policy_of(parse(CacheConfig, values))["features_off"].tolist() == [feature]
+    assert policy_of(parse(CacheConfig, values))["features_off"].tolist() == [feature]
 
 
 def test_all_features_are_on_and_heat_fades_unless_it_is_switched_off(tmp_path):
-    policy = _policy_of(parse(CacheConfig, good(tmp_path)))
+    policy = policy_of(parse(CacheConfig, good(tmp_path)))
     assert policy[["features_off", "half_life_s"]].tolist() == [(0, 600.0)]
     values = {**good(tmp_path), "features": {"heat": False}}
-    assert _policy_of(parse(CacheConfig, values))["half_life_s"].tolist() == [NEVER_FADES_S]
+    assert policy_of(parse(CacheConfig, values))["half_life_s"].tolist() == [NEVER_FADES_S]

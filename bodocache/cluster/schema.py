@@ -20,6 +20,7 @@ _NEVER = math.inf
 _COUNT = {"default": 0, "least": 0}  # a number that is 0 where nobody sent it
 _AMOUNT = {"default": 0, "least": 0, "most": FINITE}
 _NUMBER = {"least": 0, "most": FINITE}
+_LOGARITHM = {"default": 0, "least": -FINITE, "most": FINITE}
 _TIER = {"least": 0, "most": TIERS - 1}
 _SLOT = {"default": NOWHERE, "least": NOWHERE}
 _PAST = {"default": 0, "least": -FINITE, "most": FINITE, "moment": True}
@@ -90,6 +91,9 @@ PAGES = (
         reuse_class=_COUNT,
         tiers={"least": 0, "most": (1 << TIERS) - 1},
         reason={"default": 0, "least": 0, "most": max(Reason)},
+        forecast=_LOGARITHM,
+        rank=_LOGARITHM,
+        holds=_COUNT,
     ),
 )
 TENANTS = _columns(

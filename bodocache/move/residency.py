@@ -307,7 +307,8 @@ class Residency:
         """Somebody stored ``rows``, the last pages of a prompt, shallow to deep."""
         records, now_s = self.table.records, self._now_s()
         before = int(records["parent"][rows[0]]) if len(rows) else NOWHERE
-        reuse.observe(*self._learned, rows, now_s, reuse.Asked(before, 0, 0, np.nan))
+        asked = reuse.Asked(before, 1, 0, np.nan)  # behind them, one that is not filled
+        reuse.observe(*self._learned, rows, now_s, asked)
         evict.touch(records, self._queues, self.policy, rows, now_s)
         fanout.follow(self._passing, records, self.policy, rows, now_s)
 

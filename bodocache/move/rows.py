@@ -74,7 +74,8 @@ def begin_load(  # noqa: PLR0913, PLR0917 -- one call, not three, stands between
     """
     present = count_present(pages, found)
     rows = found[:present]
-    asked = reuse.Asked(-1, len(found) - present, 0, np.nan)
+    behind = len(found) - present + 1  # the last one is not filled: no cache has it
+    asked = reuse.Asked(-1, behind, 0, np.nan)
     reuse.observe(queues.model, queues.memories, rows, now_s, asked)
     evict.touch(pages, queues, policy, rows, now_s)
     fanout.count(passing, policy, 1, now_s)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from bodocache import jit
 from bodocache.pages import PAGE, Tier
-from bodocache.plan import evict
-from bodocache.plan.records import POLICY
+from bodocache.plan import evict, victims
+from bodocache.plan.records import POLICY, Feature
 from bodocache.replay.policies import lhd, s3fifo, tinylfu
 from bodocache.replay.policies.model import checked
 from bodocache.replay.policy import CURVES, HALF_LIFE_S, Policy, Recompute, Touches, simulate
@@ -594,9 +594,9 @@ def planner_heat(touches, capacity, half_life_s):
     pages["parent"], pages["depth"], pages["nbytes"] = touches.parents, touches.depths, 1
     pages["recompute_s"] = Recompute().seconds(touches.depths)
     queues, weights = evict.open_queues(len(pages)), np.zeros(1, POLICY)
-    weights["half_life_s"] = half_life_s
+    weights["half_life_s"], weights["features_off"] = half_life_s, Feature.REUSE
     tier = pages, queues, weights
-    victims, host = np.empty(len(pages), np.int64), int(Tier.HOST)
+    out, host = np.empty(len(pages), np.int64), int(Tier.HOST)
     hits, used, inserted, evicted = [], 0, 0, 0
     bounds = zip(touches.offsets[:-1], touches.offsets[1:], strict=True)
     for now_s, (begin, end) in zip(touches.timestamps_s.tolist(), bounds, strict=True):
@@ -606,7 +606,7 @@ def planner_heat(touches, capacity, half_life_s):
         evict.touch(*tier, rows[:leading], now_s)
         evict.pin(*tier, rows[max(leading - 1, 0) : leading])
         gone = victims.coldest(
-            *tier, host, max(used + len(rows) - leading - capacity, 0), now_s, victims
+            *tier, host, max(used + len(rows) - leading - capacity, 0), now_s, out
         )
         new = rows[leading : leading + capacity - used + gone]
         pages["heat"][new] = 0.0  # its record was freed when it was evicted
