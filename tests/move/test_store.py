@@ -114,7 +114,7 @@ def test_pages_that_no_tier_has_room_for_are_refused(house, prompt):
 
 def test_the_churn_guard_lets_no_flood_turn_a_tier_over(house, prompt):
     async def scenario():
-        async with house(host=8, disk=0) as it:
+        async with house(device=40, host=8, disk=0) as it:
             policy, evicted = it.residency.policy, it.residency.evicted
             policy["churn_share"], policy["churn_s"] = 0.25, 1e6
             for number in range(6):
