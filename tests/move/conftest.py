@@ -148,6 +148,28 @@ class House:
         await load.released
         return loaded
 
+    async def serve(self, tokens, **said):
+        """One request as an engine makes it; how many pages came from the cache."""
+        match = await self.cache.match(tokens, **said)
+        with self.cache.load(match) as load:
+            loaded = await load
+            assert self.wrong_bytes(match.keys, loaded) == 0
+            store = await self.compute(match, have=loaded.pages)
+        await store
+        store.close()
+        await store.written
+        return loaded.pages
+
+    async def crowd_out(self, prompt, pages=4, rounds=8):
+        """Others use every tier more than it holds, twice, so that they are hotter."""
+        for of in range(50, 50 + rounds):
+            for _ in range(2):
+                await self.serve(prompt(pages, of=of))
+
+    async def pages_of(self, tokens):
+        """How many leading pages of ``tokens`` can be restored."""
+        return (await self.cache.match(tokens)).pages
+
     async def begin(self, tokens, **options):
         """A load on its way."""
         return self.cache.load(await self.cache.match(tokens), **options)

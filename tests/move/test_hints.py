@@ -30,19 +30,6 @@ S = Session("s")
 HALF = HintsConfig(max_held_share=0.5)
 
 
-async def serve(it, tokens, **said):
-    """One request as an engine makes it; pages that came from the cache."""
-    match = await it.cache.match(tokens, **said)
-    with it.cache.load(match) as load:
-        loaded = await load
-        assert it.wrong_bytes(match.keys, loaded) == 0
-        store = await it.compute(match, have=loaded.pages)
-    await store
-    store.close()
-    await store.written
-    return loaded.pages
-
-
 async def hint(it, *actions):
     """What each action was answered with: its status, or status and pages where it has some."""
     outcomes = await it.cache.hint(actions)
@@ -54,17 +41,6 @@ async def why(it, action):
     return outcome.status.value, outcome.reason
 
 
-async def pages_of(it, tokens):
-    return (await it.cache.match(tokens)).pages
-
-
-async def crowd_out(it, prompt, pages=4, rounds=8):
-    """Others use every tier more than it holds, twice, so that they are hotter."""
-    for of in range(50, 50 + rounds):
-        for _ in range(2):
-            await serve(it, prompt(pages, of=of))
-
-
 # --- retain and pin
 
 
@@ -72,13 +48,13 @@ def test_retained_pages_outlive_those_that_others_need_until_their_time(house, p
     async def scenario():
         clock = VirtualClock()
         async with house(device=8, host=8, disk=0, clock=clock) as it:
-            await serve(it, prompt(4), session="s")
+            await it.serve(prompt(4), session="s")
             assert await hint(it, Retain(S, 60.0)) == [("accepted", 4)]
-            await crowd_out(it, prompt)
-            assert await pages_of(it, prompt(4)) == 4
+            await it.crowd_out(prompt)
+            assert await it.pages_of(prompt(4)) == 4
             clock.advance(60.0)
-            await crowd_out(it, prompt)
-            assert await pages_of(it, prompt(4)) == 0
+            await it.crowd_out(prompt)
+            assert await it.pages_of(prompt(4)) == 0
 
     asyncio.run(scenario())
 
@@ -86,9 +62,9 @@ def test_retained_pages_outlive_those_that_others_need_until_their_time(house, p
 def test_without_a_hint_the_same_pages_go(house, prompt):
     async def scenario():
         async with house(device=8, host=8, disk=0) as it:
-            await serve(it, prompt(4), session="s")
-            await crowd_out(it, prompt)
-            assert await pages_of(it, prompt(4)) == 0
+            await it.serve(prompt(4), session="s")
+            await it.crowd_out(prompt)
+            assert await it.pages_of(prompt(4)) == 0
 
     asyncio.run(scenario())
 
@@ -96,11 +72,11 @@ def test_without_a_hint_the_same_pages_go(house, prompt):
 def test_what_is_beyond_the_share_is_clipped_from_the_end_and_said(house, prompt):
     async def scenario():
         async with house(device=12, host=10, disk=0) as it:
-            await serve(it, prompt(8), session="s")
+            await it.serve(prompt(8), session="s")
             assert await hint(it, Retain(S, 60.0)) == [("clipped", 5)]
             status, reason = await why(it, Pin(Session("s"), 60.0))
             assert (status, "part" in reason) == ("clipped", True)
-            await crowd_out(it, prompt, pages=5)
+            await it.crowd_out(prompt, pages=5)
             rows = it.residency.leading((await it.cache.match(prompt(8))).keys)
             on_host = it.residency.lies_in(rows, Tier.HOST).tolist()
             assert (on_host[:5], any(on_host[5:])) == ([True] * 5, False)
@@ -111,7 +87,7 @@ def test_what_is_beyond_the_share_is_clipped_from_the_end_and_said(house, prompt
 def test_a_hold_longer_than_allowed_is_clipped_to_what_is(house, prompt):
     async def scenario():
         async with house(hints=HintsConfig(max_hold_s=10.0)) as it:
-            await serve(it, prompt(2), session="s")
+            await it.serve(prompt(2), session="s")
             retained, pinned = await it.cache.hint([Retain(S, 60.0), Pin(S)])
             assert (retained.status.value, retained.until_s) == ("clipped", 10.0)
             assert "max_hold_s" in retained.reason
@@ -123,8 +99,8 @@ def test_a_hold_longer_than_allowed_is_clipped_to_what_is(house, prompt):
 def test_a_part_that_is_full_defers_until_a_hold_ends(house, prompt):
     async def scenario():
         async with house(device=16, host=8, disk=0, clock=VirtualClock()) as it:
-            await serve(it, prompt(4), session="s")
-            await serve(it, prompt(4, of=1), session="t")
+            await it.serve(prompt(4), session="s")
+            await it.serve(prompt(4, of=1), session="t")
             assert await hint(it, Retain(S, 60.0)) == [("accepted", 4)]
             (outcome,) = await it.cache.hint([Retain(Session("t"), 90.0)])
             assert (outcome.status.value, outcome.until_s) == ("deferred", 60.0)
@@ -139,7 +115,7 @@ def test_a_part_that_is_full_defers_until_a_hold_ends(house, prompt):
 def test_nothing_can_be_held_where_nothing_may_be(house, prompt):
     async def scenario():
         async with house(hints=HintsConfig(max_held_share=0.0)) as it:
-            await serve(it, prompt(2), session="s")
+            await it.serve(prompt(2), session="s")
             status, reason = await why(it, Retain(S, 60.0))
             assert (status, "max_held_share" in reason) == ("rejected", True)
 
@@ -150,7 +126,7 @@ def test_nothing_can_be_held_where_nothing_may_be(house, prompt):
 def test_a_session_that_nobody_named_is_missing(house, prompt, kind):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(2), session="s", tenant=1)
+            await it.serve(prompt(2), session="s", tenant=1)
             more = (1.0,) if kind is Retain else ()
             for target in (Session("t", 1), Session("s", 2)):
                 status, reason = await why(it, kind(target, *more))
@@ -163,7 +139,7 @@ def test_a_session_is_forgotten_after_its_time(house, prompt):
     async def scenario():
         clock = VirtualClock()
         async with house(clock=clock, hints=HintsConfig(session_ttl_s=5.0)) as it:
-            await serve(it, prompt(2), session="s")
+            await it.serve(prompt(2), session="s")
             clock.advance(5.1)
             assert await hint(it, Retain(S, 1.0)) == [("missing", 0)]
 
@@ -174,7 +150,7 @@ def test_the_least_used_session_is_forgotten_beyond_the_bound(house, prompt):
     async def scenario():
         async with house(hints=HintsConfig(max_sessions=2)) as it:
             for name in "abac":
-                await serve(it, prompt(2), session=name)
+                await it.serve(prompt(2), session=name)
             asked = [Retain(Session(name), 1.0) for name in "abc"]
             assert [status for status, _ in await hint(it, *asked)] == [
                 "accepted",
@@ -189,14 +165,14 @@ def test_the_least_used_session_is_forgotten_beyond_the_bound(house, prompt):
 def test_pages_that_were_evicted_are_missing_and_a_part_of_them_clips(house, prompt):
     async def scenario():
         async with house(device=8, host=8, disk=0) as it:
-            await serve(it, prompt(4), session="s")
+            await it.serve(prompt(4), session="s")
             it.residency.drop(it.residency.leading((await it.cache.match(prompt(4))).keys)[-1:],
                               Tier.DEVICE, Reason.EVICTED)  # fmt: skip
             it.residency.drop(it.residency.leading((await it.cache.match(prompt(4))).keys)[-1:],
                               Tier.HOST, Reason.EVICTED)  # fmt: skip
             assert await hint(it, Retain(S, 60.0)) == [("clipped", 3)]
             await hint(it, Release(S))
-            await crowd_out(it, prompt)
+            await it.crowd_out(prompt)
             assert await hint(it, Retain(S, 60.0)) == [("missing", 0)]
 
     asyncio.run(scenario())
@@ -205,10 +181,10 @@ def test_pages_that_were_evicted_are_missing_and_a_part_of_them_clips(house, pro
 def test_a_span_is_held_with_what_leads_to_it(house, prompt):
     async def scenario():
         async with house(device=16, host=12, disk=0) as it:
-            await serve(it, prompt(6))
+            await it.serve(prompt(6))
             assert await hint(it, Retain(Span(prompt(6), 16, 25), 60.0)) == [("accepted", 2)]
-            await crowd_out(it, prompt, pages=6)
-            assert await pages_of(it, prompt(6)) == 4
+            await it.crowd_out(prompt, pages=6)
+            assert await it.pages_of(prompt(6)) == 4
 
     asyncio.run(scenario())
 
@@ -216,7 +192,7 @@ def test_a_span_is_held_with_what_leads_to_it(house, prompt):
 def test_a_span_without_a_whole_page_is_missing(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(2))
+            await it.serve(prompt(2))
             spans = [Span(prompt(2), 16), Span(prompt(2)[:5]), Span(prompt(2, of=3))]
             answers = await hint(it, *(Pin(span) for span in spans))
             assert answers == [("missing", 0)] * 3
@@ -228,16 +204,16 @@ def test_a_pin_ends_when_its_owner_says_so_and_nobody_else(house, prompt):
     async def scenario():
         async with house(device=8, host=8, disk=0) as it:
             span = Span(prompt(2), tenant=1)
-            await serve(it, prompt(2), tenant=1)
+            await it.serve(prompt(2), tenant=1)
             assert await hint(it, Pin(span), Unpin(Span(prompt(2), tenant=2))) == [
                 ("accepted", 2),
                 ("missing", 0),
             ]
-            await crowd_out(it, prompt)
-            assert await pages_of(it, prompt(2)) == 2
+            await it.crowd_out(prompt)
+            assert await it.pages_of(prompt(2)) == 2
             assert await hint(it, Unpin(span), Unpin(span)) == [("accepted", 2), ("missing", 0)]
-            await crowd_out(it, prompt)
-            assert await pages_of(it, prompt(2)) == 0
+            await it.crowd_out(prompt)
+            assert await it.pages_of(prompt(2)) == 0
 
     asyncio.run(scenario())
 
@@ -262,7 +238,7 @@ def test_pages_on_their_way_defer_a_hold(house, prompt):
 def test_demoted_pages_leave_the_faster_tiers_with_their_bytes(house, prompt, to, left):
     async def scenario():
         async with house(admit=True) as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             (outcome,) = await it.cache.hint([Demote(S, to)])
             assert (outcome.status.value, await outcome.operation) == ("accepted", 3)
             assert await it.tiers(prompt(3)) == left * 3
@@ -275,7 +251,7 @@ def test_a_demotion_is_not_asked_whether_it_is_worth_it(house, prompt):
     async def scenario():
         async with house(admit=True) as it:
             it.residency.policy["write_s_per_byte"] = 1e9  # nothing is worth a write
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             assert it.cache.stats().traffic.tiers[Tier.DISK].pages == 0
             (outcome,) = await it.cache.hint([Demote(S)])
             assert await outcome.operation == 3
@@ -287,7 +263,7 @@ def test_a_demotion_is_not_asked_whether_it_is_worth_it(house, prompt):
 def test_pages_that_lie_on_the_device_alone_are_copied_down(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             rows = it.residency.leading((await it.cache.match(prompt(3))).keys)
             for tier in (Tier.HOST, Tier.DISK):
                 it.residency.drop(rows[::-1].copy(), tier, Reason.EVICTED)
@@ -303,8 +279,8 @@ def test_pages_that_others_use_are_not_demoted(house, prompt):
     async def scenario():
         async with house() as it:
             both = np.concatenate((prompt(2), prompt(2, of=1)))
-            await serve(it, prompt(2), session="t")
-            await serve(it, both, session="s")
+            await it.serve(prompt(2), session="t")
+            await it.serve(both, session="s")
             (outcome,) = await it.cache.hint([Demote(S)])
             assert (outcome.status.value, await outcome.operation) == ("clipped", 2)
             assert "others use" in outcome.reason
@@ -318,9 +294,9 @@ def test_pages_that_others_use_are_not_demoted(house, prompt):
 def test_pages_that_a_request_without_a_session_used_are_not_the_sessions_alone(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             assert await hint(it, Demote(S, Tier.HOST)) == [("accepted", 3)]
-            await serve(it, prompt(2))
+            await it.serve(prompt(2))
             assert await hint(it, Demote(S)) == [("clipped", 1)]
 
     asyncio.run(scenario())
@@ -329,7 +305,7 @@ def test_pages_that_a_request_without_a_session_used_are_not_the_sessions_alone(
 def test_what_somebody_else_holds_stays_where_it_is(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             _, outcome = await it.cache.hint([Retain(Span(prompt(3)), 60.0), Demote(S)])
             assert await outcome.operation == 0
             assert await it.tiers(prompt(3)) == [Tier.HOST] * 3
@@ -342,7 +318,7 @@ def test_what_somebody_else_holds_stays_where_it_is(house, prompt):
 def test_room_is_not_made_by_what_is_held_behind_the_coldest_page(house, prompt):
     async def scenario():
         async with house(device=4) as it:
-            await serve(it, prompt(2), session="s")
+            await it.serve(prompt(2), session="s")
             first, second = it.residency.leading((await it.cache.match(prompt(2))).keys)[:, None]
             for rows, faster in ((first, (Tier.HOST, Tier.DISK)), (second, (0, Tier.HOST))):
                 for tier in faster:
@@ -359,7 +335,7 @@ def test_room_is_not_made_by_what_is_held_behind_the_coldest_page(house, prompt)
 def test_without_a_disk_nothing_is_demoted_to_it(house, prompt):
     async def scenario():
         async with house(disk=0) as it:
-            await serve(it, prompt(2), session="s")
+            await it.serve(prompt(2), session="s")
             assert await why(it, Demote(S)) == ("rejected", "there is no disk tier")
 
     asyncio.run(scenario())
@@ -368,7 +344,7 @@ def test_without_a_disk_nothing_is_demoted_to_it(house, prompt):
 def test_pages_in_use_defer_a_demotion(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             with it.cache.load(await it.cache.match(prompt(3), session="s")) as load:
                 await load
                 status, reason = await why(it, Demote(S))
@@ -395,7 +371,7 @@ class Spent:
 def test_a_spent_budget_defers_a_demotion(house, prompt):
     async def scenario():
         async with house(wrap=Spent) as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             status, reason = await why(it, Demote(S))
             assert (status, "budget" in reason) == ("deferred", True)
             assert await it.tiers(prompt(3)) == [Tier.DEVICE] * 3
@@ -408,7 +384,7 @@ def test_demotions_displace_no_more_on_disk_than_the_tenants_part(house, prompt)
         async with house(disk=6, host=16, device=16, admit=True) as it:
             it.residency.policy["write_s_per_byte"] = 1e9
             for of in range(4):
-                await serve(it, prompt(3, of=of), session=str(of))
+                await it.serve(prompt(3, of=of), session=str(of))
             answers = [await it.cache.hint([Demote(Session(str(of)))]) for of in range(2)]
             assert [await answer.operation for (answer,) in answers] == [3, 3]
             (third,) = await it.cache.hint([Demote(Session("2"))])
@@ -423,7 +399,7 @@ def test_a_write_that_fails_leaves_the_pages_where_they_are(house, prompt):
         faults = [Fault.once(Operation.PUT, n) for n in range(8)]
         async with house(admit=True, wrap=lambda inner: FaultyBackend(inner, faults)) as it:
             it.residency.policy["write_s_per_byte"] = 1e9
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             (outcome,) = await it.cache.hint([Demote(S)])
             assert await outcome.operation == 0
             assert await it.tiers(prompt(3)) == [Tier.DEVICE] * 3
@@ -435,7 +411,7 @@ def test_pages_used_while_they_are_written_stay(house, prompt):
     async def scenario():
         async with house(admit=True) as it:
             it.residency.policy["write_s_per_byte"] = 1e9
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             it.valve.is_shut = True
             (outcome,) = await it.cache.hint([Demote(S)])
             await asyncio.sleep(0)
@@ -450,11 +426,11 @@ def test_pages_used_while_they_are_written_stay(house, prompt):
 def test_a_retained_session_is_held_where_it_was_demoted_to(house, prompt):
     async def scenario():
         async with house(device=8, host=8, disk=8) as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             _, outcome = await it.cache.hint([Retain(S, 60.0), Demote(S)])
             assert await outcome.operation == 3
             assert await it.tiers(prompt(3)) == [Tier.DISK] * 3
-            await crowd_out(it, prompt)
+            await it.crowd_out(prompt)
             assert await it.tiers(prompt(3)) == [Tier.DISK] * 3
 
     asyncio.run(scenario())
@@ -464,7 +440,7 @@ def test_a_retained_session_is_held_where_it_was_demoted_to(house, prompt):
 
 
 async def on_disk(it, prompt, pages=4):
-    await serve(it, prompt(pages), session="s")
+    await it.serve(prompt(pages), session="s")
     it.leave_on(Tier.DISK)
 
 
@@ -475,7 +451,7 @@ def test_prefetched_pages_are_on_the_host_and_stay_until_they_are_used(house, pr
             (outcome,) = await it.cache.hint([Prefetch(S)])
             assert (outcome.status.value, await outcome.operation) == ("accepted", 4)
             assert await it.tiers(prompt(4)) == [Tier.HOST] * 4
-            await crowd_out(it, prompt)
+            await it.crowd_out(prompt)
             assert await it.tiers(prompt(4)) == [Tier.HOST] * 4
             assert (await it.get(prompt(4))).pages == 4
             assert it.cache.stats().traffic.links["disk->host"].pages == 4
@@ -498,7 +474,7 @@ def test_a_prefetch_beyond_the_tenants_part_is_clipped(house, prompt):
 def test_there_is_nothing_to_prefetch_of_pages_that_are_there(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(2), session="s")
+            await it.serve(prompt(2), session="s")
             (outcome,) = await it.cache.hint([Prefetch(S)])
             assert (outcome.status.value, outcome.pages) == ("accepted", 2)
             assert outcome.operation is None
@@ -567,7 +543,7 @@ def test_a_cache_that_closes_ends_what_is_under_way(house, prompt, what):
     async def scenario():
         async with house(admit=isinstance(what, Demote)) as it:
             it.residency.policy["write_s_per_byte"] = 1e9  # a demotion has something to write
-            await serve(it, prompt(4), session="s")
+            await it.serve(prompt(4), session="s")
             if isinstance(what, Prefetch):
                 it.leave_on(Tier.DISK)
             it.valve.is_shut = True
@@ -589,12 +565,12 @@ def test_released_pages_go_before_colder_ones_and_a_use_brings_them_back(house, 
     async def scenario():
         async with house(device=8, host=8, disk=0) as it:
             for of, name in enumerate("st"):
-                await serve(it, prompt(3, of=of), session=name)
-            await serve(it, prompt(3), session="s")
+                await it.serve(prompt(3, of=of), session=name)
+            await it.serve(prompt(3), session="s")
             assert await hint(it, Release(S)) == [("accepted", 3)]
-            await serve(it, prompt(4, of=2))
-            assert await pages_of(it, prompt(3)) < 3
-            assert await pages_of(it, prompt(3, of=1)) == 3
+            await it.serve(prompt(4, of=2))
+            assert await it.pages_of(prompt(3)) < 3
+            assert await it.pages_of(prompt(3, of=1)) == 3
 
     asyncio.run(scenario())
 
@@ -603,11 +579,11 @@ def test_a_release_that_was_wrong_is_undone_by_the_next_use(house, prompt):
     async def scenario():
         async with house(device=8, host=8, disk=0) as it:
             for of, name in enumerate("st"):
-                await serve(it, prompt(3, of=of), session=name)
+                await it.serve(prompt(3, of=of), session=name)
             await hint(it, Release(S))
-            assert await serve(it, prompt(3), session="s") == 3
-            await serve(it, prompt(4, of=2))
-            assert await pages_of(it, prompt(3)) == 3
+            assert await it.serve(prompt(3), session="s") == 3
+            await it.serve(prompt(4, of=2))
+            assert await it.pages_of(prompt(3)) == 3
 
     asyncio.run(scenario())
 
@@ -616,8 +592,8 @@ def test_pages_released_at_once_are_gone_but_not_those_of_others(house, prompt):
     async def scenario():
         async with house() as it:
             both = np.concatenate((prompt(2), prompt(2, of=1)))
-            await serve(it, prompt(2), session="t")
-            await serve(it, both, session="s")
+            await it.serve(prompt(2), session="t")
+            await it.serve(both, session="s")
             (outcome,) = await it.cache.hint([Release(S, Leave.AT_ONCE)])
             assert (outcome.status.value, outcome.pages) == ("clipped", 2)
             match = await it.cache.match(both)
@@ -629,7 +605,7 @@ def test_pages_released_at_once_are_gone_but_not_those_of_others(house, prompt):
 def test_pages_in_use_are_not_released_at_once(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             with it.cache.load(await it.cache.match(prompt(3), session="s")) as load:
                 loaded = await load
                 assert await hint(it, Release(S, Leave.AT_ONCE)) == [("deferred", 0)]
@@ -642,7 +618,7 @@ def test_pages_in_use_are_not_released_at_once(house, prompt):
 def test_another_tenant_cannot_release_what_it_did_not_store(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(3), tenant=1)
+            await it.serve(prompt(3), tenant=1)
             theirs = Span(prompt(3), tenant=2)
             assert await hint(it, Release(theirs, Leave.AT_ONCE)) == [("clipped", 0)]
             assert await hint(it, Demote(theirs)) == [("rejected", 0)]
@@ -657,7 +633,7 @@ def test_another_tenant_cannot_release_what_it_did_not_store(house, prompt):
 def test_after_a_rotation_sessions_and_older_matches_are_missing_and_nothing_is_held(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(3), session="s")
+            await it.serve(prompt(3), session="s")
             match = await it.cache.match(prompt(3))
             await hint(it, Pin(S))
             it.cache.rotate("2")
@@ -684,7 +660,7 @@ def test_a_store_that_a_rotation_overtakes_notes_nothing(house, prompt):
 def test_an_envelope_is_carried_out_and_answered(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(2), session="s", tenant=3)
+            await it.serve(prompt(2), session="s", tenant=3)
             actions = [("retain", {"session": "s", "keep_s": 5}), ("share", {"session": "s"})]
             message = {"protocol_version": "1", "message_id": "m", "actions": [
                 {"action_id": name, "action_type": name, "action_version": 1, "payload": payload}
@@ -701,7 +677,7 @@ def test_an_envelope_is_carried_out_and_answered(house, prompt):
 def test_what_is_no_action_is_refused_before_any_is_carried_out(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(2), session="s")
+            await it.serve(prompt(2), session="s")
             with pytest.raises(HintError, match="expected an action"):
                 await it.cache.hint([Pin(S), "pin"])
             with pytest.raises(HintError, match="session"):
@@ -718,7 +694,7 @@ def test_what_is_no_action_is_refused_before_any_is_carried_out(house, prompt):
 def test_hints_are_counted_by_action_and_outcome(house, prompt):
     async def scenario():
         async with house() as it:
-            await serve(it, prompt(2), session="s", tenant=5)
+            await it.serve(prompt(2), session="s", tenant=5)
             mine = Session("s", 5)
             await hint(it, Pin(mine), Pin(mine), Unpin(Session("x")), Demote(mine))
             stats = it.cache.stats().hints

@@ -17,43 +17,20 @@ from bodocache.replay import payload
 NO_DISK = {"device": 8, "host": 8, "disk": 0}
 
 
-async def serve(it, tokens, **said):
-    """One request as an engine makes it; pages that came from the cache."""
-    match = await it.cache.match(tokens, **said)
-    with it.cache.load(match) as load:
-        loaded = await load
-        assert it.wrong_bytes(match.keys, loaded) == 0
-        store = await it.compute(match, have=loaded.pages)
-    await store
-    store.close()
-    await store.written
-    return loaded.pages
-
-
-async def pages_of(it, tokens):
-    return (await it.cache.match(tokens)).pages
-
-
 def records_of(it, match):
     return it.residency.table.records[it.residency.index.find(match.keys)]
-
-
-async def crowd_out(it, prompt, pages=4, rounds=8):
-    for of in range(50, 50 + rounds):
-        for _ in range(2):
-            await serve(it, prompt(pages, of=of))
 
 
 def test_pages_said_to_be_kept_stay_until_their_time(house, prompt):
     async def scenario():
         clock = VirtualClock()
         async with house(**NO_DISK, clock=clock) as it:
-            await serve(it, prompt(4), reuse=Reuse(keep_s=60.0))
-            await crowd_out(it, prompt)
-            assert await pages_of(it, prompt(4)) == 4
+            await it.serve(prompt(4), reuse=Reuse(keep_s=60.0))
+            await it.crowd_out(prompt)
+            assert await it.pages_of(prompt(4)) == 4
             clock.advance(61.0)
-            await crowd_out(it, prompt)
-            assert await pages_of(it, prompt(4)) == 0
+            await it.crowd_out(prompt)
+            assert await it.pages_of(prompt(4)) == 0
 
     asyncio.run(scenario())
 
@@ -63,7 +40,7 @@ def test_each_range_is_kept_for_its_own_time_with_what_leads_to_it(house, prompt
         clock = VirtualClock()
         async with house(device=16, host=16, disk=0, clock=clock) as it:
             ranges = (TokenRange(0, 8, keep_s=60.0), TokenRange(16, 24, keep_s=10.0))
-            await serve(it, prompt(4), reuse=Reuse(ranges=ranges))
+            await it.serve(prompt(4), reuse=Reuse(ranges=ranges))
             match = await it.cache.match(prompt(4))
             assert records_of(it, match)["holds"][:, Tier.HOST].tolist() == [1, 1, 1, 0]
             clock.advance(10.0)
@@ -79,7 +56,7 @@ def test_pages_that_every_request_keeps_are_charged_once(house, prompt):
             said = Reuse(ranges=(TokenRange(0, 16, keep_s=60.0),))
             for of in range(4):
                 tokens = np.concatenate((prompt(2), prompt(1, of=of + 1)))
-                await serve(it, tokens, reuse=said, session=str(of))
+                await it.serve(tokens, reuse=said, session=str(of))
             assert it.cache.stats().hints.held_pages == {0: 2}
 
     asyncio.run(scenario())
@@ -105,11 +82,11 @@ def test_what_a_store_says_takes_the_place_of_what_the_match_said(house, prompt)
 def test_pages_of_lower_priority_go_first(house, prompt, first, second):
     async def scenario():
         async with house(**NO_DISK) as it:
-            await serve(it, prompt(3), reuse=Reuse(priority=second))
-            await serve(it, prompt(3, of=1), reuse=Reuse(priority=first))
-            await serve(it, prompt(3, of=2))
-            assert await pages_of(it, prompt(3)) == 3
-            assert await pages_of(it, prompt(3, of=1)) < 3
+            await it.serve(prompt(3), reuse=Reuse(priority=second))
+            await it.serve(prompt(3, of=1), reuse=Reuse(priority=first))
+            await it.serve(prompt(3, of=2))
+            assert await it.pages_of(prompt(3)) == 3
+            assert await it.pages_of(prompt(3, of=1)) < 3
 
     asyncio.run(scenario())
 
@@ -119,7 +96,7 @@ def test_a_priority_ends_after_its_time(house, prompt):
         clock = VirtualClock()
         async with house(clock=clock) as it:
             said = (TokenRange(0, 8, 75, 10.0), TokenRange(16, None, 15, 20.0))
-            await serve(it, prompt(3), reuse=Reuse(ranges=said))
+            await it.serve(prompt(3), reuse=Reuse(ranges=said))
             match = await it.cache.match(prompt(3))
             assert records_of(it, match)["rank"].tolist() == [4.0, 0.0, -2.0]
             clock.advance(10.0)
@@ -135,7 +112,7 @@ def test_a_priority_ends_after_its_time(house, prompt):
 def test_a_priority_beyond_the_tenants_part_is_not_given(house, prompt):
     async def scenario():
         async with house(device=12, host=8, disk=0) as it:
-            await serve(it, prompt(6), reuse=Reuse(priority=100))
+            await it.serve(prompt(6), reuse=Reuse(priority=100))
             match = await it.cache.match(prompt(6))
             assert (records_of(it, match)["rank"] > 0).tolist() == [True] * 4 + [False] * 2
 
@@ -146,8 +123,8 @@ def test_a_low_priority_lowers_no_page_that_others_use(house, prompt):
     async def scenario():
         async with house() as it:
             both = np.concatenate((prompt(2), prompt(2, of=1)))
-            await serve(it, prompt(2), session="t")
-            await serve(it, both, session="s", reuse=Reuse(priority=0))
+            await it.serve(prompt(2), session="t")
+            await it.serve(both, session="s", reuse=Reuse(priority=0))
             match = await it.cache.match(both)
             assert (records_of(it, match)["rank"] < 0).tolist() == [False] * 2 + [True] * 2
 
@@ -159,15 +136,15 @@ def test_pages_of_an_ended_conversation_go_first_but_not_what_others_use(house, 
     async def scenario():
         async with house(device=10, host=10, disk=0) as it:
             both = np.concatenate((prompt(2), prompt(3, of=1)))
-            await serve(it, prompt(2), session="t")
+            await it.serve(prompt(2), session="t")
             for _ in range(3):
-                await serve(it, both, session="s")
-            await serve(it, prompt(3, of=2), session="u")
-            await serve(it, both, session="s", reuse=said)
-            await serve(it, prompt(4, of=3))
-            assert await pages_of(it, both) < 5
-            assert await pages_of(it, prompt(2)) == 2
-            assert await pages_of(it, prompt(3, of=2)) == 3
+                await it.serve(both, session="s")
+            await it.serve(prompt(3, of=2), session="u")
+            await it.serve(both, session="s", reuse=said)
+            await it.serve(prompt(4, of=3))
+            assert await it.pages_of(both) < 5
+            assert await it.pages_of(prompt(2)) == 2
+            assert await it.pages_of(prompt(3, of=2)) == 3
 
     asyncio.run(scenario())
 
@@ -176,8 +153,8 @@ def test_an_ended_conversation_is_not_written_to_disk(house, prompt):
     async def scenario():
         async with house(admit=True) as it:
             it.residency.policy["load_latency_s"] = it.residency.policy["write_s_per_byte"] = 0.0
-            await serve(it, prompt(3), reuse=Reuse(end_of_conversation=True))
-            await serve(it, prompt(3, of=1))
+            await it.serve(prompt(3), reuse=Reuse(end_of_conversation=True))
+            await it.serve(prompt(3, of=1))
             assert (await it.cache.match(prompt(3))).tiers.tolist() == [Tier.DEVICE] * 3
             assert it.cache.stats().traffic.tiers[Tier.DISK].pages == 3
 
@@ -189,11 +166,11 @@ def test_a_tenant_whose_ends_are_wrong_is_not_heeded_any_more(house, prompt):
         clock = VirtualClock()
         async with house(clock=clock) as it:
             for _ in range(6):
-                await serve(it, prompt(2), tenant=1, reuse=Reuse(end_of_conversation=True))
+                await it.serve(prompt(2), tenant=1, reuse=Reuse(end_of_conversation=True))
                 clock.advance(700.0 / 6)
             for _ in range(6):
                 clock.advance(110.0)
-                await serve(it, prompt(2), tenant=1, reuse=Reuse(end_of_conversation=True))
+                await it.serve(prompt(2), tenant=1, reuse=Reuse(end_of_conversation=True))
             match = await it.cache.match(prompt(2))
             assert (records_of(it, match)["forecast"] == 0.0).all()
             told = it.cache.stats().hints.reliability[1]
@@ -210,7 +187,7 @@ async def converse(it, prompt, clock, say, *, requests=120, seed=3):
         of = chance.choice(goes_on) if goes_on and chance.random() < 0.5 else number + 100
         more = chance.random() < 0.4
         turns[of] = more
-        hits += await serve(it, prompt(2, of=of), tenant=1, **say(more))
+        hits += await it.serve(prompt(2, of=of), tenant=1, **say(more))
         clock.advance(chance.expovariate(1 / 20.0))
     clock.advance(700.0)
     return hits
@@ -228,8 +205,8 @@ def test_right_chances_are_found_out_and_then_count(house, prompt):
             told = it.cache.stats().hints.reliability[1]
             assert told.outcomes == 120
             assert told.weight > 0.9
-            await serve(it, prompt(2), tenant=1, reuse=Reuse(probability=0.1))
-            await serve(it, prompt(2, of=1), tenant=1, reuse=Reuse(probability=0.9))
+            await it.serve(prompt(2), tenant=1, reuse=Reuse(probability=0.1))
+            await it.serve(prompt(2, of=1), tenant=1, reuse=Reuse(probability=0.9))
             low, high = [
                 records_of(it, await it.cache.match(prompt(2, of=of)))["forecast"][0]
                 for of in (0, 1)
@@ -350,10 +327,10 @@ def test_a_new_tenant_makes_the_parts_smaller(house, prompt):
     async def scenario():
         async with house(device=16, host=16, disk=0) as it:
             for of in range(2):
-                await serve(it, prompt(4, of=of), session=str(of), tenant=1)
+                await it.serve(prompt(4, of=of), session=str(of), tenant=1)
             soon, late = Retain(Session("0", 1), 5.0), Retain(Session("1", 1), 9.0)
             assert [it_.pages for it_ in await it.cache.hint([soon, late])] == [4, 4]
-            await serve(it, prompt(1, of=9), tenant=2)
+            await it.serve(prompt(1, of=9), tenant=2)
             assert it.cache.stats().hints.held_pages == {1: 4}
             match = await it.cache.match(prompt(4, of=1))
             assert (records_of(it, match)["holds"][:, Tier.HOST] == 1).all()
@@ -369,6 +346,6 @@ def test_a_hint_in_the_wrong_form_stores_nothing(house, prompt):
             with pytest.raises(HintError):
                 it.cache.store(match, slots, reuse="soon")
             it.cache.release(slots)
-            assert await pages_of(it, prompt(2)) == 0
+            assert await it.pages_of(prompt(2)) == 0
 
     asyncio.run(scenario())
