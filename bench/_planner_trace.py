@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.pages import NOWHERE, PAGE, Tier
-from bodocache.plan import evict, fanout, victims
+from bodocache.plan import evict, fanout, reuse, victims
 from bodocache.plan.heat import NEVER_FADES_S
 from bodocache.plan.records import (
     DEMAND,
@@ -82,6 +82,8 @@ class Run:
     def _window(self, now_s: float, requests: range) -> None:
         paths = [self._path(r) for r in requests]
         for rows in paths:
+            asked = reuse.Asked(-1, 0, 0, np.nan)
+            reuse.observe(self.queues.model, self.queues.memories, rows, now_s, asked)
             evict.touch(self.pages, self.queues, self.policy, rows, now_s)
             fanout.count(self.passing, self.policy, 1, now_s)
             fanout.follow(self.passing, self.pages, self.policy, rows, now_s)
@@ -231,7 +233,7 @@ def tenants_of() -> Any:
 
 
 STAGES = {
-    "heat": 0,
+    "reuse": int(Feature.REUSE),
     "fanout": int(Feature.FANOUT),
     "admit": int(Feature.ADMIT),
     "tardiness": int(Feature.TARDINESS),

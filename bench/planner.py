@@ -147,14 +147,20 @@ def measure_stages(path: Path) -> list[dict[str, Any]]:
     whole = Run(trace, 0).run()
     rows = [{"what": "stage", "stage": "all on", **whole}]
     for stage, off in STAGES.items():
-        without = Run(trace, off, heat=stage != "heat").run()
-        loss = {name: round(without[name] - whole[name], 2) for name in whole}
-        rows.append({"what": "stage", "stage": stage, "off": without, "loss": loss})
+        rows.append(_loss(stage, whole, Run(trace, off).run()))
+    by_heat = Run(trace, int(Feature.REUSE)).run()
+    cold = Run(trace, int(Feature.REUSE), heat=False).run()
+    rows.append(_loss("heat, where reuse is off", by_heat, cold))
     flooded = Run(trace, 0, flood=FLOOD_REQUESTS).run()
     rows.append({"what": "stage", "stage": "all on, flooded", **flooded})
     without = Run(trace, int(Feature.CREDITS), flood=FLOOD_REQUESTS).run()
-    loss = {name: round(without[name] - flooded[name], 2) for name in flooded}
-    return [*rows, {"what": "stage", "stage": "credits, flooded", "off": without, "loss": loss}]
+    return [*rows, _loss("credits, flooded", flooded, without)]
+
+
+def _loss(stage: str, whole: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]:
+    """What switching ``stage`` off changes."""
+    loss = {name: round(without[name] - whole[name], 2) for name in whole}
+    return {"what": "stage", "stage": stage, "off": without, "loss": loss}
 
 
 def main() -> None:
