@@ -34,7 +34,7 @@ class Ghosts:
         """``rows`` are ghosts from now on; return those that are none any more to make room."""
         places = (self._made + np.arange(len(rows))) % len(self._ring)
         self._made += len(rows)
-        oldest = self._ring[places]
+        oldest: RowArray = self._ring[places]
         oldest = oldest[(oldest != NOWHERE) & (self._places[oldest] == places)]
         self._ring[places] = rows
         self._places[rows] = places

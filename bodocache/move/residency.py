@@ -386,7 +386,8 @@ class Residency:
 
     def _may_churn(self, tier: Tier) -> bool:
         """Whether the churn guard lets any page go."""
-        return victims.allowance(self._queues, self.policy, int(tier), self._now_s()) > 0
+        allowed = victims.allowance(self._queues, self.policy, int(tier), self._now_s())
+        return int(allowed) > 0
 
     def _unblock(self, tier: Tier) -> bool:
         """Let the coldest page go whose last copy in ``tier`` is kept by pages behind it elsewhere.

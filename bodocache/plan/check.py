@@ -38,11 +38,21 @@ COMPLAINTS = (
     "demands.tenant: row {row}: {tenant} is unknown: there are {tenants} tenants",
     "demands.tenant: row {row}: {tenant} is of another domain than page {page}",
     "demands.page: row {row}: page {page} has 0 bytes (pages.nbytes)",
+    "demands.page: row {row}: page {page} has a parent outside the table (pages.parent)",
+    "demands.page: row {row}: page {page} has a heat, stamp_s or recompute_s that is no number",
     "policy.half_life_s: row {row}: {half_life_s}; expected a finite number > 0",
     "policy.chunk_nbytes: row {row}: {chunk_nbytes}; expected > 0",
     "policy.hole_nbytes: row {row}: {hole_nbytes}; expected >= 0",
-    "policy: row {row}: a rate, latency, residence or time is negative or not a number",
     "policy.features_off: row {row}: {features_off} has bits that are no Feature",
+    "policy.min_residence_s: row {row}: {min_residence_s}; expected >= 0",
+    "policy.patience_s: row {row}: {patience_s}; expected >= 0",
+    "policy.switch_s: row {row}: {switch_s}; expected >= 0",
+    "policy.churn_share: row {row}: {churn_share}; expected 0 to 1, and a churn_s > 0 ({churn_s})",
+    "policy.capacity_pages: row {row}: {capacity_pages}; expected >= 0 of each tier",
+    "policy.load_s_per_byte: row {row}: {load_s_per_byte}; expected >= 0 of each tier",
+    "policy.load_latency_s: row {row}: {load_latency_s}; expected >= 0 of each tier",
+    "policy.write_s_per_byte: row {row}: {write_s_per_byte}; expected >= 0 of each tier",
+    "policy.credits_per_s: row {row}: {credits_per_s}; expected >= 0 of each bucket",
     "links.rate: row {row}: {rate}; expected a finite number > 0",
     "links.spread: row {row}: {spread}; expected a finite number >= 0",
     "links.drift: row {row}: {drift}; expected a finite number >= 0",
@@ -52,14 +62,19 @@ COMPLAINTS = (
     "requests.first: row {row}: {first}, {count} demands: not all in the table, or not in order",
     "requests.request: row {row}: {request}: its demands are another's, or no loads",
     "requests.count: row {row}: its pages are not shallow to deep",
-    "requests: row {row}: a time, page_tokens or n_waiting is out of range or not a number",
+    "requests.page_tokens: row {row}: {page_tokens}; expected > 0",
+    "requests.n_waiting: row {row}: {n_waiting}; expected a finite number >= 0",
+    "requests.wait_s: row {row}: {wait_s}; expected a finite number >= 0",
+    "requests.new_compute_s: row {row}: {new_compute_s}; expected a finite number >= 0",
+    "requests.token_s: row {row}: {token_s}; expected a finite number >= 0",
+    "requests.slope_s: row {row}: {slope_s}; expected a finite number >= 0",
 )
 
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _PREFETCH, _PREWARM = int(OpKind.PREFETCH), int(OpKind.PREWARM)
 _FEATURES = sum(Feature)
 _WITH = len(COMPLAINTS)
-_POLICY, _LINK, _REQUEST = 9, 14, 20  # the first complaint about each
+_POLICY, _LINK, _REQUEST = 11, 24, 30  # the first complaint about each
 
 DEMANDS, PAGES, POLICIES = jit.readonly(DEMAND), jit.array(PAGE), jit.array(POLICY)
 TENANTS, LINKS, REQUESTS = jit.array(TENANT), jit.readonly(LINK), jit.readonly(REQUEST)
@@ -78,7 +93,7 @@ def complaint(code: int, tables: Mapping[str, Records]) -> ValueError:
 @jit.kernel(jit.i8, jit.record(DEMAND), PAGES, TENANTS)
 def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> Int:
     """What is wrong with one demand, or the page it wants."""
-    which = -1
+    which: Int = -1
     kind = np.int64(demand["kind"])
     if not 0 <= demand["page"] < len(pages):
         which = 0
@@ -98,34 +113,54 @@ def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> Int:
         tenants[demand["tenant"]]["domain"] != pages[demand["page"]]["domain"]
     ):
         which = 7
-    elif pages[demand["page"]]["nbytes"] == 0:
-        which = 8
+    else:
+        which = _in_page(pages[demand["page"]], len(pages))
     return -1 if which < 0 else which + _WITH * row
+
+
+@jit.kernel(jit.record(PAGE), jit.i8)
+def _in_page(page: Any, rows: Int) -> Int:
+    """Complaint about a page that is wanted, or -1."""
+    if page["nbytes"] == 0:
+        return 8
+    if not -1 <= page["parent"] < rows:
+        return 9
+    warm = np.isfinite(page["heat"]) and np.isfinite(page["stamp_s"])
+    return -1 if warm and np.isfinite(page["recompute_s"]) else 10
 
 
 @jit.kernel(POLICIES)
 def in_policy(policy: Records) -> int:
-    """What is wrong with the policy."""
+    """What is wrong first with the policy."""
     said = policy[0]
-    if not 0.0 < said["half_life_s"] < np.inf:
-        return _POLICY
-    if said["chunk_nbytes"] <= 0:
-        return _POLICY + 1
-    if said["hole_nbytes"] < 0:
-        return _POLICY + 2
-    good = said["min_residence_s"] >= 0.0 and said["patience_s"] >= 0.0 and said["switch_s"] >= 0.0
-    churns = said["churn_share"]
-    good &= churns == 0.0 or (0.0 < churns <= 1.0 and said["churn_s"] > 0.0)
+    share = said["churn_share"]
+    sizes = loads = latencies = writes = rates = True
     for tier in range(TIERS):
-        good &= said["capacity_pages"][tier] >= 0
-        good &= said["load_s_per_byte"][tier] >= 0.0
-        good &= said["load_latency_s"][tier] >= 0.0
-        good &= said["write_s_per_byte"][tier] >= 0.0
+        sizes &= said["capacity_pages"][tier] >= 0
+        loads &= said["load_s_per_byte"][tier] >= 0.0
+        latencies &= said["load_latency_s"][tier] >= 0.0
+        writes &= said["write_s_per_byte"][tier] >= 0.0
     for bucket in range(BUCKETS):
-        good &= said["credits_per_s"][bucket] >= 0.0
-    if not good:
-        return _POLICY + 3
-    return _POLICY + 4 if np.int64(said["features_off"]) & ~_FEATURES else -1
+        rates &= said["credits_per_s"][bucket] >= 0.0
+    complaints = (
+        not 0.0 < said["half_life_s"] < np.inf,
+        said["chunk_nbytes"] <= 0,
+        said["hole_nbytes"] < 0,
+        np.int64(said["features_off"]) & ~_FEATURES != 0,
+        not said["min_residence_s"] >= 0.0,
+        not said["patience_s"] >= 0.0,
+        not said["switch_s"] >= 0.0,
+        not (share == 0.0 or (0.0 < share <= 1.0 and said["churn_s"] > 0.0)),
+        not sizes,
+        not loads,
+        not latencies,
+        not writes,
+        not rates,
+    )
+    for which in range(len(complaints)):
+        if complaints[which]:
+            return _POLICY + which
+    return -1
 
 
 @jit.kernel(LINKS)
@@ -177,7 +212,15 @@ def _in_run(request: Any, demands: Records, pages: Records) -> int:
             depth = np.int64(pages[demands[i]["page"]]["depth"])
             if depth <= np.int64(pages[demands[i - 1]["page"]]["depth"]):
                 return 2
-    good = request["page_tokens"] > 0 and 0.0 <= request["n_waiting"] < np.inf
-    good &= 0.0 <= request["wait_s"] < np.inf and 0.0 <= request["new_compute_s"] < np.inf
-    good &= 0.0 <= request["token_s"] < np.inf and 0.0 <= request["slope_s"] < np.inf
-    return -1 if good else 3
+    complaints = (
+        request["page_tokens"] == 0,
+        not 0.0 <= request["n_waiting"] < np.inf,
+        not 0.0 <= request["wait_s"] < np.inf,
+        not 0.0 <= request["new_compute_s"] < np.inf,
+        not 0.0 <= request["token_s"] < np.inf,
+        not 0.0 <= request["slope_s"] < np.inf,
+    )
+    for which in range(len(complaints)):
+        if complaints[which]:
+            return which + 3
+    return -1

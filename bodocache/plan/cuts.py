@@ -88,7 +88,6 @@ def decide(
     for at in range(len(requests)):
         row = np.int64(book.pairs.carried[0, at])
         book.requests[count] = row
-        book.of_request[row]["cut_at"] = -1
         end_after = _list(wants, requests[row], streams, book, count, end)
         if end_after > end:
             count, end = count + 1, end_after

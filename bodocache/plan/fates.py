@@ -102,10 +102,10 @@ def admit_writes(
     free_frames: Int,
     writes: Writes,
 ) -> None:
-    """Refuse the writes that are not worth their room."""
-    demands, fates, count = wants.demands, wants.fates, 0
+    """Refuse the writes that are not worth their room; those of one page are one write."""
+    demands, fates, leads, count = wants.demands, wants.fates, wants.leads, 0
     for i in range(len(demands)):
-        if demands[i]["kind"] == _WRITE and fates[i] == PLANNED:
+        if demands[i]["kind"] == _WRITE and fates[i] == PLANNED and leads[i] == i:
             writes.rows[count], writes.demands[count] = demands[i]["page"], i
             count += 1
     if count == 0:
@@ -115,6 +115,9 @@ def admit_writes(
     for i in range(count):
         if not admitted[i]:
             fates[writes.demands[i]] = REFUSED
+    for i in range(len(demands)):
+        if demands[i]["kind"] == _WRITE and fates[i] == PLANNED:
+            fates[i] = fates[leads[i]]
 
 
 @jit.kernel(WANTS, PAYMENTS)

@@ -18,6 +18,7 @@ from bodocache.plan import asked, charges, check, coalesce, cuts, evict, facts, 
 from bodocache.plan import streams as ways
 from bodocache.plan.check import DEMANDS, LINKS, PAGES, POLICIES, REQUESTS, TENANTS
 from bodocache.plan.credits import check as check_credits
+from bodocache.plan.loads import DECISION
 from bodocache.plan.records import (
     DEMAND,
     LINK,
@@ -108,8 +109,12 @@ class Planner:
         _check_arrays(inputs, queues)
         if not self._now_s <= now_s < np.inf:
             raise ValueError(f"now_s: {now_s}; the last window was at {self._now_s}")
+        if now_s < queues.clock_s[0]:
+            raise ValueError(f"now_s: {now_s}; the queues were told of {queues.clock_s[0]}")
         self._fit(inputs)
         space, n = self._space, len(inputs.demands)
+        if len(inputs.requests):
+            space.book.of_request[: len(inputs.requests)] = _UNDECIDED
         if len(inputs.tenants):
             self._check(inputs, now_s)
             _decide(*inputs, queues, now_s, free_frames, space)
@@ -214,6 +219,9 @@ def _check_arrays(inputs: Inputs, queues: evict.Queues) -> None:
         )
 
 
+_UNDECIDED = np.zeros((), DECISION)
+_UNDECIDED["cut_at"] = -1
+
 _DTYPES = (DEMAND, PAGE, POLICY, TENANT, LINK, REQUEST)
 _INPUTS = (DEMANDS, PAGES, POLICIES, TENANTS, LINKS, REQUESTS)
 _SPACE = jit.named(
@@ -279,6 +287,8 @@ def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-o
     pays = len(tenants) > 0 and (on & _CREDITS) != 0
     if pays:
         fates.charge(wants, tenants, policy, now_s, payments, work.pairs, space.ready_s)
+    else:
+        space.ready_s[: len(demands)] = 0.0
     decides = len(requests) > 0 and (on & (_TARDINESS | _OVERLAP)) != 0
     if decides:
         cuts.decide(wants, requests, links, policy, now_s, space.streams, book)

@@ -305,11 +305,27 @@ def test_time_does_not_run_backwards():
         ("requests", "first", 1, 3, "requests.first: row 1: 3"),
         ("requests", "count", 1, 5, "requests.first: row 1: 4, 5 demands"),
         ("requests", "request", 1, 0, "requests.request: row 1: 0"),
-        ("requests", "page_tokens", 1, 0, "requests: row 1"),
-        ("requests", "wait_s", 0, np.nan, "requests: row 0"),
+        ("requests", "page_tokens", 1, 0, "requests.page_tokens: row 1: 0"),
+        ("requests", "n_waiting", 1, np.inf, "requests.n_waiting: row 1: inf"),
+        ("requests", "wait_s", 0, np.nan, "requests.wait_s: row 0: nan"),
+        ("requests", "new_compute_s", 0, -1.0, "requests.new_compute_s: row 0: -1.0"),
+        ("requests", "token_s", 1, np.nan, "requests.token_s: row 1: nan"),
+        ("requests", "slope_s", 1, np.inf, "requests.slope_s: row 1: inf"),
+        ("pages", "parent", 2, 4, "demands.page: row 2: page 2 has a parent outside"),
+        ("pages", "parent", 2, -2, "demands.page: row 2: page 2 has a parent outside"),
+        ("pages", "heat", 1, np.nan, "demands.page: row 1: page 1 has a heat"),
+        ("pages", "stamp_s", 1, np.inf, "demands.page: row 1: page 1 has a heat, stamp_s"),
+        ("pages", "recompute_s", 3, np.nan, "demands.page: row 3: .* recompute_s"),
         ("policy", "features_off", 0, 128, "policy.features_off: row 0: 128"),
-        ("policy", "patience_s", 0, np.nan, "policy: row 0"),
-        ("policy", "credits_per_s", 0, -1.0, "policy: row 0"),
+        ("policy", "min_residence_s", 0, -1.0, "policy.min_residence_s: row 0: -1.0"),
+        ("policy", "patience_s", 0, np.nan, "policy.patience_s: row 0: nan"),
+        ("policy", "switch_s", 0, np.nan, "policy.switch_s: row 0: nan"),
+        ("policy", "churn_share", 0, 1.5, "policy.churn_share: row 0: 1.5"),
+        ("policy", "capacity_pages", 0, -1, "policy.capacity_pages: row 0"),
+        ("policy", "load_s_per_byte", 0, np.nan, "policy.load_s_per_byte: row 0"),
+        ("policy", "load_latency_s", 0, -1.0, "policy.load_latency_s: row 0"),
+        ("policy", "write_s_per_byte", 0, np.nan, "policy.write_s_per_byte: row 0"),
+        ("policy", "credits_per_s", 0, -1.0, "policy.credits_per_s: row 0"),
     ],
 )
 def test_what_is_out_of_range_is_named_and_changes_nothing(table, field, row, value, says):
@@ -332,3 +348,38 @@ def test_a_requests_pages_go_shallow_to_deep():
 def test_tables_of_another_dtype_are_refused():
     with pytest.raises(ValueError, match="links: expected the dtype"):
         Case().plan(links=np.zeros(1))
+
+
+def test_a_planner_used_again_tells_nothing_of_its_last_window():
+    planner = Planner()
+    late = Case(8, deadline_s=1e-6).with_links(disk=1.0, host=1.0).with_requests(token_s=1e-9)
+    late.with_tenants(held=NBYTES)
+    first = planner.plan(inputs_of(late), late.queues)
+    assert first.decisions["verdict"].any()
+    assert first.ready_s.any()
+    idle = Case(8).with_links().with_requests(token_s=1e-9)
+    idle.pages["tiers"] = DEVICE.bit
+    again, alone = (it.plan(inputs_of(idle), idle.queues) for it in (planner, Planner()))
+    assert again.decisions.tobytes() == alone.decisions.tobytes()
+    assert not again.ready_s.any()
+
+
+def test_a_page_that_several_want_written_takes_one_frame():
+    case = Case(3, 2, kind=OpKind.WRITE)
+    case.pages["parent"], case.pages["depth"] = NOWHERE, 0
+    made = case.plan(free_frames=3)
+    assert sorted(made.rows.tolist()) == [0, 1, 2]
+    assert fates(made) == ["PLANNED"] * 6
+    assert set(fates(case.plan(free_frames=0))) == {"REFUSED"}
+
+
+def test_a_window_before_what_the_queues_were_told_is_an_error():
+    case = Case(2)
+    evict.touch(case.pages, case.queues, case.policy, np.array([0]), 100.0)
+    with pytest.raises(ValueError, match=r"now_s: 1.0; the queues were told of 100.0"):
+        case.plan(now_s=1.0)
+
+
+def inputs_of(case):
+    tables = (case.tenants, case.links, case.requests)
+    return Inputs(case.demands, case.pages, case.policy, *tables)
