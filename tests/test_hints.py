@@ -111,6 +111,15 @@ def changed(path, value):
     return envelope
 
 
+def test_seconds_too_large_for_a_float_are_without_end():
+    path = ("actions", 0, "payload", "keep_s")
+    retain = from_envelope(changed(path, 10**400)).actions[0]
+    assert retain.keep_s == math.inf
+    ranges = [{"token_start": 0, "token_end": 2, "priority": 50, "duration_ms": 10**400}]
+    reuse = from_retention({"token_range_retention_configs": ranges}, prompt_tokens=3)
+    assert reuse.ranges[0].priority_s == math.inf
+
+
 def test_an_envelope_becomes_its_actions():
     envelope = from_envelope(GOOD, tenant=7)
     retain, pin, unpin, demote, prefetch, release = envelope.actions

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from bodocache.errors import HintError
-from bodocache.hints.reuse import check_seconds
+from bodocache.hints.reuse import check_seconds, checked_tenant
 from bodocache.pages import Tier
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ class Session:
     name: str
     tenant: int = 0
 
+    def __post_init__(self) -> None:
+        checked_tenant(self.tenant)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Span:
@@ -36,6 +39,7 @@ class Span:
     tenant: int = 0
 
     def __post_init__(self) -> None:
+        checked_tenant(self.tenant)
         if self.start < 0 or (self.stop is not None and self.stop <= self.start):
             raise HintError(f"span: tokens {self.start} to {self.stop}: expected 0 <= start < stop")
 

@@ -29,6 +29,7 @@ from bodocache.hints.actions import (
     Unknown,
     Unpin,
 )
+from bodocache.hints.reuse import seconds_of
 from bodocache.pages import Tier
 
 PROTOCOL_VERSIONS = (1, "1", "1.0")
@@ -157,7 +158,7 @@ def _seconds(fields: Mapping[str, object], name: str) -> float:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise HintError(f"{name}: expected seconds from now, >= 0")
-    return float(value)
+    return seconds_of(value)
 
 
 def _check_keys(where: str, fields: Mapping[str, object], expected: set[str]) -> None:

@@ -5,10 +5,12 @@ import math
 from dataclasses import dataclass
 from itertools import count
 
+import numpy as np
+
 from bodocache.errors import HintError
 
 PRIORITIES = range(101)
-TENANTS = range(1 << 32)  # as many as a page's record can name
+MOST_TENANT = (1 << 32) - 1  # as many as a page's record can name
 DEFAULT_PRIORITY = 35  # TensorRT-LLM's: what pages have of whom nothing is said
 
 _numbers = count(1)
@@ -122,9 +124,7 @@ class Said:
             raise HintError(f"reuse: {type(reuse).__name__}; expected a Reuse")
         if session is not None and not (isinstance(session, str) and session):
             raise HintError("session: expected a text that is not empty, or None")
-        whose = self.tenant if tenant is None else tenant
-        if whose not in TENANTS:
-            raise HintError(f"tenant = {whose}: expected an integer from 0 to {TENANTS[-1]}")
+        whose = self.tenant if tenant is None else checked_tenant(tenant)
         return Said(self.request, reuse or self.reuse, session or self.session, whose)
 
     @property
@@ -133,12 +133,28 @@ class Said:
         return self.reuse is None and self.session is None
 
 
+def checked_tenant(tenant: int) -> int:
+    """``tenant`` as an int; HintError unless it is an integer that a record can hold."""
+    is_integer = isinstance(tenant, int | np.integer) and not isinstance(tenant, bool)
+    if not (is_integer and 0 <= tenant <= MOST_TENANT):
+        raise HintError(f"tenant = {tenant!r}: expected an integer from 0 to {MOST_TENANT}")
+    return int(tenant)
+
+
 def check_priority(priority: int) -> None:
     """Raise HintError unless ``priority`` is an integer from 0 to 100."""
     if isinstance(priority, bool) or priority not in PRIORITIES:
         raise HintError(
             f"priority = {priority}: expected an integer from 0 (first to go) to 100; default 35"
         )
+
+
+def seconds_of(number: float) -> float:
+    """``number`` as a float; an integer too large for one is without end."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def check_seconds(name: str, seconds: float | None) -> None:

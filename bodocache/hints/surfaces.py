@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bodocache.errors import HintError
-from bodocache.hints.reuse import DEFAULT_PRIORITY, Reuse, TokenRange
+from bodocache.hints.reuse import DEFAULT_PRIORITY, Reuse, TokenRange, seconds_of
 
 # Headers, lower case; the first that is there counts. The last one says that it was the last.
 SESSION_HEADERS = ("x-session-id", "x-dynamo-trajectory-id")
@@ -77,4 +77,4 @@ def _duration_s(duration_ms: object) -> float:
         return math.inf
     if isinstance(duration_ms, bool) or not isinstance(duration_ms, int | float):
         raise HintError("retention: duration_ms: expected milliseconds, or None for no end")
-    return duration_ms / 1000.0
+    return seconds_of(duration_ms) / 1000.0

@@ -5,7 +5,7 @@ A bounded table: the chain of rows of each session's last request. Rows are not 
 remembered with the first word of its key: a row that is another page's by now ends the chain.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class _Chain:
 
 
 class Sessions:
-    """Remembers sessions, the least recently used going first."""
+    """Remembers sessions; of tenants with more than an equal part the least recent goes first."""
 
     def __init__(
         self, table: PageTable, *, kept: int, ttl_s: float, now_s: Callable[[], float]
@@ -39,6 +39,7 @@ class Sessions:
         self._ttl_s = ttl_s
         self._now_s = now_s
         self._chains: OrderedDict[Name, _Chain] = OrderedDict()
+        self._counts: Counter[int] = Counter()  # sessions of each tenant
         self._pages = 0
         self._through = np.zeros(table.capacity, np.int32)  # sessions through each row
 
@@ -63,8 +64,14 @@ class Sessions:
         self._through[rows] += 1
         self._pages += len(rows)
         self._chains[name] = _Chain(rows.copy(), words, uses, self._now_s())
+        self._counts[name[0]] += 1
         while len(self._chains) > self._kept or (self._pages > KEPT_PAGES and len(self) > 1):
-            self._forget(next(iter(self._chains)))
+            self._forget(self._least_missed())
+
+    def _least_missed(self) -> Name:
+        """The session to forget: the least recent of a tenant that has more than an equal part."""
+        part = len(self._chains) // len(self._counts)
+        return next(name for name in self._chains if self._counts[name[0]] >= max(1, part))
 
     def find(self, name: Name) -> RowArray | None:
         """The chain of the session, as far as its rows still are its pages; None: not known."""
@@ -103,6 +110,7 @@ class Sessions:
     def forget_all(self) -> None:
         """Forget every session: their pages are of other weights."""
         self._chains.clear()
+        self._counts.clear()
         self._through[:] = 0
         self._pages = 0
 
@@ -119,6 +127,9 @@ class Sessions:
         chain = self._chains.pop(name)
         self._through[chain.rows] -= 1
         self._pages -= len(chain.rows)
+        self._counts[name[0]] -= 1
+        if not self._counts[name[0]]:
+            del self._counts[name[0]]
 
 
 def leading(rows: RowArray) -> RowArray:

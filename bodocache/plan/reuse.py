@@ -213,7 +213,7 @@ def _use(model: Model, memories: Memories, row: Int, now_s: float) -> None:
     if memory["hint"] > 0:
         tenant, bucket = divmod(np.int64(memory["hint"]) - 1, _BUCKETS)
         model.hints[_CONTINUED, tenant, bucket] += 1
-    gap = np.log2(1 + now_s - memory["stamp_s"])
+    gap = np.log2(1 + max(0.0, now_s - memory["stamp_s"]))
     weight = 1.0 if memory["uses"] == 1 else GAP_WEIGHT
     memory["mean_gap"] += weight * (gap - memory["mean_gap"])
 

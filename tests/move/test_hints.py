@@ -162,6 +162,20 @@ def test_the_least_used_session_is_forgotten_beyond_the_bound(house, prompt):
     asyncio.run(scenario())
 
 
+def test_a_tenant_of_many_sessions_makes_nobody_elses_unknown(house, prompt):
+    async def scenario():
+        async with house(hints=HintsConfig(max_sessions=4)) as it:
+            await it.serve(prompt(2), session="mine", tenant=1)
+            for number in range(9):
+                await it.serve(prompt(2), session=str(number), tenant=2)
+            asked = [Retain(Session("mine", 1), 1.0), Retain(Session("5", 2), 1.0)]
+            statuses = [status for status, _ in await hint(it, *asked)]
+            assert statuses == ["accepted", "missing"]
+            assert it.cache.stats().hints.sessions == 4
+
+    asyncio.run(scenario())
+
+
 def test_pages_that_were_evicted_are_missing_and_a_part_of_them_clips(house, prompt):
     async def scenario():
         async with house(device=8, host=8, disk=0) as it:
@@ -682,8 +696,12 @@ def test_what_is_no_action_is_refused_before_any_is_carried_out(house, prompt):
                 await it.cache.hint([Pin(S), "pin"])
             with pytest.raises(HintError, match="session"):
                 await it.cache.match(prompt(2), session="")
+            for nobody in (-1, 1.5, "x", True, 1 << 32):
+                with pytest.raises(HintError, match=f"tenant = {nobody!r}"):
+                    await it.cache.match(prompt(2), tenant=nobody)
             with pytest.raises(HintError, match="tenant = -1"):
-                await it.cache.match(prompt(2), tenant=-1)
+                Session("s", -1)
+            assert (await it.cache.match(prompt(2), tenant=np.int64(9))).pages == 2
             with pytest.raises(HintError, match="expected a Reuse"):
                 await it.cache.match(prompt(2), reuse=0.5)
             assert it.cache.stats().hints.outcomes == {}

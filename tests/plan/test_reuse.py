@@ -149,6 +149,15 @@ def test_pages_of_an_earlier_process_count_as_used_once():
     assert (seen.model.hazards.score[seen.memories["kind"][:2], 0] > 0).all()
 
 
+def test_a_clock_that_runs_backwards_counts_as_one_that_stands_still():
+    back, still = Seen(), Seen()
+    for at_s in (100.0, 50.0, 20.0):
+        back.touch(range(3), at_s)
+        still.touch(range(3), 100.0)
+    assert back.memories["mean_gap"].tolist() == still.memories["mean_gap"].tolist()
+    assert back.memories["kind"].tolist() == still.memories["kind"].tolist()
+
+
 def _rows(*rows):
     column = np.array(rows, np.int64)
     column.flags.writeable = False
