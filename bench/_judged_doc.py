@@ -160,6 +160,22 @@ def _lost(row: Mapping[str, Any], policy: str) -> str:
     return f"{100 * (1 - row['hits_beside'][policy] / row['hits_alone'][policy]):.1f}"
 
 
+def _late(document: Document) -> list[str]:
+    rows = [row for row in document["rows"] if "comes" in row]
+    cells = (
+        [row["there"], row["comes"], f"{row['share']:g}"]
+        + [_against_best(row[part]) for part in ("hits_late", "hits_there")]
+        for row in rows
+    )
+    head = ["who was there", "who comes", "live sets", "hits of who comes", "of who was there"]
+    return [_table(head, cells)]
+
+
+def _against_best(hits: Mapping[str, int]) -> str:
+    ours = hits["learned"]
+    return f"{ours:,} ({100 * (ours / max(hits['lru'], hits['gdsf']) - 1):+.1f} %)"
+
+
 def _writes(document: Document) -> list[str]:
     cells = (
         [
@@ -213,6 +229,7 @@ BLOCKS: dict[
     "unseen traces": (_unseen, ("unseen",)),
     "unseen clocks": (_clocks, ("clock",)),
     "unseen scans": (_scans, ("a scan",)),
+    "unseen newcomers": (_late, ("who comes",)),
     "writes": (_writes, ("",)),
     "writes elsewhere": (_elsewhere, ()),
 }

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies on traces no constant was chosen on, and beside a tenant that scans.
+"""Policies on traces no constant was chosen on, and beside a tenant that scans or comes late.
 
 Workloads of every shape and of several seeds, at capacities relative to the live set: the smallest
 capacity at which the optimum hits all that can be hit. The trace itself with a clock that runs
 slower or faster. Then a tenant streams ten times the capacity once, quickly or slowly: what does it
-cost the others?
+cost the others? And a tenant whose pages are used again comes late: is a full tier open to it?
 """
 
 import argparse
+import heapq
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ CLOCK_SHARES = (1 / 4, 1, 4)
 
 SCANNED_SHARES = (1 / 4, 1, 4)
 SCANNED_CAPACITIES = 10  # pages of a scan: ten times the capacity
+LATE = "late"
+LATE_SHARES = (1 / 4, 1, 2)
+LATE_PAIRS = (
+    ("chat", "chat"),
+    ("documents", "chat"),
+    ("chat", "documents"),
+    ("agents", "documents"),
+)  # who was there, who comes after half of the time
 SCAN_LASTS = {"quick": 0.02, "slow": 0.5}  # of the trace's time, after a quarter of it
 
 
@@ -50,7 +59,7 @@ def main() -> None:
     _traces.require(chosen.trace)
     jit.warm()
     rows = [*unseen_rows(chosen), *clock_rows(chosen.trace)]
-    rows += [*scan_rows(chosen.trace, chosen.requests)]
+    rows += [*scan_rows(chosen.trace, chosen.requests), *late_rows(chosen.requests)]
     extra = {"trace": chosen.trace.name, "requests": chosen.requests, "seeds": [*chosen.seeds]}
     write(chosen.json, rows, [*claims(rows)], **extra)
 
@@ -142,6 +151,40 @@ def _hits_of_others(trace: Trace, capacity: int) -> dict[str, int]:
     }
 
 
+def late_rows(requests: int) -> Iterator[dict[str, Any]]:
+    for first, second in LATE_PAIRS:
+        base = [*workload(first, seed=SEEDS[0], requests=requests).requests()]
+        comes = workload(second, seed=SEEDS[1], requests=requests // 2).requests()
+        shift = base[-1].timestamp_ms // 2, max(max(each.hash_ids) for each in base) + 1
+        moved = (_moved(request, *shift) for request in comes)
+        both = heapq.merge(base, moved, key=lambda request: request.timestamp_ms)
+        trace = build_trace(first, both)
+        touches = _traces.touches_of(trace)
+        is_late = np.array([name == LATE for name in trace.tenant_names])[trace.tenants]
+        live = _traces.live_pages(touches)
+        for share in LATE_SHARES:
+            found = [serve(policy, touches, int(share * live)).hits for policy in POLICIES]
+            yield {
+                "there": first,
+                "comes": second,
+                "share": share,
+                "capacity_pages": int(share * live),
+                "hits_late": _sums(found, is_late),
+                "hits_there": _sums(found, ~is_late),
+            }
+
+
+def _moved(request: TraceRequest, later_ms: int, above: int) -> TraceRequest:
+    ids = tuple(above + each for each in request.hash_ids)
+    at_ms = request.timestamp_ms + later_ms
+    return TraceRequest(at_ms, request.input_length, request.output_length, ids, LATE)
+
+
+def _sums(found: Sequence[Any], chosen: Any) -> dict[str, int]:
+    pairs = zip(POLICIES, found, strict=True)
+    return {policy.value: int(hits[chosen].sum()) for policy, hits in pairs}
+
+
 def claims(rows: list[dict[str, Any]]) -> Iterator[Claim]:
     unseen = [row["hits"] for row in rows if "shape" in row]
     for name, rivals in (("LRU and GDSF", RIVALS), ("LRU and all forms of GDSF", RIVALS + GDSFS)):
@@ -160,6 +203,9 @@ def claims(rows: list[dict[str, Any]]) -> Iterator[Claim]:
         lost = max(_lost(row) for row in rows if "scanned" in row and row["share"] == share)
         name = f"a scan, {share:g} live sets: the others' hits lost, worst"
         yield Claim.at_most(name, lost, MOST_LOST, "%")
+    late = min(_against(row["hits_late"], RIVALS) for row in rows if "comes" in row)
+    name = "who comes late, worst, relative to the best of LRU and GDSF"
+    yield Claim.at_least(name, late, -MOST_BELOW, "%")
 
 
 def _against(hits: dict[str, int], rivals: Sequence[Policy]) -> float:

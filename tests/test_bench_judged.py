@@ -9,6 +9,7 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench"
 NAMES = (
     *("hints", "hints of tenants", "unseen traces", "unseen clocks", "unseen scans"),
+    "unseen newcomers",
     *("writes", "writes elsewhere"),
 )
 

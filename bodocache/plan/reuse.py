@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.plan import hazards as counted
+from bodocache.plan import unproven
 from bodocache.plan.records import Int
 
 Ids = NDArray[np.int64]
@@ -37,7 +38,7 @@ GAP_WEIGHT = 0.25
 LEVELS = 5  # of hints; AS_USUAL: nothing said, or nothing worth saying
 AS_USUAL = 2
 LEVEL_RATIOS = (0.3, 0.75, 1.3, 1.75)
-TENANTS = 256  # whose hints are told apart; more share
+TENANTS = 256  # told apart by their hints and shares; more share a row
 HINT_PAGES = 50.0  # weight of the tenant's mean in a bucket
 _BUCKETS = 10
 _TAIL, _POPULAR, _OTHERS = 0, 1, 1 + OCTAVES
@@ -56,6 +57,7 @@ _CONTINUED_CHANCE = (0.60, 0.45, 0.12, 0.08)
 _USED_FACTOR = 0.75  # of the chance that a page used before is not used again
 _TAIL_CHANCE = 0.01
 _POPULAR_CHANCE, _POPULAR_SIGMA = 0.9, 2.0
+_LEAST_HAZARD = 1e-6  # at ages of days, where nothing is left of a log-normal gap
 _LEVEL_ODDS = (0.03, 0.4, 1.0, 4.0, 30.0)
 
 MEMORY = np.dtype(
@@ -66,6 +68,7 @@ MEMORY = np.dtype(
         ("hint", "<i4"),  # 1 + row of the tenant's bucket, if it is a request's last whole page
         ("kind", "<i2"),  # class
         ("uses", "u1"),  # up to 255; 0: nothing is known of it
+        ("tenant", "u1"),  # who used it first, modulo TENANTS
         ("from_end", "u1"),  # pages behind it in the last request, up to 255
         ("continues", "u1"),  # 1: the last request continued one before
     ],
@@ -78,6 +81,7 @@ class Model(NamedTuple):
 
     hazards: counted.Hazards
     hints: Floats  # [2, TENANTS, _BUCKETS] requests for which it was said, those continued
+    reused: Floats  # [TENANTS] pages each used again (unproven.py)
     counts: Ids  # [1] requests
 
 
@@ -85,7 +89,8 @@ def open_model() -> Model:
     """A model that has seen nothing."""
     prior, family = _beliefs()
     hazards = counted.open_hazards(prior, family)
-    return Model(hazards, np.zeros((2, TENANTS, _BUCKETS)), np.zeros(1, np.int64))
+    hints = np.zeros((2, TENANTS, _BUCKETS))
+    return Model(hazards, hints, np.zeros(TENANTS), np.zeros(1, np.int64))
 
 
 def _beliefs() -> tuple[Floats, Ids]:
@@ -110,10 +115,10 @@ def _log_normal_hazards(chance: float, median_s: float, sigma: float) -> Floats:
     edges = counted.bin_edges()[1:]
     before = [0.5 * (1 + math.erf(math.log(edge / median_s) / sigma / 2**0.5)) for edge in edges]
     reached = 1 - chance * np.array([0.0, *before])
-    return -np.diff(reached) / reached[:-1]
+    return np.maximum(-np.diff(reached) / reached[:-1], _LEAST_HAZARD)
 
 
-MODEL = jit.named(Model, counted.HAZARDS, jit.array("f8", 3), jit.array("i8"))
+MODEL = jit.named(Model, counted.HAZARDS, jit.array("f8", 3), jit.array("f8"), jit.array("i8"))
 MEMORIES = jit.array(MEMORY)
 Memories = NDArray[np.void]
 
@@ -139,6 +144,7 @@ def observe(model: Model, memories: Memories, rows: Ids, now_s: float, asked: As
     counted.advance(model.hazards, now_s)
     model.counts[0] += 1
     known = _known(memories, rows)
+    _count_reused(model, asked.tenant, known)
     continues = _continues(memories, rows, known, asked.before)
     for at in range(len(rows)):
         if at < known:
@@ -151,6 +157,8 @@ def observe(model: Model, memories: Memories, rows: Ids, now_s: float, asked: As
     for at in range(len(rows)):
         memory = memories[rows[at]]
         behind = len(rows) - 1 - at + asked.behind
+        if memory["uses"] == 0:
+            memory["tenant"] = asked.tenant % TENANTS
         memory["uses"] = min(memory["uses"] + 1, 255)
         memory["from_end"], memory["continues"] = min(behind, 255), continues
         base: Int = _TAIL
@@ -184,7 +192,8 @@ def adopt(model: Model, memories: Memories, rows: Ids, now_s: float) -> None:
     kind = AS_USUAL * _CLASSES_A_LEVEL + _base(len(NEW_PAGES), 1, 0.0)
     for row in rows:
         forget(model, memories, row)
-        memories[row]["uses"], memories[row]["from_end"] = 1, 255
+        memory = memories[row]
+        memory["uses"], memory["from_end"], memory["tenant"] = 1, 255, 0
         _class(model, memories, row, kind, now_s)
 
 
@@ -194,6 +203,13 @@ def write_off(model: Model, memories: Memories, rows: Ids) -> None:
     for row in rows:
         forget(model, memories, row)
         memories[row]["kind"] = WORTHLESS
+
+
+@jit.kernel(MODEL, jit.i8, jit.i8)
+def _count_reused(model: Model, tenant: Int, pages: Int) -> None:
+    if model.counts[0] % counted.FIT_REQUESTS == 0:
+        unproven.fade(model.reused)
+    model.reused[tenant % TENANTS] += pages
 
 
 @jit.kernel(MEMORIES, jit.readonly("i8"))

@@ -24,7 +24,7 @@ def state(parents, kinds, stamps, recompute_s=0.01):
         pages["depth"][row] = 0 if parent < 0 else pages["depth"][parent] + 1
     policy["half_life_s"] = 60.0
     queues = evict.open_queues(len(parents))
-    queues.model.hazards.score[:] = np.random.default_rng(5).choice([0.0, 0.1, 0.7, 2.0], (256, 40))
+    queues.model.hazards.score[:] = np.random.default_rng(5).choice([0.0, 0.1, 0.7, 2.0], (256, 52))
     queues.memories["kind"], queues.memories["stamp_s"] = kinds, stamps
     evict.arrive(pages, queues, policy, np.arange(len(parents)), Tier.HOST, 0.0)
     queues.clock_s[0] = NOW_S

@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from bodocache.plan import reuse
-from bodocache.plan.hazards import BINS
+from bodocache.plan import reuse, unproven
+from bodocache.plan.hazards import BINS, FIT_REQUESTS
 from bodocache.plan.reuse import AS_USUAL, MEMORY, TENANTS, WORTHLESS, Asked
 
 NOTHING = float("nan")
@@ -116,8 +116,18 @@ def test_a_model_is_of_fixed_size_and_has_a_belief_about_every_class():
     assert model.hazards.prior.shape == (reuse.CLASSES, BINS)
     assert (model.hazards.score[:WORTHLESS] > 0).all()
     assert model.hints.shape[1] == TENANTS
-    parts = [*model.hazards, model.hints]
-    assert sum(part.nbytes for part in parts) < 3 << 20
+    parts = [*model.hazards, model.hints, model.reused]
+    assert sum(part.nbytes for part in parts) < 3.2e6
+
+
+def test_pages_a_tenant_used_again_are_counted_and_fade():
+    seen = Seen()
+    for request in range(FIT_REQUESTS - 1):
+        seen.touch(range(3), float(request), tenant=TENANTS + 2)
+    assert seen.model.reused[2] == seen.model.reused.sum() == 3 * (FIT_REQUESTS - 2)
+    seen.touch([7, 8], 500.0)
+    assert seen.model.reused[2] == pytest.approx(unproven.FADE * 3 * (FIT_REQUESTS - 2))
+    assert seen.memories["tenant"][:3].tolist() == [2, 2, 2]
 
 
 def test_a_request_in_two_calls_is_learned_as_in_one():

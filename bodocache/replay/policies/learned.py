@@ -6,6 +6,7 @@ candidates, one a class. A page is inserted while its own score, or that of a pa
 request, is at least the victim's; else it and those behind it are turned away (if all were let in,
 5 % fewer hits at 1,000 and 3,000 pages: bench/learned.py). What has left or was turned away is
 remembered: as many pages as the tier holds, and ``GHOSTS`` more. Ties go to the lower class.
+A tenant's pages that were used once have a limit where others share the tier (plan/unproven.py).
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.plan import hazards as counted
-from bodocache.plan import pairing, reuse
+from bodocache.plan import pairing, reuse, unproven
 from bodocache.plan.records import Int
 from bodocache.replay.policies import leaves as tree
 from bodocache.replay.policies.model import TOUCHES, Floats, Ids, Setting, Simulation, Touches
@@ -33,6 +34,7 @@ class _Learned(NamedTuple):
     wanted: Floats  # [longest request] greatest score of a page and those behind it
     ghosts: Ids  # [GHOSTS + capacity] pages that are not present, a ring; -1: came back
     ghost: NDArray[np.int32]  # [D] 1 + its place there, 0: not there
+    unproven: Ids  # [reuse.TENANTS] pages of each that are present and were used once
     counts: Ids  # [3] as below
 
 
@@ -52,6 +54,7 @@ def learned(touches: Touches, capacity_pages: int, setting: Setting) -> Simulati
         np.zeros(int(np.diff(touches.offsets).max(initial=0))),
         np.full(GHOSTS + capacity_pages, -1),
         np.zeros(pages, np.int32),
+        np.zeros(reuse.TENANTS, np.int64),
         np.zeros(3, np.int64),
     )
     hints = np.full(requests, np.nan) if setting.hints is None else setting.hints
@@ -75,6 +78,7 @@ _LEARNED = jit.named(
     _IDS,
     jit.array("i4"),
     _IDS,
+    _IDS,
 )
 
 
@@ -89,6 +93,8 @@ def _replay(
         _take_back(cache, rows)
         if at > 0:  # of its own pages, only the deepest can be a leaf
             pairing.drop(cache.queue, cache.roots, rows[at - 1])
+        for row in rows[:at]:
+            _count_unproven(cache, row, -1)
         now_s = touches.timestamps_s[request]
         asked = reuse.Asked(-1, 0, touches.tenants[request], hints[request])
         reuse.observe(cache.model, cache.memories, rows, now_s, asked)
@@ -127,16 +133,21 @@ def _insert(
     touches: Touches, cache: _Learned, rows: Ids, at: Int, request: Int, capacity_pages: Int
 ) -> Int:
     """Insert the pages from ``at`` on while they are worth it; return where that ended."""
+    tenant = touches.tenants[request] % reuse.TENANTS
+    most = unproven.allowance(cache.model.reused, tenant, capacity_pages)
     while at < len(rows):
         if cache.counts[_USED] == capacity_pages:
             kind = np.argmin(cache.least)
             if cache.wanted[at] < cache.least[kind] or np.isinf(cache.least[kind]):
+                break
+            if cache.memories[rows[at]]["uses"] == 1 and cache.unproven[tenant] >= most:
                 break
             held = rows[at - 1] if at > 0 else np.int64(-1)
             _evict(touches, cache, kind, held, touches.timestamps_s[request])
         tree.arrive(cache.leaves, touches, rows[at])
         cache.counts[_USED] += 1
         cache.counts[_INSERTED] += 1
+        _count_unproven(cache, rows[at], 1)
         at += 1
     return at
 
@@ -147,12 +158,21 @@ def _evict(touches: Touches, cache: _Learned, kind: Int, held: Int, now_s: float
     page = pairing.first(cache.roots, kind)
     pairing.drop(cache.queue, cache.roots, page)
     cache.counts[_USED] -= 1
+    _count_unproven(cache, page, -1)
     _remember(cache, page)
     parent = tree.depart(cache.leaves, touches, page)
     if parent >= 0 and parent != held:
         _queue_leaf(touches, cache, parent)
         _find_least(cache, np.int64(cache.memories[parent]["kind"]), now_s)
     _find_least(cache, kind, now_s)
+
+
+@jit.kernel(_LEARNED, jit.i8, jit.i8)
+def _count_unproven(cache: _Learned, page: Int, change: Int) -> None:
+    """The page comes (1), or leaves or is used again (-1): if it was used once, it counts."""
+    memory = cache.memories[page]
+    if memory["uses"] == 1:
+        cache.unproven[memory["tenant"]] += change
 
 
 @jit.kernel(TOUCHES, _LEARNED, jit.i8)
