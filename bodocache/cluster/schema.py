@@ -12,9 +12,8 @@ import numpy as np
 
 from bodocache.cluster.columns import FINITE, MOST_ROWS, Column
 from bodocache.pages import KEY_NBYTES, NOWHERE, PAGE, Reason
-from bodocache.plan.fanout import ABOVE
 from bodocache.plan.loads import COPIES, DECISION, Verdict
-from bodocache.plan.records import DEMAND, LINK, OP, REQUEST, TENANT, TIERS, Fate, OpKind
+from bodocache.plan.records import ABOVE, DEMAND, LINK, OP, REQUEST, TENANT, TIERS, Fate, OpKind
 
 _NEVER = math.inf
 _COUNT = {"default": 0, "least": 0}  # a number that is 0 where nobody sent it

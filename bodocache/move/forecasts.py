@@ -29,6 +29,7 @@ class _Pending:
     row: int
     word: int  # first of the page's key
     until_s: float
+    pages: int
     came: bool = False
 
 
@@ -52,8 +53,8 @@ class Forecasts:
         """Whether nobody has hinted yet."""
         return not self._rows
 
-    def say(self, request: int, tenant: int, chance: float, last_row: int) -> float:
-        """``request`` ends with page ``last_row``; it is used again with a ``chance``, or NaN.
+    def say(self, request: int, tenant: int, chance: float, rows: RowArray) -> float:
+        """The last of ``rows``, the request's, is used again with a ``chance``; NaN: nobody said.
 
         Returns log2 of what that multiplies the value of the request's pages by; -inf: nothing
         of them is needed any more.
@@ -62,7 +63,7 @@ class Forecasts:
         if math.isnan(chance) and tenant not in self._rows:
             return 0.0
         record, bucket = self._record_of(tenant), trust.bucket_of(chance)
-        self._wait_for(request, tenant, bucket, last_row)
+        self._wait_for(request, tenant, bucket, rows)
         if bucket == trust.END and trust.heeds_end(self._trusts, record):
             return -math.inf
         return trust.favour(self._trusts, record, bucket)
@@ -93,19 +94,20 @@ class Forecasts:
             for tenant, row in self._rows.items()
         }
 
-    def _wait_for(self, request: int, tenant: int, bucket: int, row: int) -> None:
+    def _wait_for(self, request: int, tenant: int, bucket: int, rows: RowArray) -> None:
         """A request that stores after it loaded waits for the last page it stores instead."""
-        word = int(self._residency.words(np.array([row]))[0])
+        row, word = int(rows[-1]), int(self._residency.words(rows[-1:])[0])
         pending = self._by_request.get(request)
         if pending is None:
             until_s = self._now_s() + self._horizon_s
-            pending = _Pending(request, tenant, bucket, row, word, until_s)
+            pending = _Pending(request, tenant, bucket, row, word, until_s, len(rows))
             self._pending.append(pending)
             self._by_request[request] = pending
         elif pending.came:
             return
         self._drop_row(pending)
         pending.row, pending.word, pending.bucket = row, word, bucket
+        pending.pages = max(pending.pages, len(rows))
         self._by_row[row] = pending
         if len(self._pending) > KEPT_PENDING:
             self._drop(self._pending.popleft())
@@ -118,7 +120,7 @@ class Forecasts:
             self._drop(pending)
             record = self._rows.get(pending.tenant)
             if record is not None:
-                trust.count(self._trusts, record, pending.bucket, pending.came)
+                trust.count(self._trusts, record, pending.bucket, pending.came, pending.pages)
 
     def _drop(self, pending: _Pending) -> None:
         del self._by_request[pending.request]

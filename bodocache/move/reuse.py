@@ -74,7 +74,7 @@ class Reuses:
         if not len(rows):
             return
         chance = math.nan if said.reuse is None else said.reuse.chance(self._horizon_s)
-        factor = self._forecasts.say(said.request, said.tenant, chance, int(rows[-1]))
+        factor = self._forecasts.say(said.request, said.tenant, chance, rows)
         if said.reuse is None and not factor:
             return
         name = None if said.session is None else (said.tenant, said.session)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.pages import PAGE
+from bodocache.pages import PAGE, Tier
 from bodocache.plan.records import (
+    ABOVE,
     BUCKETS,
     DEMAND,
     LINK,
@@ -39,7 +40,13 @@ COMPLAINTS = (
     "demands.tenant: row {row}: {tenant} is of another domain than page {page}",
     "demands.page: row {row}: page {page} has 0 bytes (pages.nbytes)",
     "demands.page: row {row}: page {page} has a parent outside the table (pages.parent)",
-    "demands.page: row {row}: page {page} has a heat, stamp_s or recompute_s that is no number",
+    "demands.page: row {row}: page {page} has a heat that is no finite number (pages.heat)",
+    "demands.page: row {row}: page {page} has a stamp_s that is no finite number (pages.stamp_s)",
+    "demands.page: row {row}: page {page} has a recompute_s that is no number (pages.recompute_s)",
+    "demands.page: row {row}: page {page} has a hint that is no number (pages.forecast, rank)",
+    "demands.page: row {row}: page {page} lies in tiers that are none (pages.tiers)",
+    "demands.page: row {row}: page {page} lies on disk, in no frame below 2^40 (pages.frame)",
+    "demands.page: row {row}: page {page} is of a cluster outside the table (pages.cluster)",
     "policy.half_life_s: row {row}: {half_life_s}; expected a finite number > 0",
     "policy.chunk_nbytes: row {row}: {chunk_nbytes}; expected > 0",
     "policy.hole_nbytes: row {row}: {hole_nbytes}; expected >= 0",
@@ -73,8 +80,9 @@ COMPLAINTS = (
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _PREFETCH, _PREWARM = int(OpKind.PREFETCH), int(OpKind.PREWARM)
 _FEATURES = sum(Feature)
+_DISK, _FRAMES = int(Tier.DISK), 1 << 40
 _WITH = len(COMPLAINTS)
-_POLICY, _LINK, _REQUEST = 11, 24, 30  # the first complaint about each
+_POLICY, _LINK, _REQUEST = 17, 30, 36  # the first complaint about each
 
 DEMANDS, PAGES, POLICIES = jit.readonly(DEMAND), jit.array(PAGE), jit.array(POLICY)
 TENANTS, LINKS, REQUESTS = jit.array(TENANT), jit.readonly(LINK), jit.readonly(REQUEST)
@@ -121,12 +129,22 @@ def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> Int:
 @jit.kernel(jit.record(PAGE), jit.i8)
 def _in_page(page: Any, rows: Int) -> Int:
     """Complaint about a page that is wanted, or -1."""
-    if page["nbytes"] == 0:
-        return 8
-    if not -1 <= page["parent"] < rows:
-        return 9
-    warm = np.isfinite(page["heat"]) and np.isfinite(page["stamp_s"])
-    return -1 if warm and np.isfinite(page["recompute_s"]) else 10
+    tiers = np.int64(page["tiers"])
+    complaints = (
+        page["nbytes"] == 0,
+        not -1 <= page["parent"] < rows,
+        not np.isfinite(page["heat"]),
+        not np.isfinite(page["stamp_s"]),
+        not np.isfinite(page["recompute_s"]),
+        np.isnan(page["forecast"]) or np.isnan(page["rank"]),
+        tiers >= 1 << TIERS,
+        (tiers >> _DISK) & 1 != 0 and not 0 <= page["frame"] < _FRAMES,
+        not ABOVE <= page["cluster"] < rows,
+    )
+    for which in range(len(complaints)):
+        if complaints[which]:
+            return 8 + which
+    return -1
 
 
 @jit.kernel(POLICIES)
@@ -137,9 +155,9 @@ def in_policy(policy: Records) -> int:
     sizes = loads = latencies = writes = rates = True
     for tier in range(TIERS):
         sizes &= said["capacity_pages"][tier] >= 0
-        loads &= said["load_s_per_byte"][tier] >= 0.0
-        latencies &= said["load_latency_s"][tier] >= 0.0
-        writes &= said["write_s_per_byte"][tier] >= 0.0
+        loads &= 0.0 <= said["load_s_per_byte"][tier] < np.inf
+        latencies &= 0.0 <= said["load_latency_s"][tier] < np.inf
+        writes &= 0.0 <= said["write_s_per_byte"][tier] < np.inf
     for bucket in range(BUCKETS):
         rates &= said["credits_per_s"][bucket] >= 0.0
     complaints = (

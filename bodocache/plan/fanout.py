@@ -21,14 +21,13 @@ from bodocache import jit
 from bodocache.plan import heat, order
 from bodocache.plan.check import PAGES, POLICIES
 from bodocache.plan.facts import FACTS
-from bodocache.plan.records import Int
+from bodocache.plan.records import ABOVE, Int
 
 Records = NDArray[np.void]
 
 SHARE = 0.01  # of the recent requests
 REQUESTS = 4.0
 KEEP = 0.5  # at 1 the ids of pages near the limit would come and go with single requests
-ABOVE = -2  # in PAGE.cluster: above every cluster; -1: no request passed yet
 _AHEAD = 16  # demands whose place in the table is asked for early
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bodocache.pages import PAGE
 
 __all__ = [
+    "ABOVE",
     "BUCKETS",
     "DEMAND",
     "IO",
@@ -36,6 +37,7 @@ __all__ = [
 
 TIERS = 4  # len(Tier)
 BUCKETS = 6  # of credits: bucket = 2 * Purpose + Unit
+ABOVE = -2  # in PAGE.cluster: above every cluster; -1: no request passed yet
 IO = 1 << 20  # credits of one I/O: one that several share can be parted exactly
 
 Int = int | np.int64  # a row, tier or count: compiled code passes on what it read

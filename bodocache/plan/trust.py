@@ -2,8 +2,9 @@
 """What a tenant's hints are worth: what was said, counted against what came.
 
 A hint says with which chance its pages are used again within a horizon; it falls into one of
-BUCKETS. Of each bucket we count how many were said and how many came, the newest MEMORY outcomes
-weighing most (each outcome makes all earlier ones (1 - 1/MEMORY) of what they were)::
+BUCKETS. Of each bucket we count how many were said and how many came, each by its pages over the
+tenant's mean, so that many small truths do not pay for a large lie; the newest MEMORY outcomes
+weigh most (each outcome makes all earlier ones (1 - 1/MEMORY) of what they were)::
 
     base  b = (came + BASE_PRIOR * BASE_COUNT) / (said + BASE_COUNT)            all buckets
     chance q = (came_k + b * SHRINKAGE) / (said_k + SHRINKAGE)                  bucket k
@@ -39,6 +40,7 @@ TRUST = np.dtype(
     [
         ("said", "<f8", (BUCKETS,)),  # decayed counts
         ("came", "<f8", (BUCKETS,)),
+        ("mean_pages", "<f8"),  # of a request
         ("gain_bits", "<f8"),
         ("outcomes", "<u8"),  # counted, undecayed
     ],
@@ -103,9 +105,15 @@ def heeds_end(trusts: NDArray[np.void], row: Int) -> bool:
     return bool(trust["came"][END] <= FORGIVEN_ENDS + allowed)
 
 
-@jit.kernel(_TRUSTS, jit.i8, jit.i8, jit.boolean)
-def count(trusts: NDArray[np.void], row: Int, bucket: Int, came: bool) -> None:  # noqa: FBT001
-    """One outcome of a hint of ``bucket``: whether its pages ``came`` within the horizon."""
+@jit.kernel(_TRUSTS, jit.i8, jit.i8, jit.boolean, jit.i8)
+def count(
+    trusts: NDArray[np.void],
+    row: Int,
+    bucket: Int,
+    came: bool,  # noqa: FBT001
+    pages: Int,
+) -> None:
+    """One outcome of a hint of ``bucket``: whether its ``pages`` came within the horizon."""
     base, said = base_rate(trusts, row), chance(trusts, row, bucket)
     gain_bits = np.log2(said / base) if came else np.log2((1.0 - said) / (1.0 - base))
     trust = trusts[row]
@@ -113,7 +121,10 @@ def count(trusts: NDArray[np.void], row: Int, bucket: Int, came: bool) -> None: 
     for other in range(BUCKETS):
         trust["said"][other] *= kept
         trust["came"][other] *= kept
-    trust["said"][bucket] += 1.0
-    trust["came"][bucket] += 1.0 if came else 0.0
+    known = min(np.float64(trust["outcomes"]), MEMORY - 1.0)
+    trust["mean_pages"] += (pages - trust["mean_pages"]) / (known + 1.0)
+    told = pages / trust["mean_pages"]
+    trust["said"][bucket] += told
+    trust["came"][bucket] += told if came else 0.0
     trust["gain_bits"] = kept * trust["gain_bits"] + gain_bits
     trust["outcomes"] += np.uint64(1)

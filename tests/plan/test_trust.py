@@ -22,7 +22,7 @@ class Plain:
 
     def __init__(self):
         self.said, self.came = [0.0] * trust.BUCKETS, [0.0] * trust.BUCKETS
-        self.gain_bits = 0.0
+        self.gain_bits, self.pages = 0.0, []
 
     def base(self):
         return (sum(self.came) + 0.25 * 4) / (sum(self.said) + 4)
@@ -33,21 +33,22 @@ class Plain:
     def weight(self):
         return max(0.0, math.tanh(math.log(2) / 2 * (self.gain_bits - 7)))
 
-    def count(self, bucket, came):
+    def count(self, bucket, came, pages):
         q, b = self.chance(bucket), self.base()
         gain = math.log2(q / b) if came else math.log2((1 - q) / (1 - b))
         kept = 1 - 1 / 1024
         self.said = [kept * n for n in self.said]
         self.came = [kept * n for n in self.came]
-        self.said[bucket] += 1
-        self.came[bucket] += came
+        self.pages.append(pages)
+        self.said[bucket] += pages / np.mean(self.pages)
+        self.came[bucket] += came * pages / np.mean(self.pages)
         self.gain_bits = kept * self.gain_bits + gain
 
 
 def told(outcomes):
     trusts = np.zeros(2, trust.TRUST)
-    for bucket, came in outcomes:
-        trust.count(trusts, 1, bucket, came)
+    for bucket, came, *pages in outcomes:
+        trust.count(trusts, 1, bucket, came, *pages or [3])
     return trusts
 
 
@@ -60,12 +61,12 @@ def hints(number, auc_like, seed):
         yield trust.bucket_of(0.9 if said else 0.1), came
 
 
-@given(st.lists(st.tuples(BUCKET, st.booleans()), max_size=60))
+@given(st.lists(st.tuples(BUCKET, st.booleans(), st.integers(1, 400)), max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_the_counts_are_those_of_the_formulas(outcomes):
     trusts, plain = told(outcomes), Plain()
-    for bucket, came in outcomes:
-        plain.count(bucket, came)
+    for outcome in outcomes:
+        plain.count(*outcome)
     assert trust.base_rate(trusts, 1) == pytest.approx(plain.base())
     assert trust.weight(trusts, 1) == pytest.approx(plain.weight())
     assert trusts["outcomes"].tolist() == [0, len(outcomes)]
@@ -116,12 +117,19 @@ def test_a_tenant_that_becomes_unreliable_is_believed_no_longer():
 def test_an_end_is_taken_at_its_word_until_it_was_wrong_too_often():
     trusts = np.zeros(2, trust.TRUST)
     assert trust.heeds_end(trusts, 1)
-    trust.count(trusts, 1, trust.END, True)
+    trust.count(trusts, 1, trust.END, True, 3)
     assert trust.heeds_end(trusts, 1)
     for _ in range(3):
-        trust.count(trusts, 1, trust.END, True)
+        trust.count(trusts, 1, trust.END, True, 3)
     assert not trust.heeds_end(trusts, 1)
     for _ in range(100):
-        trust.count(trusts, 1, trust.END, False)
-        trust.count(trusts, 1, trust.SILENT, True)
+        trust.count(trusts, 1, trust.END, False, 3)
+        trust.count(trusts, 1, trust.SILENT, True, 3)
     assert trust.heeds_end(trusts, 1)
+
+
+def test_many_small_truths_do_not_pay_for_a_large_lie():
+    day = [(1, False, 1)] * 60 + [(8, True, 1)] * 12 + [(8, False, 400)]
+    trusts = told(day * 20)
+    assert trust.chance(trusts, 1, 8) < 0.1
+    assert trust.favour(trusts, 1, 8) < 1.0
