@@ -57,6 +57,8 @@ def from_envelope(envelope: Mapping[str, object], *, tenant: int = 0) -> Envelop
     Raises:
         HintError: the envelope has another version, or is not one: it says what is wrong.
     """
+    if not isinstance(envelope, Mapping):
+        raise HintError(f"envelope: {type(envelope).__name__}; expected a mapping")
     _check_keys("envelope", envelope, {"protocol_version", "message_id", "actions"})
     version = envelope["protocol_version"]
     if not _is_one_of(version, PROTOCOL_VERSIONS):

@@ -26,7 +26,7 @@ def pages_of(tiers, frames=None):
     pages["parent"], pages["depth"] = np.arange(len(tiers)) - 1, np.arange(len(tiers))
     pages["nbytes"], pages["heat"], pages["recompute_s"] = NBYTES, 1.0, 0.01
     pages["tiers"] = [sum(tier.bit for tier in held) for held in tiers]
-    pages["frame"] = -1 if frames is None else frames
+    pages["frame"] = np.arange(len(tiers)) if frames is None else frames
     pages["cluster"] = NOWHERE
     return pages
 
@@ -115,7 +115,8 @@ def windows(draw):
     frames = draw(st.permutations(range(2 * len(tiers))))[: len(tiers)]
     pages = pages_of(tiers, frames)
     pages["parent"] = -1  # every write is admitted
-    pages["cluster"] = draw(st.lists(st.integers(-2, 2), min_size=12, max_size=12))[: len(tiers)]
+    cluster = st.integers(-2, min(2, len(tiers) - 1))
+    pages["cluster"] = draw(st.lists(cluster, min_size=len(tiers), max_size=len(tiers)))
     demands = [np.zeros(0, DEMAND)]
     for request in draw(st.permutations(range(4))):
         asked = sorted(draw(st.sets(st.integers(0, len(tiers) - 1))))

@@ -318,6 +318,7 @@ def test_time_does_not_run_backwards():
         ("pages", "recompute_s", 3, np.nan, r"demands.page: row 3: .*\(pages.recompute_s\)"),
         ("pages", "forecast", 3, np.nan, r"demands.page: row 3: .*\(pages.forecast, rank\)"),
         ("pages", "tiers", 1, 16, r"demands.page: row 1: .*\(pages.tiers\)"),
+        ("pages", "tiers", 1, 4, r"demands.page: row 1: .*\(pages.frame\)"),
         ("pages", "cluster", 1, 4, r"demands.page: row 1: .*\(pages.cluster\)"),
         ("policy", "features_off", 0, 128, "policy.features_off: row 0: 128"),
         ("policy", "min_residence_s", 0, -1.0, "policy.min_residence_s: row 0: -1.0"),
