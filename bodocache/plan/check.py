@@ -39,14 +39,14 @@ COMPLAINTS = (
     "demands.tenant: row {row}: {tenant} is unknown: there are {tenants} tenants",
     "demands.tenant: row {row}: {tenant} is of another domain than page {page}",
     "demands.page: row {row}: page {page} has 0 bytes (pages.nbytes)",
+    "demands.page: row {row}: page {page} lies in tiers that are none (pages.tiers)",
+    "demands.page: row {row}: page {page} is of a cluster outside the table (pages.cluster)",
+    "demands.page: row {row}: page {page} lies on disk, in no frame below 2^40 (pages.frame)",
     "demands.page: row {row}: page {page} has a parent outside the table (pages.parent)",
     "demands.page: row {row}: page {page} has a heat that is no finite number (pages.heat)",
     "demands.page: row {row}: page {page} has a stamp_s that is no finite number (pages.stamp_s)",
     "demands.page: row {row}: page {page} has a recompute_s that is no number (pages.recompute_s)",
     "demands.page: row {row}: page {page} has a hint that is no number (pages.forecast, rank)",
-    "demands.page: row {row}: page {page} lies in tiers that are none (pages.tiers)",
-    "demands.page: row {row}: page {page} lies on disk, in no frame below 2^40 (pages.frame)",
-    "demands.page: row {row}: page {page} is of a cluster outside the table (pages.cluster)",
     "policy.half_life_s: row {row}: {half_life_s}; expected a finite number > 0",
     "policy.chunk_nbytes: row {row}: {chunk_nbytes}; expected > 0",
     "policy.hole_nbytes: row {row}: {hole_nbytes}; expected >= 0",
@@ -122,28 +122,48 @@ def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> Int:
     ):
         which = 7
     else:
-        which = _in_page(pages[demand["page"]], len(pages))
+        which = _in_place(pages[demand["page"]], len(pages))
+        if which < 0 and kind == _WRITE:
+            which = _in_worth(pages[demand["page"]], len(pages))
     return -1 if which < 0 else which + _WITH * row
 
 
 @jit.kernel(jit.record(PAGE), jit.i8)
-def _in_page(page: Any, rows: Int) -> Int:
-    """Complaint about a page that is wanted, or -1."""
-    tiers = np.int64(page["tiers"])
+def _in_place(page: Any, rows: Int) -> Int:
+    """Complaint about where a page that is wanted lies, or -1.
+
+    All is asked at once first: a window asks it 10^4 times, of memory that is far away.
+    """
+    on_disk = (np.int64(page["tiers"]) >> _DISK) & 1 != 0
+    good = (page["nbytes"] > 0) & (page["tiers"] < 1 << TIERS)
+    good &= (page["cluster"] >= ABOVE) & (page["cluster"] < rows)
+    good &= (not on_disk) | ((page["frame"] >= 0) & (page["frame"] < _FRAMES))
+    if good:
+        return -1
     complaints = (
         page["nbytes"] == 0,
-        not -1 <= page["parent"] < rows,
-        not np.isfinite(page["heat"]),
-        not np.isfinite(page["stamp_s"]),
-        not np.isfinite(page["recompute_s"]),
-        np.isnan(page["forecast"]) or np.isnan(page["rank"]),
-        tiers >= 1 << TIERS,
-        (tiers >> _DISK) & 1 != 0 and not 0 <= page["frame"] < _FRAMES,
+        page["tiers"] >= 1 << TIERS,
         not ABOVE <= page["cluster"] < rows,
     )
     for which in range(len(complaints)):
         if complaints[which]:
             return 8 + which
+    return 11
+
+
+@jit.kernel(jit.record(PAGE), jit.i8)
+def _in_worth(page: Any, rows: Int) -> Int:
+    """Complaint about what a page to write is weighed by, or -1; nobody else's is."""
+    complaints = (
+        not -1 <= page["parent"] < rows,
+        not np.isfinite(page["heat"]),
+        not np.isfinite(page["stamp_s"]),
+        not np.isfinite(page["recompute_s"]),
+        np.isnan(page["forecast"]) or np.isnan(page["rank"]),
+    )
+    for which in range(len(complaints)):
+        if complaints[which]:
+            return 12 + which
     return -1
 
 

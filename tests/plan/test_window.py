@@ -311,14 +311,7 @@ def test_time_does_not_run_backwards():
         ("requests", "new_compute_s", 0, -1.0, "requests.new_compute_s: row 0: -1.0"),
         ("requests", "token_s", 1, np.nan, "requests.token_s: row 1: nan"),
         ("requests", "slope_s", 1, np.inf, "requests.slope_s: row 1: inf"),
-        ("pages", "parent", 2, 4, "demands.page: row 2: page 2 has a parent outside"),
-        ("pages", "parent", 2, -2, "demands.page: row 2: page 2 has a parent outside"),
-        ("pages", "heat", 1, np.nan, r"demands.page: row 1: page 1 .*\(pages.heat\)"),
-        ("pages", "stamp_s", 1, np.inf, r"demands.page: row 1: .*\(pages.stamp_s\)"),
-        ("pages", "recompute_s", 3, np.nan, r"demands.page: row 3: .*\(pages.recompute_s\)"),
-        ("pages", "forecast", 3, np.nan, r"demands.page: row 3: .*\(pages.forecast, rank\)"),
         ("pages", "tiers", 1, 16, r"demands.page: row 1: .*\(pages.tiers\)"),
-        ("pages", "tiers", 1, 4, r"demands.page: row 1: .*\(pages.frame\)"),
         ("pages", "cluster", 1, 4, r"demands.page: row 1: .*\(pages.cluster\)"),
         ("policy", "features_off", 0, 128, "policy.features_off: row 0: 128"),
         ("policy", "min_residence_s", 0, -1.0, "policy.min_residence_s: row 0: -1.0"),
@@ -387,3 +380,24 @@ def test_a_window_before_what_the_queues_were_told_is_an_error():
 def inputs_of(case):
     tables = (case.tenants, case.links, case.requests)
     return Inputs(case.demands, case.pages, case.policy, *tables)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("parent", 4), ("parent", -2), ("heat", np.nan), ("stamp_s", np.inf)),
+        *(("recompute_s", np.nan), ("forecast", np.nan), ("rank", np.nan)),
+    ],
+)
+def test_what_a_page_to_write_is_weighed_by_is_named_if_it_is_nonsense(field, value):
+    case = Case(4, kind=OpKind.WRITE)
+    case.pages[field][2] = value
+    with pytest.raises(ValueError, match=rf"demands.page: row 2: page 2 .*pages.*{field}"):
+        case.plan()
+
+
+def test_a_page_on_disk_without_a_frame_is_named():
+    case = Case(4, tier=DISK)
+    case.pages["frame"][2] = NOWHERE
+    with pytest.raises(ValueError, match=r"demands.page: row 2: .*\(pages.frame\)"):
+        case.plan()
