@@ -5,7 +5,7 @@ The real Cache over host memory alone, on a virtual clock that follows the trace
 named. A hint says with each request how likely its last whole page is used again: right (1 or 0),
 with a binormal noise of AUC 0.9, or at random. Pages are small (256 bytes) and of equal value.
 Unfilled pages are not stored; hits are counted per touch of the trace, those pages included.
-The one constant that was fitted, the horizon of 150 s, was so on the first half of the trace.
+The horizon of 150 s was chosen on the first half of the trace, the odds of trust.py on all of it.
 """
 
 import asyncio

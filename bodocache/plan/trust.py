@@ -3,7 +3,7 @@
 
 A hint says with which chance its pages are used again within a horizon; it falls into one of
 BUCKETS. Of each bucket we count how many were said and how many came, each by its pages over the
-tenant's mean, so that many small truths do not pay for a large lie; the newest MEMORY outcomes
+tenant's mean (1 at least), so that many small truths do not pay for a large lie; the newest MEMORY outcomes
 weigh most (each outcome makes all earlier ones (1 - 1/MEMORY) of what they were)::
 
     base  b = (came + BASE_PRIOR * BASE_COUNT) / (said + BASE_COUNT)            all buckets
@@ -123,7 +123,7 @@ def count(
         trust["came"][other] *= kept
     known = min(np.float64(trust["outcomes"]), MEMORY - 1.0)
     trust["mean_pages"] += (pages - trust["mean_pages"]) / (known + 1.0)
-    told = pages / trust["mean_pages"]
+    told = max(1.0, pages / trust["mean_pages"])
     trust["said"][bucket] += told
     trust["came"][bucket] += told if came else 0.0
     trust["gain_bits"] = kept * trust["gain_bits"] + gain_bits

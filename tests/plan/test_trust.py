@@ -40,8 +40,9 @@ class Plain:
         self.said = [kept * n for n in self.said]
         self.came = [kept * n for n in self.came]
         self.pages.append(pages)
-        self.said[bucket] += pages / np.mean(self.pages)
-        self.came[bucket] += came * pages / np.mean(self.pages)
+        told = max(1.0, pages / np.mean(self.pages))
+        self.said[bucket] += told
+        self.came[bucket] += came * told
         self.gain_bits = kept * self.gain_bits + gain
 
 
