@@ -3,8 +3,8 @@
 
 A hint says with which chance its pages are used again within a horizon; it falls into one of
 BUCKETS. Of each bucket we count how many were said and how many came, each by its pages over the
-tenant's mean (1 at least), so that many small truths do not pay for a large lie; the newest MEMORY outcomes
-weigh most (each outcome makes all earlier ones (1 - 1/MEMORY) of what they were)::
+tenant's mean (1 at least), so that many small truths do not pay for a large lie; the newest MEMORY
+outcomes weigh most (each outcome makes all earlier ones (1 - 1/MEMORY) of what they were)::
 
     base  b = (came + BASE_PRIOR * BASE_COUNT) / (said + BASE_COUNT)            all buckets
     chance q = (came_k + b * SHRINKAGE) / (said_k + SHRINKAGE)                  bucket k

@@ -132,5 +132,5 @@ def test_an_end_is_taken_at_its_word_until_it_was_wrong_too_often():
 def test_many_small_truths_do_not_pay_for_a_large_lie():
     day = [(1, False, 1)] * 60 + [(8, True, 1)] * 12 + [(8, False, 400)]
     trusts = told(day * 20)
-    assert trust.chance(trusts, 1, 8) < 0.1
-    assert trust.favour(trusts, 1, 8) < 1.0
+    assert trust.chance(trusts, 1, 8) < 0.25
+    assert trust.favour(trusts, 1, 8) < 1.5
