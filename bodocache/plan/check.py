@@ -41,7 +41,7 @@ COMPLAINTS = (
     "demands.page: row {row}: page {page} has 0 bytes (pages.nbytes)",
     "demands.page: row {row}: page {page} lies in tiers that are none (pages.tiers)",
     "demands.page: row {row}: page {page} is of a cluster outside the table (pages.cluster)",
-    "demands.page: row {row}: page {page} lies on disk, in no frame below 2^40 (pages.frame)",
+    "demands.page: row {row}: page {page} lies on disk, in no frame from 0 to 2^62 (pages.frame)",
     "demands.page: row {row}: page {page} has a parent outside the table (pages.parent)",
     "demands.page: row {row}: page {page} has a heat that is no finite number (pages.heat)",
     "demands.page: row {row}: page {page} has a stamp_s that is no finite number (pages.stamp_s)",
@@ -80,7 +80,7 @@ COMPLAINTS = (
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
 _PREFETCH, _PREWARM = int(OpKind.PREFETCH), int(OpKind.PREWARM)
 _FEATURES = sum(Feature)
-_DISK, _FRAMES = int(Tier.DISK), 1 << 40
+_DISK, _FRAMES = int(Tier.DISK), 1 << 62
 _WITH = len(COMPLAINTS)
 _POLICY, _LINK, _REQUEST = 17, 30, 36  # the first complaint about each
 

@@ -269,9 +269,12 @@ def _join(op: Any, before: Any, item: Any, policy: Records) -> bool:
         return False
     nbytes, hole_nbytes = np.int64(item["nbytes"]), np.int64(0)
     if item["place"] >= 0:
-        hole_nbytes = (item["place"] - before["place"] - 1) * nbytes  # frames are pages
+        hole = item["place"] - before["place"] - 1  # frames are pages
+        if not 0 <= hole <= said["hole_nbytes"] // nbytes:
+            return False
+        hole_nbytes = hole * nbytes
     grown_nbytes = op["nbytes"] + hole_nbytes + nbytes
-    if not 0 <= hole_nbytes <= said["hole_nbytes"] or grown_nbytes > said["chunk_nbytes"]:
+    if grown_nbytes > said["chunk_nbytes"]:
         return False
     op["nbytes"] = grown_nbytes
     return True

@@ -162,6 +162,13 @@ def test_host_pages_form_chunks_shallow_to_deep():
     assert [op["nbytes"] for op, _ in ops] == [4 * NBYTES, 2 * NBYTES]
 
 
+def test_frames_too_far_apart_for_bytes_to_be_counted_do_not_merge():
+    pages = pages_of([{DISK}] * 2, frames=[0, (1 << 61) + 1])
+    pages["nbytes"], policy = 1 << 20, policy_of(hole_pages=1)
+    policy["chunk_nbytes"] = 1 << 30
+    assert rows(plan(demands_of(range(2)), pages, policy)) == [[0], [1]]
+
+
 def test_disk_pages_merge_by_frame_not_by_depth():
     pages = pages_of([{DISK}] * 4, frames=[11, 10, 30, 12])
     assert rows(plan(demands_of(range(4)), pages, policy_of())) == [[1, 0, 3], [2]]
