@@ -51,7 +51,8 @@ from bodocache.kernels.reference import quantise as quantise_twin
 from bodocache.kernels.reference.views import page_views
 from bodocache.layout import Group, LayoutKind
 
-AT_ONCE = 4  # processes: what takes long is compiling; one where the GPU serves one at a time
+# Processes: what takes long is compiling; one where the GPU serves one at a time.
+AT_ONCE = max(2, min(8, (os.cpu_count() or 4) // 2))
 CHECK_LIMIT_S = 90
 LIMIT_S = 165  # of all checks: those that do not get their turn by then fail
 GDS_SKIPPED = 77  # exit status of _gpu_gds.py
