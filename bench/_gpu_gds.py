@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
     sys.exit(77)
 
 from bodocache.clock import RealClock
+from bodocache.errors import BackendError
 from bodocache.io.backend import Backend, Durability, Status, Transfer
 from bodocache.io.config import SlabConfig
 from bodocache.io.gds.backend import GdsBackend, GdsConfig, probe
@@ -112,7 +113,12 @@ def main() -> int:
         slab = SlabConfig(Path(folder) / "slab", capacity_nbytes, PAGE_NBYTES, b"g" * 32)
         os.chdir(folder)  # cuFile leaves a log
         config = GdsConfig(slab, device=torch.cuda.current_device(), compat=mode == "compat")
-        batch = asyncio.run(through_gds(config))
+        try:
+            batch = asyncio.run(through_gds(config))
+        except BackendError:
+            log = Path("cufile.log")  # says more than its codes
+            print("\n".join(log.read_text().splitlines()[-12:]) if log.exists() else "no log")
+            raise
         asyncio.run(through_slab(slab, batch))
     return 0
 

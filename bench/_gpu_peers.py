@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from _gpu_timing import Call
 
-from bodocache.kernels import copy_engine, nvrtc
+from bodocache.kernels import copy_engine, gpu, nvrtc
 from bodocache.kernels.reference.views import page_views
 from bodocache.kernels.runs import pair_of
 from bodocache.layout import PagedMemory
@@ -148,7 +148,7 @@ def staged(source: PagedMemory, destination: PagedMemory, sets: Sequence[Slots])
 
 def memcpy_per_run(source: PagedMemory, destination: PagedMemory, sets: Sequence[Slots]) -> Call:
     """One asynchronous copy for every run that is contiguous on both sides."""
-    driver = nvrtc.bindings("driver")
+    driver = gpu.bindings("driver")
     lists = [
         list(zip(*(column.tolist() for column in runs), strict=True))
         for runs in _runs(source, destination, sets)
@@ -157,14 +157,14 @@ def memcpy_per_run(source: PagedMemory, destination: PagedMemory, sets: Sequence
     def call(index: int) -> None:
         stream = torch.cuda.current_stream().cuda_stream
         for begin, target, nbytes in lists[index % len(lists)]:
-            nvrtc.checked("cuMemcpyAsync", driver.cuMemcpyAsync(target, begin, nbytes, stream))
+            gpu.checked("cuMemcpyAsync", driver.cuMemcpyAsync(target, begin, nbytes, stream))
 
     return call
 
 
 def memcpy_batch(source: PagedMemory, destination: PagedMemory, sets: Sequence[Slots]) -> Call:
     """The same runs in one call of the driver."""
-    driver = nvrtc.bindings("driver")
+    driver = gpu.bindings("driver")
     order = driver.CUmemcpySrcAccessOrder.CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
     attributes = driver.CUmemcpyAttributes()
     attributes.srcAccessOrder = order
@@ -183,7 +183,7 @@ def memcpy_batch(source: PagedMemory, destination: PagedMemory, sets: Sequence[S
         returned = driver.cuMemcpyBatchAsync(
             *(targets, begins, sizes, len(sizes), [attributes], [0], 1, stream)
         )
-        nvrtc.checked("cuMemcpyBatchAsync", returned)
+        gpu.checked("cuMemcpyBatchAsync", returned)
 
     return call
 
@@ -248,11 +248,11 @@ def uva_cubin(arch: str, word_nbytes: int) -> bytes:
 def _uva_function(device: torch.device, word_nbytes: int) -> nvrtc.Function:
     capability = torch.cuda.get_device_capability(device)
     cubin = uva_cubin(nvrtc.arch_of(capability), word_nbytes)
-    driver = nvrtc.bindings("driver")
+    driver = gpu.bindings("driver")
     torch.cuda.current_stream(device).synchronize()  # torch's context is this thread's from here
-    module = nvrtc.checked("cuModuleLoadData", driver.cuModuleLoadData(cubin))
+    module = gpu.checked("cuModuleLoadData", driver.cuModuleLoadData(cubin))
     handle = driver.cuModuleGetFunction(module, b"uva_copy")
-    return nvrtc.Function("uva_copy", int(nvrtc.checked("cuModuleGetFunction", handle)), device)
+    return nvrtc.Function("uva_copy", int(gpu.checked("cuModuleGetFunction", handle)), device)
 
 
 def _runs(source: PagedMemory, destination: PagedMemory, sets: Sequence[Slots]) -> list[Any]:

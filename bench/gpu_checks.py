@@ -41,7 +41,7 @@ from bodocache.kernels import (
     CopyPath,
     Quantiser,
     gather_quantised,
-    nvrtc,
+    gpu,
     scatter_quantised,
     select,
 )
@@ -132,7 +132,7 @@ def check_gds(machine: Machine, mode: str) -> None:
     """
     if not machine.real:
         raise Skipped("needs a GPU")
-    if nvrtc.is_exclusive(machine.device):
+    if gpu.is_exclusive(machine.device):
         raise Skipped("needs a second process, and the GPU serves one (mode EXCLUSIVE_PROCESS)")
     script = Path(__file__).with_name("_gpu_gds.py")
     command = [sys.executable, str(script), mode]
@@ -322,7 +322,7 @@ def main() -> int:
         came = run(machine, {name: checks[name] for name in names})
     else:
         # This process makes no context: the GPU may be one that serves a single process.
-        at_once = 1 if nvrtc.is_exclusive(device) else AT_ONCE
+        at_once = 1 if gpu.is_exclusive(device) else AT_ONCE
         came = run_apart({name: _command(name, device) for name in checks}, at_once=at_once)
     rows: list[dict[str, Any]] = []
     for row in came:

@@ -29,7 +29,7 @@ import _gpu_scoring
 import torch
 from _gpu_timing import EventTimer, StandInTimer, explain
 
-from bodocache.kernels import check, nvrtc, select
+from bodocache.kernels import check, gpu, select
 
 SECTIONS = {
     "within_device": _gpu_device.measure,
@@ -93,7 +93,7 @@ def main() -> int:
 def prove_all(device: str) -> dict[str, str]:
     """Each path and peer that fails in a process of its own, and why."""
     names = [*_gpu_link.OURS, *_gpu_peers.PEERS, _gpu_overlap.AHEAD_NAME]
-    is_exclusive = nvrtc.is_exclusive(torch.device(device))
+    is_exclusive = gpu.is_exclusive(torch.device(device))
     until_s = time.monotonic() + PROOFS_LIMIT_S
     with ThreadPoolExecutor(1 if is_exclusive else len(names)) as pool:
         said = pool.map(lambda name: _why_not(name, device, until_s), names)
@@ -178,9 +178,9 @@ def _stream(bench: _gpu_bench.Bench) -> Iterator[None]:
         yield
         return
     torch.zeros(1, device=bench.device)  # torch's context is this thread's from here
-    driver = nvrtc.bindings("driver")
+    driver = gpu.bindings("driver")
     flag = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
-    stream = nvrtc.checked("cuStreamCreate", driver.cuStreamCreate(flag))
+    stream = gpu.checked("cuStreamCreate", driver.cuStreamCreate(flag))
     with torch.cuda.stream(torch.cuda.ExternalStream(int(stream), device=bench.device)):
         yield
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bodocache.errors import BackendUnavailable
-from bodocache.kernels import nvrtc
+from bodocache.kernels import gpu, nvrtc
 from bodocache.kernels.check import UNIT_NBYTES
 from bodocache.kernels.launch import device_table
 from bodocache.kernels.runs import Runs, runs_of
@@ -220,7 +220,7 @@ def prepared(
         within = source.device == destination.device
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         blocks = multiprocessors if within else BLOCKS
-    ring = ring_in(nvrtc.max_shared_nbytes(device))
+    ring = ring_in(gpu.max_shared_nbytes(device))
     function = nvrtc.function(
         SOURCE, KERNEL, device, shared_nbytes=ring.shared_nbytes(ring.stage_nbytes)
     )

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import calibrate_scoring, nvrtc, select
+from bodocache.kernels import calibrate_scoring, gpu, select
 from bodocache.kernels.calibrate_cases import Case, Grid, Pools, cases_of, prepared
 from bodocache.kernels.launch import MAX_PROGRAMS
 from bodocache.kernels.select import CopyPath, Direction, Measured, Scored, Table, describe
@@ -74,7 +74,7 @@ def calibrate(device: torch.device, *, note: Note = lambda _: None) -> tuple[Tab
     if device.type != "cuda" or not torch.cuda.is_available():
         raise BodoCacheError(f"calibrate: {device} is no CUDA device; nothing to measure here")
     names = [*CopyPath, SCORING]
-    is_exclusive = nvrtc.is_exclusive(device)
+    is_exclusive = gpu.is_exclusive(device)
     if is_exclusive:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise BodoCacheError(

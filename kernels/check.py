@@ -72,6 +72,29 @@ def index_tensor(op: str, name: str, indices: object) -> torch.Tensor:
     raise LayoutError(f"{op}: {name} is {got}; expected int32 or int64 [n]")
 
 
+def plain_lists(
+    device: torch.device, ours: Indices, theirs: Indices
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Both lists where they fit each other on a GPU, values unseen: in 2 us what else takes 12.
+
+    None where a closer look has something to say, or to do.
+    """
+    if not (isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)):
+        return None
+    fits = (
+        ours.device == device == theirs.device
+        and device.type == "cuda"
+        and ours.dtype == theirs.dtype
+        and ours.dtype in INDEX_DTYPES
+        and ours.dim() == 1
+        and ours.shape == theirs.shape
+        and ours.is_contiguous()
+        and theirs.is_contiguous()
+        and not _device_indices.get()
+    )
+    return (ours, theirs) if fits else None
+
+
 def row_tensor(
     op: str, rows: Indices | None, slots: torch.Tensor, pages: torch.Tensor, of: str
 ) -> torch.Tensor:

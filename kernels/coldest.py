@@ -19,13 +19,16 @@ import triton.language as tl
 
 from bodocache.errors import LayoutError
 from bodocache.kernels import check
-from bodocache.kernels.launch import Launch, programs
+from bodocache.kernels.launch import Launch
 from bodocache.kernels.page_records import DEPTH, DEPTH_BITS, DevicePages, check_keys, compiled
 from bodocache.kernels.reference.coldest import coldest_pages as twin
 from bodocache.kernels.score import sample
 
 PASSES = (32 + DEPTH_BITS) // 8
 COUNT_ROWS = 1024  # a turn of a program that counts digits; 2048 spill on sm_100
+# Each program adds its 256 counts to the same addresses, so there are two a multiprocessor and no
+# more.
+COUNT_PROGRAMS = 264
 # A program that writes rows adds up the counts of all before it, so few large ones; 4096 take 134
 # registers on sm_80.
 CHOOSE_ROWS = 2048
@@ -219,9 +222,9 @@ def coldest_pages(
         raise LayoutError(f"{_OP}: count is {count} and cap {cap}; expected 0 or more of both")
     num_rows = min(count, pages.capacity, count if cap is None else cap)
     rows = torch.empty(num_rows, dtype=torch.int32, device=pages.device)
-    chosen = torch.zeros(1, dtype=torch.int32, device=pages.device)
     if not num_rows:
-        return Coldest(rows, chosen)
+        return Coldest(rows, torch.zeros(1, dtype=torch.int32, device=pages.device))
+    chosen = torch.empty(1, dtype=torch.int32, device=pages.device)
     if check.on_gpu(pages.device):
         for step in launches(pages, keys, Coldest(rows, chosen)):
             step.run()
@@ -243,7 +246,7 @@ def launches(pages: DevicePages, keys: torch.Tensor, out: Coldest) -> list[Launc
         "num_pages": pages.capacity,
         "count": len(out.rows),
     }
-    num_programs = programs(triton.cdiv(pages.capacity, COUNT_ROWS))
+    num_programs = min(triton.cdiv(pages.capacity, COUNT_ROWS), COUNT_PROGRAMS)
     passes = [
         Launch(count_digits_kernel, num_programs, {**common, "index": i}, {"ROWS": COUNT_ROWS})
         for i in range(PASSES)

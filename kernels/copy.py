@@ -45,6 +45,7 @@ class PageCopy:
         "_pair",
         "_path",
         "_relation",
+        "_repeat",
         "_template",
         "blocks",
         "destination",
@@ -77,6 +78,7 @@ class PageCopy:
         self._bulk: BulkCopy | None = None  # prepared by the first copy that needs it, as is
         self._engine: EngineCopy | None = None
         self._template: Launch | None = None
+        self._repeat: move.Repeat | None = None
         if blocks is not None and (type(blocks) is not int or blocks < 1):
             raise LayoutError(f"{_OP}: {blocks} blocks; expected a whole number, at least 1")
         crosses = source.device != destination.device
@@ -123,6 +125,8 @@ class PageCopy:
         """Checked indices where ``path`` wants them. A move between host and device waits."""
         if path is CopyPath.TORCH:
             return source_slots, destination_slots
+        if path is not CopyPath.COPY_ENGINE and source_slots.device == self.device:
+            return source_slots, destination_slots
         where = torch.device("cpu") if path is CopyPath.COPY_ENGINE else self.device
         return source_slots.to(where), destination_slots.to(where)
 
@@ -149,7 +153,7 @@ class PageCopy:
                 torch.cuda.current_stream(self.device).synchronize()
             twin(self.source, self.destination, source_slots, destination_slots)
         elif path is CopyPath.SM:
-            self.launch(source_slots, destination_slots).run()
+            self._repeated(source_slots, destination_slots).run(source_slots, destination_slots)
         elif path is CopyPath.COPY_ENGINE:
             self._prepared_engine().launch(source_slots, destination_slots)
         else:
@@ -169,6 +173,11 @@ class PageCopy:
             self._bulk = bulk.prepared(self.source, self.destination, blocks=self.blocks)
         return self._bulk
 
+    def _repeated(self, *slots: torch.Tensor) -> move.Repeat:
+        if self._repeat is None:
+            self._repeat = move.Repeat(self.launch(*slots), _grid(self.blocks))
+        return self._repeat
+
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
         slots = (source_slots, destination_slots)
@@ -180,6 +189,10 @@ class PageCopy:
         self, source_slots: Indices, destination_slots: Indices
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The indices of a call as tensors; LayoutError where they do not fit."""
+        if self._relation is Relation.APART:
+            plain = check.plain_lists(self.device, source_slots, destination_slots)
+            if plain is not None:
+                return plain
         ours = check.index_tensor(_OP, "source_slots", source_slots)
         theirs = check.index_tensor(_OP, "destination_slots", destination_slots)
         if ours.dtype != theirs.dtype:

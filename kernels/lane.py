@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import nvrtc
+from bodocache.kernels import gpu
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.select import CopyPath
 
@@ -137,16 +137,16 @@ class _Track:
     """
 
     def __init__(self, device: torch.device) -> None:
-        driver = nvrtc.bindings("driver")
+        driver = gpu.bindings("driver")
         flag = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
-        with nvrtc.current_context(device):
-            handle = nvrtc.checked("cuStreamCreate", driver.cuStreamCreate(flag))
+        with gpu.current_context(device):
+            handle = gpu.checked("cuStreamCreate", driver.cuStreamCreate(flag))
         self.stream: Stream = torch.cuda.ExternalStream(int(handle), device)  # type: ignore[no-untyped-call]
         self._memory = torch.zeros(1, dtype=torch.int32).pin_memory()
         self.counter = self._memory.numpy()  # the host writes it without the driver: see release
-        with nvrtc.current_context(device):
+        with gpu.current_context(device):
             returned = driver.cuMemHostGetDevicePointer(self._memory.data_ptr(), 0)
-        self.address = int(nvrtc.checked("cuMemHostGetDevicePointer", returned))
+        self.address = int(gpu.checked("cuMemHostGetDevicePointer", returned))
         self.base = 0  # loads before this one counted up to here
         self.most = 0  # what this one counts up to
         self.ends: dict[int, torch.cuda.Event] = {}  # by stream: after the last that uses this
@@ -232,25 +232,25 @@ class CudaLane:
         """The stream waits for the counter, on the device."""
         track = self._track
         track.most = max(track.most, count)
-        driver = nvrtc.bindings("driver")
+        driver = gpu.bindings("driver")
         flag = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ.value  # modulo 2^32
-        with nvrtc.current_context(self._device):
+        with gpu.current_context(self._device):
             returned = driver.cuStreamWaitValue32(
                 track.stream.cuda_stream, track.address, (track.base + count) % 2**32, flag
             )
-        nvrtc.checked("cuStreamWaitValue32", returned)
+        gpu.checked("cuStreamWaitValue32", returned)
 
     def tell(self, count: int, stream: Stream | None) -> None:
         """The engine's stream writes the counter when it gets there."""
-        driver = nvrtc.bindings("driver")
+        driver = gpu.bindings("driver")
         engine = stream or torch.cuda.current_stream(self._device)
         flag = driver.CUstreamWriteValue_flags.CU_STREAM_WRITE_VALUE_DEFAULT.value
         reached = (self._track.base + count) % 2**32
-        with nvrtc.current_context(self._device):
+        with gpu.current_context(self._device):
             returned = driver.cuStreamWriteValue32(
                 engine.cuda_stream, self._track.address, reached, flag
             )
-        nvrtc.checked("cuStreamWriteValue32", returned)
+        gpu.checked("cuStreamWriteValue32", returned)
         self._track.note(engine)
 
     def make_wait(self, stream: Stream | None, mark: Mark) -> None:

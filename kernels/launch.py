@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bodocache.kernels import direct
 from bodocache.kernels.check import INDEX_DTYPES, UNIT_NBYTES
 from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
@@ -48,10 +49,82 @@ class Launch:
 
     def run(self) -> None:
         """Launch on the current stream of the device that holds the first tensor."""
-        anchor = next(a for a in self.arguments.values() if isinstance(a, torch.Tensor))
+        loaded = self.loaded()
+        if loaded is not None:
+            loaded.launch(self.num_programs, self.values())
+            return
         options = self.options(64 if torch.version.hip else 32)
-        with torch.cuda.device_of(anchor):  # type: ignore[no-untyped-call]
+        with torch.cuda.device_of(self.anchor):  # type: ignore[no-untyped-call]
             self.kernel[(self.num_programs,)](**self.arguments, **self.constexprs, **options)
+
+    @property
+    def anchor(self) -> torch.Tensor:
+        """The first tensor among the arguments."""
+        return next(a for a in self.arguments.values() if isinstance(a, torch.Tensor))
+
+    def values(self) -> tuple[int, ...]:
+        """The arguments as the driver takes them."""
+        given = self.arguments.values()
+        return tuple(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in given)
+
+    def loaded(self) -> "Loaded | None":
+        """The kernel's code for these arguments, compiled and loaded at the first call of its kind.
+
+        None where Triton itself has to launch it: in its interpreter, on AMD.
+        """
+        anchor = self.anchor
+        if anchor.device.type != "cuda" or torch.version.hip:
+            return None
+        kinds = (
+            (a.dtype, a.data_ptr() % UNIT_NBYTES) if isinstance(a, torch.Tensor) else a >> 31
+            for a in self.arguments.values()
+        )
+        key = (id(self.kernel), self.num_warps, anchor.device, *self.constexprs.values(), *kinds)
+        if key not in _loaded:
+            _loaded[key] = _load(self)
+        return _loaded[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A kernel's code on a device, launched without Triton, which takes 20 us for that."""
+
+    device: torch.device
+    function: int  # a CUfunction
+    num_threads: int
+    shared_nbytes: int
+    kept: object  # whose code it is
+
+    def launch(self, num_programs: int, values: tuple[int, ...]) -> None:
+        """Launch on torch's current stream; ``values`` of the kernel's parameters, in order.
+
+        Raises:
+            BackendError: the driver refused, or an earlier kernel failed.
+        """
+        shape = (num_programs, self.num_threads, self.shared_nbytes)
+        direct.launch(self.device, self.function, shape, values)
+
+
+_loaded: dict[tuple[object, ...], Loaded | None] = {}
+
+
+def _load(launch: Launch) -> Loaded | None:
+    """None where the kernel wants more of a launch than its written parameters."""
+    kernel, device = launch.kernel, launch.anchor.device
+    written = [p for p in kernel.params if not p.is_constexpr]
+    # Numbers that Triton compiles for would need code of their own for each value.
+    fixed = [p.do_not_specialize for p in written if type(launch.arguments[p.name]) is int]
+    if [p.name for p in written] != list(launch.arguments) or not all(fixed):
+        return None
+    options = launch.options(warp_threads=32)
+    with torch.cuda.device(device):
+        code = kernel.warmup(**launch.arguments, **launch.constexprs, grid=(1,), **options)
+        _ = code[1, 1, 1]  # loads it
+    facts = code.metadata
+    scratch = (getattr(facts, f"{kind}_scratch_size", 0) for kind in ("global", "profile"))
+    if any(scratch) or facts.num_ctas != 1 or getattr(facts, "launch_cooperative_grid", False):
+        return None
+    return Loaded(device, int(code.function), 32 * facts.num_warps, int(facts.shared), code)
 
 
 def programs(num_tiles: int) -> int:

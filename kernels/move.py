@@ -177,6 +177,34 @@ def again(launch: Launch, slots: tuple[torch.Tensor, torch.Tensor], grid: Grid) 
     )
 
 
+class Repeat:
+    """The launch of one pair of pools for ever other pages: what is left is their numbers."""
+
+    __slots__ = ("_dtype", "_grid", "_head", "_launch", "_loaded", "_row_tiles", "_rows", "_tail")
+
+    def __init__(self, launch: Launch, grid: Grid) -> None:
+        """``launch``: without sums or parts."""
+        arguments, fixed = launch.arguments, launch.constexprs
+        self._launch, self._grid, self._loaded = launch, grid, launch.loaded()
+        slots = arguments["from_slots_ptr"]
+        assert isinstance(slots, torch.Tensor)
+        self._dtype = slots.dtype
+        self._rows = fixed["ROWS"]
+        self._row_tiles = -(-fixed["BASES"] * fixed["PIECE_UNITS"] // fixed["UNITS"])
+        values = launch.values()
+        self._head, self._tail = values[:2], values[-2:]
+
+    def run(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> None:
+        """Launch for checked indices (n >= 1) on the device."""
+        if self._loaded is None or source_slots.dtype != self._dtype:
+            again(self._launch, (source_slots, destination_slots), self._grid).run()
+            return
+        count, ours = len(source_slots), source_slots.data_ptr()
+        tiles = -(-count // self._rows) * self._row_tiles
+        values = (*self._head, ours, destination_slots.data_ptr(), ours, count, *self._tail)
+        self._loaded.launch(min(tiles, self._grid.programs), values)
+
+
 def warm(launch: Launch) -> None:
     """Compile and load what ``launch`` runs, once a process, by a launch that has no rows.
 

@@ -6,15 +6,12 @@ a BackendUnavailable that says what to install; a call of theirs that fails is a
 Launching is *unproven on a GPU*.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import torch
 
 from bodocache import env
 from bodocache.errors import BackendError, BackendUnavailable
+from bodocache.kernels import direct, gpu
 
 SOURCES = Path(__file__).parent / "csrc"
 OPTIONS = (
@@ -63,19 +61,11 @@ class Function:
         Raises:
             BackendError: the driver refused the launch, or an earlier kernel failed.
         """
-        chosen = torch.cuda.current_stream(self.device) if stream is None else stream
+        chosen = direct.current_stream(self.device) if stream is None else stream.cuda_stream
         parameters = ctypes.c_char_p(arguments)  # as an array of one pointer, to its only parameter
-        with current_context(self.device):
-            done = _driver().cuLaunchKernel(
-                self.handle,
-                *(num_blocks, 1, 1),
-                *(num_threads, 1, 1),
-                shared_nbytes,
-                chosen.cuda_stream,
-                ctypes.addressof(parameters),
-                0,
-            )
-        checked("cuLaunchKernel", done)
+        shape = (num_blocks, num_threads, shared_nbytes)
+        where = ctypes.addressof(parameters)
+        direct.launch_at(self.device, self.handle, shape, where, chosen)
 
 
 def function(source: str, name: str, device: torch.device, *, shared_nbytes: int = 0) -> Function:
@@ -112,7 +102,7 @@ def compile_code(code: bytes, arch: str, name: str) -> bytes:
             f"{name}: NVRTC {_version(nvrtc)} compiles for {', '.join(_known(nvrtc))}, not {arch}; "
             "install a newer nvidia-cuda-nvrtc"
         )
-    program = checked(
+    program = gpu.checked(
         "nvrtcCreateProgram", nvrtc.nvrtcCreateProgram(code, name.encode(), 0, [], [])
     )
     try:
@@ -120,8 +110,8 @@ def compile_code(code: bytes, arch: str, name: str) -> bytes:
         (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise BackendError(f"{name} for {arch}: {result.name}\n{_log_of(nvrtc, program)}")
-        cubin = bytes(checked("nvrtcGetCUBINSize", nvrtc.nvrtcGetCUBINSize(program)))
-        checked("nvrtcGetCUBIN", nvrtc.nvrtcGetCUBIN(program, cubin))
+        cubin = bytes(gpu.checked("nvrtcGetCUBINSize", nvrtc.nvrtcGetCUBINSize(program)))
+        gpu.checked("nvrtcGetCUBIN", nvrtc.nvrtcGetCUBIN(program, cubin))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     return cubin
@@ -143,90 +133,9 @@ def arch_of(capability: tuple[int, int]) -> str:
     return fitting[0]
 
 
-def max_shared_nbytes(device: torch.device) -> int:
-    """The most shared memory, static and dynamic, that a block may ask for on ``device``."""
-    driver = _driver()
-    with current_context(device):
-        number = checked("cuCtxGetDevice", driver.cuCtxGetDevice())
-        attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-        return int(checked("cuDeviceGetAttribute", driver.cuDeviceGetAttribute(attribute, number)))
-
-
-@contextlib.contextmanager
-def current_context(device: torch.device) -> Iterator[None]:
-    """Make torch's context of ``device`` this thread's; torch itself sets it only when it runs."""
-    driver, primary = _driver(), _primary_context(device.index or 0)
-    current = checked("cuCtxGetCurrent", driver.cuCtxGetCurrent())
-    if int(current) == int(primary):
-        yield
-        return
-    checked("cuCtxPushCurrent", driver.cuCtxPushCurrent(primary))
-    try:
-        yield
-    finally:
-        checked("cuCtxPopCurrent", driver.cuCtxPopCurrent())
-
-
-def is_exclusive(device: torch.device) -> bool:
-    """Whether ``device`` serves one process at a time (compute mode EXCLUSIVE_PROCESS).
-
-    Asking makes no context. False where cuda-python or the driver is missing.
-    """
-    try:
-        driver = _driver()
-    except BackendUnavailable:
-        return False
-    number = checked("cuDeviceGet", driver.cuDeviceGet(device.index or 0))
-    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_MODE
-    mode = checked("cuDeviceGetAttribute", driver.cuDeviceGetAttribute(attribute, number))
-    return int(mode) == int(driver.CUcomputemode.CU_COMPUTEMODE_EXCLUSIVE_PROCESS)
-
-
-def checked(call: str, returned: tuple[Any, ...]) -> Any:
-    """What a call of cuda.bindings (driver, runtime or NVRTC) returned besides its result code.
-
-    None, the value, or a tuple of several.
-
-    Raises:
-        BackendError: the code says the call failed.
-    """
-    result, *values = returned
-    if result.value:
-        raise BackendError(f"{call}: {result.name} ({result.value}){_explained(result)}")
-    if not values:
-        return None
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def bindings(name: str) -> Any:
-    """Module ``cuda.bindings.<name>``.
-
-    Raises:
-        BackendUnavailable: cuda-python is not installed.
-    """
-    try:
-        return importlib.import_module(f"cuda.bindings.{name}")
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"cuda.bindings.{name} cannot be imported ({error}); pip install 'cuda-python>=12.8'"
-        ) from error
-
-
-@functools.cache
-def _driver() -> Any:
-    driver = bindings("driver")
-    try:
-        (result,) = driver.cuInit(0)
-    except RuntimeError as error:  # raised where libcuda.so.1 is not found
-        raise BackendUnavailable(f"no CUDA driver ({error}); install NVIDIA's driver") from error
-    if result.value:
-        raise BackendUnavailable(f"cuInit: {result.name}; the driver sees no usable GPU")
-    return driver
-
-
 @functools.cache
 def _nvrtc() -> Any:
-    nvrtc = bindings("nvrtc")
+    nvrtc = gpu.bindings("nvrtc")
     try:
         nvrtc.nvrtcVersion()
     except RuntimeError as error:  # raised where libnvrtc is not found
@@ -238,26 +147,18 @@ def _nvrtc() -> Any:
 
 
 def _known(nvrtc: Any) -> list[str]:
-    archs = checked("nvrtcGetSupportedArchs", nvrtc.nvrtcGetSupportedArchs())
+    archs = gpu.checked("nvrtcGetSupportedArchs", nvrtc.nvrtcGetSupportedArchs())
     return [f"sm_{arch}" for arch in archs]
 
 
 def _version(nvrtc: Any) -> str:
-    return ".".join(map(str, checked("nvrtcVersion", nvrtc.nvrtcVersion())))
+    return ".".join(map(str, gpu.checked("nvrtcVersion", nvrtc.nvrtcVersion())))
 
 
 def _log_of(nvrtc: Any, program: Any) -> str:
-    log = bytes(checked("nvrtcGetProgramLogSize", nvrtc.nvrtcGetProgramLogSize(program)))
-    checked("nvrtcGetProgramLog", nvrtc.nvrtcGetProgramLog(program, log))
+    log = bytes(gpu.checked("nvrtcGetProgramLogSize", nvrtc.nvrtcGetProgramLogSize(program)))
+    gpu.checked("nvrtcGetProgramLog", nvrtc.nvrtcGetProgramLog(program, log))
     return log.rstrip(b"\0").decode(errors="replace")
-
-
-def _explained(result: Any) -> str:
-    """What the driver says about a code of its own; nothing for those of other libraries."""
-    if type(result).__name__ != "CUresult":
-        return ""
-    error, text = bindings("driver").cuGetErrorString(result)
-    return "" if error.value else f": {text.decode()}"
 
 
 def _fingerprint(code: bytes, arch: str) -> str:
@@ -302,19 +203,12 @@ def _folder() -> Path:
 def _function(source: str, name: str, index: int, shared_nbytes: int) -> Function:
     device = torch.device("cuda", index)
     cubin = compiled(source, arch_of(torch.cuda.get_device_capability(device)))
-    driver = _driver()
-    with current_context(device):
-        module = checked("cuModuleLoadData", driver.cuModuleLoadData(cubin))
-        handle = checked("cuModuleGetFunction", driver.cuModuleGetFunction(module, name.encode()))
+    driver = gpu.cuda_driver()
+    with gpu.current_context(device):
+        module = gpu.checked("cuModuleLoadData", driver.cuModuleLoadData(cubin))
+        found = driver.cuModuleGetFunction(module, name.encode())
+        handle = gpu.checked("cuModuleGetFunction", found)
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         done = driver.cuFuncSetAttribute(handle, attribute, shared_nbytes)
-        checked(f"cuFuncSetAttribute({name}, {shared_nbytes} bytes of shared memory)", done)
+        gpu.checked(f"cuFuncSetAttribute({name}, {shared_nbytes} bytes of shared memory)", done)
     return Function(name, int(handle), device)
-
-
-@functools.cache  # retained for good, as torch retains it
-def _primary_context(index: int) -> Any:
-    torch.cuda.init()  # type: ignore[no-untyped-call]  # its error says more than the driver's
-    driver = _driver()
-    device = checked("cuDeviceGet", driver.cuDeviceGet(index))
-    return checked("cuDevicePrimaryCtxRetain", driver.cuDevicePrimaryCtxRetain(device))

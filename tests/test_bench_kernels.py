@@ -5,7 +5,6 @@ Our kernels run in Triton's interpreter, peers against a driver that copies at o
 CUDA kernel as C++, and the timer on a device that computes in no time.
 """
 
-import contextlib
 import ctypes
 import json
 import os
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from bodocache.kernels import nvrtc
+from bodocache.kernels import direct, nvrtc
 from bodocache.kernels.reference.copy import copy_pages as twin
 from bodocache.layout import LayoutKind
 
@@ -315,17 +314,12 @@ def test_the_peers_kernel_is_launched_with_bytes(monkeypatch):
 
     given = []
 
-    class Driver:
-        def cuLaunchKernel(self, *operands):  # noqa: N802 -- the driver's name
-            at = ctypes.cast(operands[-2], ctypes.POINTER(ctypes.c_void_p))[0]
-            given.append(ctypes.string_at(at, _gpu_peers.UVA_ARGUMENTS.itemsize))
-            return (Driver,)
+    def launch_at(_device, _function, _shape, parameters, _stream):
+        at = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
+        given.append(ctypes.string_at(at, _gpu_peers.UVA_ARGUMENTS.itemsize))
 
-        value = 0
-
-    monkeypatch.setattr(nvrtc, "_driver", Driver)
-    monkeypatch.setattr(nvrtc, "current_context", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream)
+    monkeypatch.setattr(direct, "launch_at", launch_at)
+    monkeypatch.setattr(direct, "current_stream", lambda _: 5)
     function = nvrtc.Function("uva_copy", 1, torch.device("cpu"))
     monkeypatch.setattr(_gpu_peers, "_uva_function", lambda *_: function)
     source, destination, _, sets = case((LayoutKind.PAGE, LayoutKind.LAYER_FIRST))

@@ -2,7 +2,6 @@
 """Runs of page copies, and how the driver is asked: against memory and a strict stand-in."""
 
 import ctypes
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bodocache.errors import BackendError
-from bodocache.kernels import copy_engine, nvrtc
+from bodocache.kernels import copy_engine, direct, gpu
 from bodocache.kernels.reference import copy as twin
 from bodocache.kernels.runs import pair_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.testing.fake_driver import ByAddress, Result
 
 
 def pool(kind, num_pages, **shape):
@@ -65,7 +65,7 @@ def test_no_pages_in_a_row_have_more_runs_than_said(ours, theirs, layers, here, 
 
 
 def test_pages_in_order_count_as_few_runs_up_or_down(monkeypatch):
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: None)
+    monkeypatch.setattr(gpu, "bindings", lambda _: None)
     source, _ = pool(LayoutKind.LAYER_FIRST, 8, layers=1, heads=2, head_dim=16, itemsize=2)
     copy = copy_engine.EngineCopy(pair_of("op", source, source), source, source)
     up = torch.arange(8)
@@ -112,7 +112,7 @@ def test_registrations_count_from_the_start_of_what_was_allocated(monkeypatch):
 @pytest.mark.parametrize(("chunk", "cuts"), [(4096, True), (1 << 20, False)])
 def test_a_prepared_copy_cuts_where_a_registration_ends_among_its_pages(monkeypatch, chunk, cuts):
     monkeypatch.setattr(copy_engine, "REGISTER_CHUNK_NBYTES", chunk)
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: None)
+    monkeypatch.setattr(gpu, "bindings", lambda _: None)
     layout = Layout(LayoutKind.PAGE, Group("g", 1, 1, 384, 2), 2, 8)
     source, destination = (torch.randint(0, 256, (1 << 16,), dtype=torch.uint8) for _ in range(2))
     ours, theirs = (
@@ -134,45 +134,64 @@ def test_a_prepared_copy_cuts_where_a_registration_ends_among_its_pages(monkeypa
     assert torch.equal(destination, expected)
 
 
-class Driver:
-    """What cuda.bindings.driver offers here, strictly: wrong types and counts are errors."""
+class Driver(ByAddress):
+    """The two ways to copy."""
 
-    CUmemcpySrcAccessOrder = SimpleNamespace(CU_MEMCPY_SRC_ACCESS_ORDER_STREAM="stream")
-    CUmemcpyFlags = SimpleNamespace(
-        CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE=SimpleNamespace(value=1)
-    )
+    def __init__(self, result=0, *, batches=True):
+        super().__init__()
+        self.result, self.calls, self.contexts = result, [], [self.PRIMARY]
+        if not batches:
+            self.at_cuMemcpyBatchAsync = None
 
-    class CUmemcpyAttributes:
-        srcAccessOrder = None  # noqa: N815 -- the driver's name
-        flags = 0
-
-    class CUdeviceptr(int):
-        pass
-
-    def __init__(self, result, *, batches=True, values=()):
-        self.result, self.calls, self.batches, self.values = result, [], batches, values
-        self.asked = 0
-
-    def cuMemcpyBatchAsync(  # noqa: N802 -- the driver's name
-        self, targets, sources, sizes, count, attributes, firsts, kinds, stream
+    def at_cuMemcpyBatchAsync(  # noqa: N802, PLR0917 -- the driver's
+        self, targets, sources, sizes, count, attributes, firsts, kinds, failed, stream
     ):
-        self.asked += 1
-        assert count == len(targets) == len(sources) == len(sizes)
-        assert all(isinstance(p, self.CUdeviceptr) for p in targets + sources)
-        assert attributes[0].srcAccessOrder == "stream"
-        assert (firsts, kinds) == ([0], 1)
+        assert kinds == 1
+        assert failed
         assert stream != 0, "the legacy stream takes no batch"
-        if not self.batches:
-            raise RuntimeError('Function "cuMemcpyBatchAsync_v2" not found')
-        self.calls.append(("batch", count))
-        return (self.result, *self.values)
+        order, *hints, flags = ctypes.cast(attributes, ctypes.POINTER(ctypes.c_int * 6)).contents
+        assert (order, hints, flags) == (1, [0] * 4, 1)  # in the stream's order, beside compute
+        assert ctypes.cast(firsts, ctypes.POINTER(ctypes.c_size_t))[0] == 0
+        columns = (
+            ctypes.cast(column, ctypes.POINTER(ctypes.c_int64 * count)).contents
+            for column in (sources, targets, sizes)
+        )
+        self.calls.append(("batch", *map(list, columns)))
+        return self.result
+
+    def CUresult(self, code):  # noqa: N802 -- the driver's name
+        return CUresult("CUDA_ERROR_INVALID_VALUE", code)
 
     def cuGetErrorString(self, _):  # noqa: N802 -- the driver's name
-        return SimpleNamespace(value=0), b"what it says"
+        return Result(), b"what it says"
 
     def cuMemcpyAsync(self, _target, _source, nbytes, _stream):  # noqa: N802 -- the driver's name
         self.calls.append(("one", nbytes))
-        return (self.result,)
+        return (Result(),)
+
+
+class CUresult(Result):
+    """What the driver has texts for."""
+
+
+@pytest.fixture
+def driver_of(monkeypatch):
+    caches = (direct._calls, direct._primary, gpu.primary_context)
+    for cache in caches:
+        cache.cache_clear()
+
+    def use(driver):
+        monkeypatch.setattr(gpu, "cuda_driver", lambda: driver)
+        monkeypatch.setattr(gpu, "bindings", lambda _: driver)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
+        return driver
+
+    yield use
+    for cache in caches:
+        cache.cache_clear()
+
+
+DEVICE = torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -180,41 +199,49 @@ def runs():
     return copy_engine.MergedRuns(np.array([16, 64]), np.array([256, 512]), np.array([32, 16]))
 
 
-@pytest.fixture
-def results():
-    driver = pytest.importorskip("cuda.bindings.driver")
-    return driver.CUresult
-
-
 @pytest.mark.parametrize(
     ("stream", "batches", "calls"),
     [
-        (7, True, [("batch", 2)]),
+        (7, True, [("batch", [16, 64], [256, 512], [32, 16])]),
         (7, False, [("one", 32), ("one", 16)]),
         (0, True, [("one", 32), ("one", 16)]),
     ],
 )
-def test_one_batch_where_the_driver_takes_it(monkeypatch, runs, results, stream, batches, calls):
-    driver = Driver(results.CUDA_SUCCESS, batches=batches)
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
-    copy_engine.submit(runs, stream)
+def test_one_batch_where_the_driver_takes_it(driver_of, runs, stream, batches, calls):
+    driver = driver_of(Driver(batches=batches))
+    copy_engine.submit(runs, DEVICE, stream)
     assert driver.calls == calls
-    asked, driver.calls = driver.asked, []
-    copy_engine.submit(runs, stream)
-    assert driver.calls == calls
-    assert driver.asked == asked + (asked if batches else 0)  # one that has none is asked once
 
 
-@pytest.mark.parametrize("values", [(), (1,)])  # cuda-python 12 says which copy failed
-def test_a_refusal_names_the_call(monkeypatch, runs, results, values):
-    driver = Driver(results.CUDA_ERROR_INVALID_VALUE, values=values)
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: driver)
-    with pytest.raises(BackendError, match=r"cuMemcpyBatchAsync.*what it says"):
-        copy_engine.submit(runs, 7)
+def test_a_batch_is_handed_over_in_torchs_context(driver_of, runs):
+    driver = driver_of(Driver())
+    driver.contexts = [0]
+    copy_engine.submit(runs, DEVICE, 7)
+    assert [call[0] for call in driver.calls] == ["batch"]
+    assert driver.contexts == [0]
 
 
-def test_the_real_binding_takes_our_types(runs, results):
-    """Without a driver it fails only when it looks for one, after having looked at the types."""
-    assert results.CUDA_SUCCESS.value == 0
-    with pytest.raises((RuntimeError, BackendError)):
-        copy_engine.submit(runs, 7)
+def test_nothing_to_copy_asks_nobody(driver_of):
+    driver = driver_of(Driver())
+    copy_engine.submit(copy_engine.MergedRuns(*np.empty((3, 0), np.int64)), DEVICE, 7)
+    assert not driver.calls
+
+
+def test_a_refusal_names_the_call(driver_of, runs):
+    driver_of(Driver(result=1))
+    with pytest.raises(BackendError, match=r"cuMemcpyBatchAsync.*INVALID_VALUE.*what it says"):
+        copy_engine.submit(runs, DEVICE, 7)
+
+
+@pytest.mark.parametrize("chunk", [1024, 1 << 20])
+def test_compiled_runs_are_numpys(monkeypatch, chunk):
+    monkeypatch.setattr(copy_engine, "REGISTER_CHUNK_NBYTES", chunk)
+    rng = np.random.default_rng(7)
+    for ours in LayoutKind:
+        source, _ = pool(ours, 9, layers=2, heads=2, head_dim=16, itemsize=2)
+        destination, _ = pool(LayoutKind.PAGE, 9, layers=2, heads=2, head_dim=16, itemsize=2)
+        copy = copy_engine.EngineCopy(pair_of("op", source, destination), source, destination)
+        slots = [torch.from_numpy(rng.permutation(9)[:5].astype(kind)) for kind in ("i4", "i4")]
+        compiled, copy._compiled = copy.runs(*slots), None
+        for ours_, theirs in zip(compiled, copy.runs(*slots), strict=True):
+            assert ours_.tolist() == theirs.tolist()

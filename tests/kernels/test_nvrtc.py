@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from bodocache.errors import BackendError, BackendUnavailable
-from bodocache.kernels import nvrtc
+from bodocache.kernels import direct, gpu, nvrtc
+from bodocache.testing.fake_driver import ByAddress, Result
 
 DEVICE = torch.device("cuda", 0)
 EMPTY = b'extern "C" __global__ void nothing() {}'
@@ -24,7 +25,10 @@ EMPTY = b'extern "C" __global__ void nothing() {}'
 def fresh(monkeypatch, tmp_path):
     """A cache of its own on disk, and nothing kept in memory before or after."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "jit"))
-    caches = (nvrtc.compiled, nvrtc._function, nvrtc._primary_context)
+    caches = (
+        *(nvrtc.compiled, nvrtc._function, gpu.primary_context),
+        *(direct._calls, direct._primary),
+    )
     for cache in caches:
         cache.cache_clear()
     yield
@@ -149,14 +153,14 @@ def test_without_cuda_python_the_message_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(BackendUnavailable, match=r"pip install 'cuda-python>=12\.8'"):
-        nvrtc.bindings("driver")
+        gpu.bindings("driver")
 
 
 def test_without_the_library_the_message_names_its_wheel(monkeypatch):
     def version():
         raise RuntimeError("Failed to dlopen libnvrtc.so.12")
 
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: SimpleNamespace(nvrtcVersion=version))
+    monkeypatch.setattr(gpu, "bindings", lambda _: SimpleNamespace(nvrtcVersion=version))
     with pytest.raises(BackendUnavailable, match="pip install nvidia-cuda-nvrtc"):
         nvrtc._nvrtc.__wrapped__()
 
@@ -168,22 +172,15 @@ def test_without_a_driver_or_a_device_it_is_unavailable(monkeypatch, code):
             return (Result("CUDA_ERROR_NO_DEVICE", code),)
         raise RuntimeError("libcuda.so.1 is not there")
 
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: SimpleNamespace(cuInit=init))
+    monkeypatch.setattr(gpu, "bindings", lambda _: SimpleNamespace(cuInit=init))
     with pytest.raises(BackendUnavailable, match=r"CUDA_ERROR_NO_DEVICE|no CUDA driver"):
-        nvrtc._driver.__wrapped__()
+        gpu.cuda_driver.__wrapped__()
 
 
 # -- launching -------------------------------------------------------------------------------------
 
 
-class Result(SimpleNamespace):
-    """A result code as cuda.bindings has them."""
-
-    def __init__(self, name="CUDA_SUCCESS", value=0):
-        super().__init__(name=name, value=value)
-
-
-class Driver:
+class Driver(ByAddress):
     """The calls that a launch makes, with a stack of contexts for one thread."""
 
     CUdevice_attribute = SimpleNamespace(
@@ -194,10 +191,9 @@ class Driver:
     CUfunction_attribute = SimpleNamespace(
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic shared memory"
     )
-    PRIMARY = 7000
 
     def __init__(self):
-        self.contexts = [0]
+        super().__init__()
         self.calls = []
         self.launch_result = Result()
         self.mode = 0
@@ -205,22 +201,6 @@ class Driver:
     def _done(self, *call):
         assert self.contexts[-1] == self.PRIMARY
         self.calls.append(call)
-
-    def cuDeviceGet(self, index):
-        return Result(), index
-
-    def cuDevicePrimaryCtxRetain(self, device):
-        return Result(), self.PRIMARY + device
-
-    def cuCtxGetCurrent(self):
-        return Result(), self.contexts[-1]
-
-    def cuCtxPushCurrent(self, context):
-        self.contexts.append(context)
-        return (Result(),)
-
-    def cuCtxPopCurrent(self):
-        return Result(), self.contexts.pop()
 
     def cuCtxGetDevice(self):
         return Result(), self.contexts[-1] - self.PRIMARY
@@ -241,18 +221,21 @@ class Driver:
         self._done("set", function, attribute, value)
         return (Result(),)
 
-    def cuLaunchKernel(self, function, *numbers):
+    def at_cuLaunchKernel(self, function, *numbers):
         *shape, stream, parameters, extra = numbers
-        assert extra == 0
+        assert extra is None
         first = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
         self._done("launch", function, shape, stream, ctypes.string_at(first, 16))
-        return (self.launch_result,)
+        return self.launch_result.value
+
+    def CUresult(self, code):
+        return Result("CUDA_ERROR_INVALID_VALUE", code)
 
 
 @pytest.fixture
 def driver(monkeypatch):
     driver = Driver()
-    monkeypatch.setattr(nvrtc, "_driver", lambda: driver)
+    monkeypatch.setattr(gpu, "cuda_driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     return driver
 
@@ -297,37 +280,24 @@ def test_a_kernel_is_loaded_once_with_its_shared_memory(driver, monkeypatch):
 
 
 def test_the_shared_memory_of_a_block_is_the_devices(driver):
-    assert nvrtc.max_shared_nbytes(DEVICE) == 232448
+    assert gpu.max_shared_nbytes(DEVICE) == 232448
     assert driver.contexts == [0]
 
 
 def test_a_gpu_for_one_process_at_a_time_is_found_without_a_context(driver, monkeypatch):
     driver.cuDevicePrimaryCtxRetain = None
-    assert not nvrtc.is_exclusive(DEVICE)
+    assert not gpu.is_exclusive(DEVICE)
     driver.mode = 3
-    assert nvrtc.is_exclusive(DEVICE)
+    assert gpu.is_exclusive(DEVICE)
 
     def missing():
         raise BackendUnavailable("no CUDA driver")
 
-    monkeypatch.setattr(nvrtc, "_driver", missing)
-    assert not nvrtc.is_exclusive(DEVICE)
+    monkeypatch.setattr(gpu, "cuda_driver", missing)
+    assert not gpu.is_exclusive(DEVICE)
 
 
 def test_results_are_none_a_value_or_several():
-    assert nvrtc.checked("f", (Result(),)) is None
-    assert nvrtc.checked("f", (Result(), 5)) == 5
-    assert nvrtc.checked("f", (Result(), 5, 6)) == (5, 6)
-
-
-def test_the_real_binding_takes_a_launchs_types(monkeypatch):
-    """Without a driver it fails only when it looks for one, after having looked at the types."""
-    real = pytest.importorskip("cuda.bindings.driver")
-    if torch.cuda.is_available():
-        pytest.skip("there is a driver, and 22 is no kernel")
-    launcher = Driver()
-    launcher.cuLaunchKernel = real.cuLaunchKernel
-    monkeypatch.setattr(nvrtc, "_driver", lambda: launcher)
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    with pytest.raises((RuntimeError, BackendError)):
-        nvrtc.Function("bulk_copy", 22, DEVICE).launch(ARGUMENTS, **LAUNCH)
+    assert gpu.checked("f", (Result(),)) is None
+    assert gpu.checked("f", (Result(), 5)) == 5
+    assert gpu.checked("f", (Result(), 5, 6)) == (5, 6)
