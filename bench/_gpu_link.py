@@ -6,6 +6,7 @@ a path must move, and the host's own work are in it, for us and for peers. ``sel
 where it chooses: by indices on the host, and by indices on the device.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ OURS = {
 }
 CLAIMED = tuple(name for name, path in OURS.items() if path is not CopyPath.TORCH)
 ON_HOST = " (host indices)"
+RUN_A_PAGE = "copy_engine, a run a page"
 
 
 @dataclass(slots=True)
@@ -181,7 +183,7 @@ def measure_submission(bench: Bench) -> None:
                 continue
             row = {"section": "submission", "what": name, **fields, "microseconds": seconds * 1e6}
             bench.report.rows.append(row)
-    for name in OURS:
+    for name in (*(n for n in OURS if n != CopyPath.COPY_ENGINE), RUN_A_PAGE):
         measured = worst(bench.report.rows, "microseconds", max, section="submission", what=name)
         title = f"CPU time of a prepared copy of {CPU_PAGES} pages, {name}"
         if name != CopyPath.TORCH:  # torch's own, which waits; a row only
@@ -198,7 +200,20 @@ def _submissions(
         calls[name] = functools.partial(call, 0)
     copy = PageCopy(point.source, point.destination, blocks=select.LINK_BLOCKS)
     calls["sm, launch alone"] = copy.launch(*on_device).run
+    # The driver takes a batch apart run by run: the same for one run a page, and of a peer's lists.
+    alike = [_as_pages(memory) for memory in (point.source, point.destination)]
+    whole = PageCopy(*alike, path=CopyPath.COPY_ENGINE)
+    calls[RUN_A_PAGE] = functools.partial(whole.run, *few)
+    with contextlib.suppress(Exception):  # what it lacks, the link's rows say
+        peer = _gpu_peers.memcpy_batch(point.source, point.destination, [few])
+        calls["memcpy_batch"] = functools.partial(peer, 0)
     return calls
+
+
+def _as_pages(memory: PagedMemory) -> PagedMemory:
+    """The same bytes as whole pages."""
+    (tensor,) = memory.tensors()
+    return paged(LayoutKind.PAGE, tensor, memory.layers, memory.page_nbytes // memory.bases.size)
 
 
 def _measure_point(bench: Bench, point: _Point) -> None:

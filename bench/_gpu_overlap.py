@@ -2,7 +2,9 @@
 """A load beside compute: when both have ended, and how much slower the compute is.
 
 A model of 32 layers, pieces of 32 KiB (16 tokens of 8 heads of 128, 16 bits). Prefill-like compute:
-bf16 matrix products, sized to the load. Decode-like: sums over more memory than any cache holds.
+the four bf16 matrix products of a layer of Llama-3.1-8B, for so many tokens that they take as long
+as the load of a layer; beside a copy, for 2,048. Decode-like: sums over more memory than any cache
+holds.
 """
 
 import functools
@@ -35,9 +37,10 @@ class _Model:
     host: PagedMemory
     engine: PagedMemory
     slots: tuple[torch.Tensor, torch.Tensor]
-    left: torch.Tensor
-    right: torch.Tensor
-    product: torch.Tensor
+    weights: list[torch.Tensor]
+    activations: list[torch.Tensor]  # of the most tokens, for each of the weights
+    results: list[torch.Tensor]
+    tokens: int
     read: torch.Tensor
 
     @classmethod
@@ -53,22 +56,32 @@ class _Model:
         ):
             layout = Layout(kind, group, TOKENS, count)
             sides.append(PagedMemory.of_layout(make(layout.pool_nbytes), layout))
-        # Four waves of tiles on 132 multiprocessors, so that none is idle, and 50 us or so each.
-        shape = (scale.matrix, scale.matrix // 4)
-        left, right = (
-            torch.randn(shape, dtype=torch.bfloat16, device=bench.device) for _ in range(2)
+        hidden = scale.matrix
+        most = hidden // 2
+        # Queries, keys and values; the output; gate and up; down.
+        shapes = (
+            *((hidden, hidden * 3 // 2), (hidden, hidden)),
+            *((hidden, hidden * 7), (hidden * 7 // 2, hidden)),
         )
-        product = torch.empty(
-            (scale.matrix, scale.matrix), dtype=torch.bfloat16, device=bench.device
-        )
+        like = {"dtype": torch.bfloat16, "device": bench.device}
+        weights = [torch.randn(shape, **like) for shape in shapes]
+        activations = [torch.randn((most, shape[0]), **like) for shape in shapes]
+        results = [torch.empty((most, shape[1]), **like) for shape in shapes]
         read = torch.randn(scale.reduction // 4, dtype=torch.float32, device=bench.device)
         slots = bench.order(count), bench.order(count)
-        return cls(*sides, slots, left, right.T, product, read)
+        return cls(*sides, slots, weights, activations, results, most, read)
+
+    def of_tokens(self, tokens: float) -> "_Model":
+        """The same with products for so many tokens, in steps of a tile of them."""
+        most = len(self.results[0])
+        step = min(64, most)
+        return replace(self, tokens=max(step, min(most, round(tokens / step) * step)))
 
     def products(self, count: int) -> None:
-        """Prefill-like."""
+        """Prefill-like: those of so many layers."""
         for _ in range(count):
-            torch.mm(self.left, self.right, out=self.product)
+            for left, right, out in zip(self.activations, self.weights, self.results, strict=True):
+                torch.mm(left[: self.tokens], right, out=out[: self.tokens])
 
     def reads(self, count: int) -> None:
         """Decode-like."""
@@ -138,13 +151,14 @@ def _measure_load(bench: Bench, given: _Model, path: str, *, ahead: int | None) 
     if not load.is_right(bench, ahead):
         bench.report.failed(LOAD, path, "wrong bytes")
         return
-    one_s = _alone(bench, lambda: model.products(1))
     alone_s = _alone(bench, lambda: load.run(0, ahead))
-    each = max(1, round(alone_s / layers / one_s))
+    for _ in range(2):  # the second time from near by: products of few tokens are no faster
+        one_s = _alone(bench, lambda: load.model.products(1))
+        load.model = model.of_tokens(load.model.tokens * alone_s / layers / one_s)
     calls = {
         "load": lambda _: load.run(0, ahead),
-        "compute": lambda _: model.products(each * layers),
-        "both": lambda _: load.run(each, ahead),
+        "compute": lambda _: load.model.products(layers),
+        "both": lambda _: load.run(1, ahead),
     }
     for hidden in (True, False):
         timed = bench.timer.interleaved(calls, hidden=hidden)
@@ -158,6 +172,7 @@ def _measure_load(bench: Bench, given: _Model, path: str, *, ahead: int | None) 
             "ahead": ahead,
             "pages": "in order" if model is not given else "scattered",
             "layers": layers,
+            "tokens": load.model.tokens,
             "begins": "behind earlier work" if hidden else "on an idle device",
             "load_s": seconds["load"],
             "compute_s": seconds["compute"],

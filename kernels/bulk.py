@@ -8,7 +8,7 @@ the copy has ended on its stream.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ SOURCE = "bulk_copy.cu"
 KERNEL = "bulk_copy"
 MIN_CAPABILITY = (9, 0)  # cp.async.bulk
 
-BLOCKS = 4  # between host and device: what the best published kernel takes; unproven here
+BLOCKS = 2  # between host and device: as fast as 4, which hold up compute more (H100)
 
 # The best published ring, too (6 x 32 KiB). With the barriers it fits the 227 KiB that a block may
 # have on sm_90 and sm_100; of the 99 KiB on sm_120, three stages do.
@@ -110,6 +110,7 @@ class BulkCopy:
     destination: tuple[int, ...]
     kept: tuple[object, ...]  # what these point to
     function: nvrtc.Function | None  # None where only the arguments are wanted: tests
+    cuts: dict[int, Cut] = field(default_factory=dict)  # by pages, as they were first wanted
 
     def launch(
         self,
@@ -130,7 +131,7 @@ class BulkCopy:
         if not source_slots.numel():
             return
         assert self.function is not None
-        cut = self.cut(source_slots.numel())
+        cut = self.cut(len(source_slots))
         self.function.launch(
             self.arguments(source_slots, destination_slots),
             num_blocks=min(self.blocks, cut.num_chunks),
@@ -154,8 +155,8 @@ class BulkCopy:
 
     def arguments(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> bytes:
         """The struct that a launch passes: ARGUMENTS, packed."""
-        assert source_slots.numel() == destination_slots.numel()
-        cut = self.cut(source_slots.numel())
+        assert len(source_slots) == len(destination_slots)
+        cut = self.cut(len(source_slots))
         return PACKED.pack(
             *(*self.source, source_slots.data_ptr(), source_slots.element_size()),
             *(*self.destination, destination_slots.data_ptr(), destination_slots.element_size()),
@@ -168,9 +169,12 @@ class BulkCopy:
 
     def cut(self, num_pages: int) -> Cut:
         """How a copy of so many pages is cut."""
+        if num_pages in self.cuts:
+            return self.cuts[num_pages]
         total = num_pages * self.page_nbytes
         chunk = chunk_nbytes(self.longest_run_nbytes, total, self.blocks, self.ring)
-        return Cut(total, chunk, -(-total // chunk))
+        found = self.cuts[num_pages] = Cut(total, chunk, -(-total // chunk))
+        return found
 
 
 _warm: set[nvrtc.Function] = set()

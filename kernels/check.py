@@ -81,13 +81,13 @@ def plain_lists(
     """
     if not (isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)):
         return None
+    index = device.index
     fits = (
-        ours.device == device == theirs.device
-        and device.type == "cuda"
-        and ours.dtype == theirs.dtype
+        ours.get_device() == index == theirs.get_device()  # -1 on the CPU
+        and ours.dtype is theirs.dtype
         and ours.dtype in INDEX_DTYPES
-        and ours.dim() == 1
-        and ours.shape == theirs.shape
+        and ours.dim() == theirs.dim() == 1
+        and len(ours) == len(theirs)
         and ours.is_contiguous()
         and theirs.is_contiguous()
         and not _device_indices.get()

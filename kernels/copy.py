@@ -47,6 +47,7 @@ class PageCopy:
         "_relation",
         "_repeat",
         "_template",
+        "_to_host",
         "blocks",
         "destination",
         "device",
@@ -83,6 +84,7 @@ class PageCopy:
             raise LayoutError(f"{_OP}: {blocks} blocks; expected a whole number, at least 1")
         crosses = source.device != destination.device
         self._blocks_allowed = blocks
+        self._to_host = crosses and not check.on_gpu(destination.device)
         self.blocks = select.LINK_BLOCKS if blocks is None and crosses else blocks
 
     def run(
@@ -175,15 +177,16 @@ class PageCopy:
 
     def _repeated(self, *slots: torch.Tensor) -> move.Repeat:
         if self._repeat is None:
-            self._repeat = move.Repeat(self.launch(*slots), _grid(self.blocks))
+            grid = _grid(self.blocks, self._to_host)
+            self._repeat = move.Repeat(self.launch(*slots), grid)
         return self._repeat
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
         slots = (source_slots, destination_slots)
         if self._template is None:
-            self._template = launch_pair(self._pair, slots, self.blocks)
-        return move.again(self._template, slots, _grid(self.blocks))
+            self._template = launch_pair(self._pair, slots, self.blocks, to_host=self._to_host)
+        return move.again(self._template, slots, _grid(self.blocks, self._to_host))
 
     def checked(
         self, source_slots: Indices, destination_slots: Indices
@@ -266,7 +269,7 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
         layers: default all of both sides.
         heads: default all of both sides.
         path: how; default what ``select`` says is fastest of those proven on this GPU.
-        blocks: programs of the SM and bulk kernels; default 4 between host and device, so that
+        blocks: programs of the SM and bulk kernels; default 2 between host and device, so that
             the engine keeps its multiprocessors, and as many as help within a device.
         stream: CUDA stream, on which both memories and slots on a device are ready; default the
             current one. But for CopyPath.TORCH the call returns before the copy has ended: keep
@@ -286,13 +289,15 @@ def launch_pair(
     blocks: int | None,
     sums: torch.Tensor | None = None,
     parts: int = 1,
+    *,
+    to_host: bool = False,
 ) -> Launch:
     """The SM kernel's launch for indices on the device, with the sums of every part or without."""
-    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks))
+    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks, to_host))
 
 
-def _grid(blocks: int | None) -> move.Grid:
-    return move.DEVICE_GRID if blocks is None else move.link_grid(blocks)
+def _grid(blocks: int | None, to_host: bool) -> move.Grid:  # noqa: FBT001 -- which way
+    return move.DEVICE_GRID if blocks is None else move.link_grid(blocks, to_host=to_host)
 
 
 def _device_of(source: PagedMemory, destination: PagedMemory) -> torch.device:
@@ -347,7 +352,9 @@ def specialisations() -> Iterator[tuple[str, Launch]]:
     for suffix, runs, indices, _, sums in samples:
         slots = (indices, indices)
         yield f"copy_{suffix}", launch_pair((runs, runs), slots, None)
-        yield f"copy_{suffix}_link", launch_pair((runs, runs), slots, select.LINK_BLOCKS)
+        for to_host, way in ((False, "load"), (True, "store")):
+            made = launch_pair((runs, runs), slots, select.LINK_BLOCKS, to_host=to_host)
+            yield f"copy_{suffix}_{way}", made
         if len(runs.bases) > 1:
             yield f"copy_{suffix}_sums", launch_pair((runs, runs), slots, None, sums, parts=2)
     index = torch.zeros(1, dtype=torch.int64)

@@ -85,7 +85,7 @@ def launch(
         BackendError: the driver refused the launch, or an earlier kernel failed.
     """
     room, count = _parameters, len(values)
-    room.values[: count + _HIDDEN] = (*values, *(0,) * _HIDDEN)
+    room.values[: count + _HIDDEN] = [*values, *(0,) * _HIDDEN]
     launch_at(device, function, shape, room.address, current_stream(device))
 
 

@@ -17,7 +17,9 @@ from bodocache.kernels.runs import Runs, runs_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
 TILE_UNITS = 512  # 8 KiB a program: four 16-byte loads in flight per thread of 4 warps
-MAX_PROGRAMS = 1024  # unproven on a GPU; over a link select.LINK_BLOCKS is the limit
+# A tile a program: 2.85 TB/s where 1,024 programs that loop move 2.77 (H100, bench/gpu_tune.py).
+# Over a link select.LINK_BLOCKS is the limit.
+MAX_PROGRAMS = 1 << 20
 
 WORD_NBYTES = 4
 

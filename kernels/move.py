@@ -94,14 +94,16 @@ class Grid:
 
 
 DEVICE_GRID = Grid()
-# Over PCIe a unit takes about 1.3 us: 4 programs of 16 warps have 128 KiB in flight (Little's law:
-# 50 GB/s x 1.3 us = 65 KB).
-LINK_TILE_UNITS, LINK_WARPS = 2048, 16
 
 
-def link_grid(blocks: int) -> Grid:
-    """For a copy over a link: ``blocks`` programs, each with as much in flight as it can hold."""
-    return Grid(blocks, LINK_TILE_UNITS, LINK_WARPS)
+def link_grid(blocks: int, *, to_host: bool) -> Grid:
+    """For a copy over a link: what fills it from two programs on, and holds up compute the least.
+
+    Reads of the host are answered after 1.3 us or so, and two programs need 128 KiB of them in
+    flight; of writes half as much fills the link, and more of them stand in the way of others:
+    1.77 times as long for matrix products beside them, not 1.26 (H100, bench/gpu_tune.py).
+    """
+    return Grid(blocks, 2048, 16) if to_host else Grid(blocks, 4096, 32)
 
 
 def launch(

@@ -9,6 +9,7 @@ float64, and a logarithm is exponent plus float32 logarithm of the mantissa; so 
 mantissa by 1.5 * 2^-24, twice each). Unproven on a GPU; interpreted and compiled in tests.
 """
 
+import struct
 from collections.abc import Iterator
 
 import torch
@@ -65,13 +66,13 @@ def load_seconds(terms_ptr: tl.tensor, tier: tl.tensor, nbytes: tl.tensor) -> tl
     return tl.load(loads_ptr) + nbytes * tl.load(loads_ptr + _TIERS)
 
 
-@triton.jit(do_not_specialize=["tier", "capacity"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["now_bits", "tier", "capacity"])  # type: ignore[untyped-decorator]
 def score_kernel(
     times_ptr: tl.tensor,
     words_ptr: tl.tensor,
     terms_ptr: tl.tensor,
-    now_ptr: tl.tensor,
     scores_ptr: tl.tensor,
+    now_bits: tl.tensor,
     tier: tl.tensor,
     capacity: tl.tensor,
     ROWS: tl.constexpr,
@@ -80,7 +81,7 @@ def score_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = row < capacity
     stride = capacity.to(tl.int64)  # of planes
-    now_s = tl.load(now_ptr)
+    now_s = now_bits.to(tl.int64).to(tl.float64, bitcast=True)
     state = tl.load(words_ptr + stride * _STATE + row, mask=mask, other=0)
     heat = tl.load(words_ptr + stride * _HEAT + row, mask=mask, other=0)
     recompute = tl.load(words_ptr + stride * _RECOMPUTE + row, mask=mask, other=0)
@@ -152,8 +153,8 @@ def launch(
     pages: DevicePages, tier: int, now_s: float, formula: Formula, out: torch.Tensor
 ) -> Launch:
     """The launch that scores ``pages`` (one or more) into checked ``out``."""
-    # A fill, not a copy: nothing waits.
-    now = torch.full((1,), now_s, dtype=torch.float64, device=pages.device)
+    # Triton takes numbers as float32: the bits of a float64 instead.
+    (now_bits,) = struct.unpack("<q", struct.pack("<d", now_s))
     return Launch(
         score_kernel,
         triton.cdiv(pages.capacity, SCORE_ROWS),
@@ -161,8 +162,8 @@ def launch(
             "times_ptr": pages.times,
             "words_ptr": pages.words,
             "terms_ptr": formula.terms(pages.device),
-            "now_ptr": now,
             "scores_ptr": out,
+            "now_bits": now_bits,
             "tier": tier,
             "capacity": pages.capacity,
         },
@@ -173,7 +174,7 @@ def launch(
 def specialisations() -> Iterator[tuple[str, Launch]]:
     """Every launch that the kernel is compiled for, by name; ``aot`` compiles them all."""
     pages, formula = sample()
-    yield "score", launch(pages, 1, 0.0, formula, torch.empty(pages.capacity))
+    yield "score", launch(pages, 1, 1.0, formula, torch.empty(pages.capacity))
 
 
 def sample() -> tuple[DevicePages, Formula]:
