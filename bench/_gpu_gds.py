@@ -117,7 +117,8 @@ def main() -> int:
             batch = asyncio.run(through_gds(config))
         except BackendError:
             log = Path("cufile.log")  # says more than its codes
-            print("\n".join(log.read_text().splitlines()[-12:]) if log.exists() else "no log")
+            lines = log.read_text().splitlines() if log.exists() else ["cuFile left no log"]
+            print(*(line for line in lines if "ERROR" in line or "WARN" in line), sep="\n")
             raise
         asyncio.run(through_slab(slab, batch))
     return 0

@@ -32,8 +32,8 @@ from bodocache.kernels.calibrate_cases import Case, Grid, Pools, cases_of, prepa
 from bodocache.kernels.launch import MAX_PROGRAMS
 from bodocache.kernels.select import CopyPath, Direction, Measured, Scored, Table, describe
 
-REPEATS = 3
-BUDGET_S = 2.5  # of the clock, for a path: what it does not get to stays unmeasured
+REPEATS = 7
+BUDGET_S = 4.0  # of the clock, for a path: what it does not get to stays unmeasured
 CHECK_LIMIT_S = 20  # of a process's checks, from where it begins them
 TURN_LIMIT_S = 10  # of its turn with the clock
 LIMIT_S = 40  # of a process, with the turns of all others

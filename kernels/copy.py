@@ -95,6 +95,16 @@ class PageCopy:
         stream: "torch.cuda.Stream | None" = None,
     ) -> None:
         """Copy pages ``source_slots[i]`` to ``destination_slots[i]``; see :func:`copy_pages`."""
+        if stream is None and self._relation is Relation.APART:
+            plain = check.plain_lists(self.device, source_slots, destination_slots)
+            path = self._path  # named, or to be chosen below
+            if plain is not None and len(plain[0]):
+                if path is CopyPath.BULK:
+                    self._prepared_bulk().launch(*plain)
+                    return
+                if path is CopyPath.SM:
+                    self._repeated(*plain).run(*plain)
+                    return
         with on_stream(stream, self.device):
             slots = seen_by(stream, self.checked(source_slots, destination_slots))
             if not len(slots[0]):
@@ -177,16 +187,18 @@ class PageCopy:
 
     def _repeated(self, *slots: torch.Tensor) -> move.Repeat:
         if self._repeat is None:
-            grid = _grid(self.blocks, self._to_host)
-            self._repeat = move.Repeat(self.launch(*slots), grid)
+            self._repeat = move.Repeat(self.launch(*slots), self._grid())
         return self._repeat
+
+    def _grid(self) -> move.Grid:
+        return _grid(self.blocks, self._pair, self._to_host)
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
         slots = (source_slots, destination_slots)
         if self._template is None:
             self._template = launch_pair(self._pair, slots, self.blocks, to_host=self._to_host)
-        return move.again(self._template, slots, _grid(self.blocks, self._to_host))
+        return move.again(self._template, slots, self._grid())
 
     def checked(
         self, source_slots: Indices, destination_slots: Indices
@@ -195,6 +207,8 @@ class PageCopy:
         if self._relation is Relation.APART:
             plain = check.plain_lists(self.device, source_slots, destination_slots)
             if plain is not None:
+                return plain
+            if (plain := self._fit_on_host(source_slots, destination_slots)) is not None:
                 return plain
         ours = check.index_tensor(_OP, "source_slots", source_slots)
         theirs = check.index_tensor(_OP, "destination_slots", destination_slots)
@@ -219,6 +233,18 @@ class PageCopy:
         elif self._relation is Relation.MIXED:
             overlap.check_pages(_OP, self._pair[0], ours, self._pair[1], theirs)
         return ours, theirs
+
+    def _fit_on_host(
+        self, ours: Indices, theirs: Indices
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Both lists where they lie on the CPU and compiled code finds no fault: 3 us, not 20."""
+        lists = host.lists()
+        if lists is None or not isinstance(ours, torch.Tensor):
+            return None
+        if not isinstance(theirs, torch.Tensor) or ours.dtype is not theirs.dtype:
+            return None
+        fit = lists.fit(ours, theirs, self.source.num_pages, self.destination.num_pages)
+        return (ours, theirs) if fit else None
 
     def _choose(self, slots: torch.Tensor) -> CopyPath:
         return select.choose(
@@ -293,11 +319,14 @@ def launch_pair(
     to_host: bool = False,
 ) -> Launch:
     """The SM kernel's launch for indices on the device, with the sums of every part or without."""
-    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks, to_host))
+    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks, pair, to_host))
 
 
-def _grid(blocks: int | None, to_host: bool) -> move.Grid:  # noqa: FBT001 -- which way
-    return move.DEVICE_GRID if blocks is None else move.link_grid(blocks, to_host=to_host)
+def _grid(blocks: int | None, pair: tuple[Runs, Runs], to_host: bool) -> move.Grid:  # noqa: FBT001 -- which way
+    if blocks is None:
+        return move.DEVICE_GRID
+    piece_nbytes = min(runs.run_nbytes for runs in pair)
+    return move.link_grid(blocks, to_host=to_host, piece_nbytes=piece_nbytes)
 
 
 def _device_of(source: PagedMemory, destination: PagedMemory) -> torch.device:

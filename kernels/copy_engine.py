@@ -5,10 +5,9 @@ It takes no multiprocessor, and each run costs the engine about 1 us: for long r
 GPU.
 """
 
-import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class EngineCopy:
             )
             self._bounds.append(bounds[(runs.first < bounds) & (bounds < runs.end)])
         self._flat = tuple(piece[:, 0] for piece in self._pieces)
-        self._compiled = _lists()
+        self._compiled = host.lists()
         self._device = destination.device if source.device.type == "cpu" else source.device
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> None:
@@ -206,16 +205,6 @@ def submit(runs: MergedRuns, device: torch.device, stream: int) -> None:
     with gpu.current_context(device):
         for source, target, nbytes in zip(*(column.tolist() for column in runs), strict=True):
             gpu.checked("cuMemcpyAsync", driver.cuMemcpyAsync(target, source, nbytes, stream))
-
-
-@functools.cache
-def _lists() -> Any:
-    """The compiled loops, or None where numba is not installed (engines' minimal images)."""
-    if host.compiled() is None:
-        return None
-    from bodocache.kernels import lists
-
-    return lists
 
 
 def _registrations(memory: PagedMemory) -> Addresses:

@@ -3,7 +3,7 @@
 
 import functools
 import importlib
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -51,3 +51,9 @@ def compiled() -> HostPath | None:
         if error.name is None or error.name.partition(".")[0] != "numba":
             raise
         return None
+
+
+@functools.cache
+def lists() -> Any:
+    """Module ``lists``, or None where numba is not installed."""
+    return None if compiled() is None else importlib.import_module("bodocache.kernels.lists")

@@ -12,12 +12,26 @@ import torch
 from bodocache import jit
 
 _INDEX = jit.readonly("i8")
+_CPU = -1  # as a device
 _SHORT = 32  # pairs of indices are compared one by one up to here; sorting allocates
 
 
 def fit(ours: torch.Tensor, theirs: torch.Tensor, num_ours: int, num_theirs: int) -> bool:
-    """Whether int64 lists on the CPU are in range, and ``theirs`` distinct, too."""
-    return bool(_fit(ours.numpy(), theirs.numpy(), num_ours, num_theirs))
+    """Whether int32 or int64 lists of one dtype lie on the CPU, as long as each other, contiguous,
+    in range, and ``theirs`` distinct, too.
+    """
+    plain = (
+        ours.get_device() == theirs.get_device() == _CPU
+        and ours.dtype in (torch.int32, torch.int64)
+        and ours.dim() == theirs.dim() == 1
+        and len(ours) == len(theirs) > 0
+        and ours.is_contiguous()
+        and theirs.is_contiguous()
+    )
+    if not plain:
+        return False
+    left, right = (index.numpy().astype(np.int64, copy=False) for index in (ours, theirs))
+    return bool(_fit(left, right, num_ours, num_theirs))
 
 
 @jit.compiled(_INDEX, _INDEX, jit.i8, jit.i8)

@@ -96,14 +96,19 @@ class Grid:
 DEVICE_GRID = Grid()
 
 
-def link_grid(blocks: int, *, to_host: bool) -> Grid:
+_SMALL_NBYTES = 4096
+
+
+def link_grid(blocks: int, *, to_host: bool, piece_nbytes: int = _SMALL_NBYTES) -> Grid:
     """For a copy over a link: what fills it from two programs on, and holds up compute the least.
 
     Reads of the host are answered after 1.3 us or so, and two programs need 128 KiB of them in
     flight; of writes half as much fills the link, and more of them stand in the way of others:
-    1.77 times as long for matrix products beside them, not 1.26 (H100, bench/gpu_tune.py).
+    1.77 times as long for matrix products beside them, not 1.26 (H100, bench/gpu_tune.py). Small
+    pieces keep a program waiting for their addresses: they take the more either way.
     """
-    return Grid(blocks, 2048, 16) if to_host else Grid(blocks, 4096, 32)
+    few = to_host and piece_nbytes >= _SMALL_NBYTES
+    return Grid(blocks, 2048, 16) if few else Grid(blocks, 4096, 32)
 
 
 def launch(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from bodocache.kernels import direct, nvrtc
+from bodocache.kernels import direct, gpu, nvrtc
 from bodocache.kernels.reference.copy import copy_pages as twin
 from bodocache.layout import LayoutKind
 
@@ -157,7 +157,7 @@ DIRECTIONS = pytest.mark.parametrize(
 def test_peers_copy_what_the_twin_copies(name, kinds, monkeypatch):
     import _gpu_peers
 
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: Driver())
+    monkeypatch.setattr(gpu, "bindings", lambda _: Driver())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream)
     source, destination, memory, sets = case(kinds)
     wanted = expected(source, destination, memory, sets)
@@ -271,7 +271,7 @@ def test_what_a_load_ahead_brings_by_the_copy_engine_can_be_held(monkeypatch):
 
     from bodocache.kernels import PageCopy, layerwise
 
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: None)
+    monkeypatch.setattr(gpu, "bindings", lambda _: None)
     layers = _gpu_bench.FULL.overlap_layers
     scale = dataclasses.replace(_gpu_bench.TINY, overlap_layers=layers, overlap_pages=12)
     report, cpu = _gpu_bench.Report(), torch.device("cpu")
@@ -446,7 +446,7 @@ def test_a_gpu_for_one_process_is_left_to_the_proofs_one_by_one(monkeypatch, is_
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: is_exclusive)
+    monkeypatch.setattr(gpu, "is_exclusive", lambda _: is_exclusive)
     monkeypatch.setattr(kernels, "_why_not", why_not)
     assert kernels.prove_all("cuda") == {}
     assert (max(beside) == 1) is is_exclusive

@@ -259,7 +259,7 @@ def test_a_gpu_for_one_process_is_left_to_the_checks_one_by_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for makes_a_context in ("set_device", "current_device", "get_device_capability"):
         monkeypatch.setattr(torch.cuda, makes_a_context, None)
-    monkeypatch.setattr(checks.nvrtc, "is_exclusive", lambda _: is_exclusive)
+    monkeypatch.setattr(checks.gpu, "is_exclusive", lambda _: is_exclusive)
     monkeypatch.setattr(checks, "run_apart", lambda _, at_once: asked.append(at_once) or [])
     monkeypatch.setattr(sys, "argv", ["gpu_checks.py"])
     assert checks.main() == 0
@@ -269,7 +269,7 @@ def test_a_gpu_for_one_process_is_left_to_the_checks_one_by_one(
 def test_storage_is_not_checked_by_a_second_process_where_one_is_served(checks, monkeypatch):
     import torch
 
-    monkeypatch.setattr(checks.nvrtc, "is_exclusive", lambda _: True)
+    monkeypatch.setattr(checks.gpu, "is_exclusive", lambda _: True)
     with pytest.raises(checks.Skipped, match="EXCLUSIVE_PROCESS"):
         checks.check_gds(checks.Machine(torch.device("cuda", 0)), "direct")
 

@@ -45,6 +45,10 @@ class ByAddress:
         ctypes.cast(place, ctypes.POINTER(_P))[0] = self.contexts[-1]
         return 0
 
+    def at_cuLaunchKernel(self, *_: int | None) -> int:
+        """Nothing."""
+        return 0
+
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:
         """A context a device."""
         return Result(), self.PRIMARY + device

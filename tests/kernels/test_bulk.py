@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from bodocache import env
 from bodocache.errors import BackendError, BackendUnavailable
-from bodocache.kernels import bulk, nvrtc
+from bodocache.kernels import bulk, gpu, nvrtc
 from bodocache.kernels.bulk import Ring
 from bodocache.kernels.launch import device_table
 from bodocache.kernels.reference.bulk_ring import Block, Piece, chunk_at, pieces_of
@@ -415,7 +415,7 @@ def test_a_copy_takes_few_blocks_over_a_link_and_all_within_a_device(
     properties = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(nvrtc, "max_shared_nbytes", lambda _: SHARED_NBYTES["sm_90"])
+    monkeypatch.setattr(gpu, "max_shared_nbytes", lambda _: SHARED_NBYTES["sm_90"])
     monkeypatch.setattr(nvrtc, "function", lambda *_, shared_nbytes: shared_nbytes)
     monkeypatch.setattr(bulk, "device_table", lambda runs, _: device_table(runs, CPU))
     copy = bulk.prepared(other, device)

@@ -24,6 +24,7 @@ from bodocache.kernels import (
     copy_and_sum_pages,
     copy_engine,
     copy_pages,
+    gpu,
     lane,
     launch,
     move,
@@ -124,8 +125,8 @@ class Recorder:
 @pytest.fixture
 def gpu(monkeypatch):
     recorder = Recorder()
-    monkeypatch.setattr(nvrtc, "bindings", lambda _: recorder)
-    monkeypatch.setattr(nvrtc, "current_context", recorder.context)
+    monkeypatch.setattr(gpu, "bindings", lambda _: recorder)
+    monkeypatch.setattr(gpu, "current_context", recorder.context)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(lane, "_pool", lane._Pool())
     monkeypatch.setattr(move, "_warm", set())
@@ -147,7 +148,7 @@ def gpu(monkeypatch):
     for name in ("zeros", "empty", "full"):
         monkeypatch.setattr(torch, name, allocating(recorder, name, getattr(torch, name)))
     monkeypatch.setattr(launch.Launch, "run", lambda self: launched(recorder, self))
-    monkeypatch.setattr(nvrtc, "max_shared_nbytes", lambda _: 227 << 10)
+    monkeypatch.setattr(gpu, "max_shared_nbytes", lambda _: 227 << 10)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     properties = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)

@@ -13,7 +13,7 @@ import torch
 
 from bodocache import env
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import calibrate, calibrate_scoring, check, nvrtc, select
+from bodocache.kernels import calibrate, calibrate_scoring, check, gpu, select
 from bodocache.kernels.calibrate import Failure, Grid, measure, measured_apart, tabled
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.select import CopyPath, Direction, Measured, Place, Scored, Table, Work
@@ -329,7 +329,7 @@ def test_a_gpu_for_one_process_gets_one_at_a_time(monkeypatch, is_exclusive):
         made.remove(name)
         return []
 
-    monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: is_exclusive)
+    monkeypatch.setattr(gpu, "is_exclusive", lambda _: is_exclusive)
     monkeypatch.setattr(calibrate, "measured_apart", apart)
     notes = []
     calibrate.calibrate(torch.device("cuda", 0), note=notes.append)
@@ -340,7 +340,7 @@ def test_a_gpu_for_one_process_gets_one_at_a_time(monkeypatch, is_exclusive):
 
 @pytest.mark.usefixtures("busy_gpu")
 def test_a_process_that_holds_a_gpu_for_one_cannot_calibrate_it(monkeypatch):
-    monkeypatch.setattr(nvrtc, "is_exclusive", lambda _: True)
+    monkeypatch.setattr(gpu, "is_exclusive", lambda _: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with pytest.raises(BodoCacheError, match=r"EXCLUSIVE_PROCESS.*run `bodocache calibrate` by"):
         calibrate.calibrate(torch.device("cuda", 0))
