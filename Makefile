@@ -72,8 +72,11 @@ peers: install
 gpu: export PYTHONPATH := $(CURDIR)
 # Every stage runs, whatever the one before it did; their limits add up to less than 9 minutes.
 gpu:
-	@status=0; \
-	stage() { echo "== $$1"; shift; "$$@" || { echo "== failed ($$?): $$*"; status=1; }; }; \
+	@status=0; said=""; \
+	stage() { \
+	  what="$$1"; shift; echo "== $$what"; "$$@"; code=$$?; said="$$said\n== $$code: $$what"; \
+	  [ $$code = 0 ] || status=1; \
+	}; \
 	stage "checking every kernel's bytes" \
 	  timeout -k 2 175 $(GPU_PYTHON) bench/gpu_checks.py --json $(RESULTS)/gpu_checks.json; \
 	if command -v compute-sanitizer >/dev/null 2>&1; then \
@@ -83,7 +86,7 @@ gpu:
 	stage "calibrating" timeout -k 2 45 $(GPU_PYTHON) -m bodocache.kernels.calibrate; \
 	stage "measuring" \
 	  timeout -k 2 240 $(GPU_PYTHON) bench/kernels.py --json $(RESULTS)/kernels.json; \
-	exit $$status
+	printf "$$said\n(exit codes)\n"; exit $$status
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

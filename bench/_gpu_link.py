@@ -98,7 +98,7 @@ class _Point:
 
     def ours(self, path: CopyPath, sets: Sequence[_gpu_peers.Slots]) -> Call:
         """Our copy by ``path``."""
-        copy = PageCopy(self.source, self.destination, path=path, blocks=select.LINK_BLOCKS)
+        copy = PageCopy(self.source, self.destination, path=path)
         return lambda i: copy.run(*sets[i % len(sets)])
 
     def calls(self, bench: Bench) -> dict[str, Call]:
@@ -198,7 +198,7 @@ def _submissions(
     for name, path in OURS.items():
         call = point.ours(path, [few if path is CopyPath.COPY_ENGINE else on_device])
         calls[name] = functools.partial(call, 0)
-    copy = PageCopy(point.source, point.destination, blocks=select.LINK_BLOCKS)
+    copy = PageCopy(point.source, point.destination)
     calls["sm, launch alone"] = copy.launch(*on_device).run
     # The driver takes a batch apart run by run: the same for one run a page, and of a peer's lists.
     alike = [_as_pages(memory) for memory in (point.source, point.destination)]

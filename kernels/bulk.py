@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host side of ``csrc/bulk_copy.cu``: pages between two paged memories by bulk copies, sm_90+.
 
-*Unproven on a GPU*: it compiles, its schedule is run on the CPU, and it has never been launched.
 Memories are on one GPU, or one is and the other is pinned host memory that the GPU reaches at the
 host's addresses. The caller owns both, has checked them, and keeps them and the slots alive until
 the copy has ended on its stream.
@@ -33,7 +32,7 @@ STAGE_NBYTES = 32 << 10
 NUM_STAGES = 6
 
 # Small copies are cut finer, to be spread over all stages of all blocks, but not finer than this,
-# where a chunk's waits and divisions would cost more than they bring: unproven on a GPU.
+# where a chunk's waits and divisions would cost more than they bring: how fine was not measured.
 MIN_CHUNK_NBYTES = 4 << 10
 
 # As in the source.

@@ -5,7 +5,7 @@ Each path works in a process of its own, which may crash or hang, and first has 
 right, in whole memories; then it is timed, while nothing else runs. A path that fails anywhere in a
 direction stays unproven there. Processes check side by side and take turns with the clock: meant to
 take less than 20 s in all; one after the other, and longer, on a GPU that serves one process at a
-time. Unproven itself: it never ran on a GPU.
+time.
 """
 
 import argparse

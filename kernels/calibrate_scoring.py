@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times scoring on the host, with the transfer of what comes out, and on one GPU.
 
-The device's scores, keys and rows must first equal the host's. Unproven: it never ran on a GPU.
+The device's scores, keys and rows must first equal the host's.
 """
 
 from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ image of its key, then its depth from above. A pass counts one 8-bit digit of th
 the digits found so far, and the launch after it finds the next digit for itself: none waits for the
 host. When all pages of a digit are wanted, the passes left do nothing. Two launches write the rows.
 A parent's key is never less than its child's, and it is shallower: who takes the first of the order
-orphans nobody. Unproven on a GPU; interpreted and compiled ahead of time in tests.
+orphans nobody.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ CHOOSE_ROWS = 2048
 
 # A pass's row of the work space, int64: its bins, then where it starts from. 256 bins, because each
 # program adds its own and reads the last pass's: 11-bit digits save two passes of seven but need
-# eight times as many (unproven which is faster on a GPU).
+# eight times as many (which is faster was not measured).
 _WORK = 512
 _BINS = tl.constexpr(256)
 _PREFIX, _LEVEL = tl.constexpr(256), tl.constexpr(257)  # the digits found, and how many

@@ -182,7 +182,7 @@ class PageCopy:
         if self._bulk is None:
             from bodocache.kernels import bulk
 
-            self._bulk = bulk.prepared(self.source, self.destination, blocks=self.blocks)
+            self._bulk = bulk.prepared(self.source, self.destination, blocks=self._blocks_allowed)
         return self._bulk
 
     def _repeated(self, *slots: torch.Tensor) -> move.Repeat:
@@ -191,7 +191,7 @@ class PageCopy:
         return self._repeat
 
     def _grid(self) -> move.Grid:
-        return _grid(self.blocks, self._pair, self._to_host)
+        return _grid(self.blocks, self._to_host)
 
     def launch(self, source_slots: torch.Tensor, destination_slots: torch.Tensor) -> Launch:
         """The launch of the SM kernel for checked indices on the device (n >= 1)."""
@@ -295,7 +295,7 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
         layers: default all of both sides.
         heads: default all of both sides.
         path: how; default what ``select`` says is fastest of those proven on this GPU.
-        blocks: programs of the SM and bulk kernels; default 2 between host and device, so that
+        blocks: programs of the SM and bulk kernels; default 4 and 2 between host and device, so that
             the engine keeps its multiprocessors, and as many as help within a device.
         stream: CUDA stream, on which both memories and slots on a device are ready; default the
             current one. But for CopyPath.TORCH the call returns before the copy has ended: keep
@@ -319,14 +319,11 @@ def launch_pair(
     to_host: bool = False,
 ) -> Launch:
     """The SM kernel's launch for indices on the device, with the sums of every part or without."""
-    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks, pair, to_host))
+    return move.launch(*pair, slots, sums, parts=parts, grid=_grid(blocks, to_host))
 
 
-def _grid(blocks: int | None, pair: tuple[Runs, Runs], to_host: bool) -> move.Grid:  # noqa: FBT001 -- which way
-    if blocks is None:
-        return move.DEVICE_GRID
-    piece_nbytes = min(runs.run_nbytes for runs in pair)
-    return move.link_grid(blocks, to_host=to_host, piece_nbytes=piece_nbytes)
+def _grid(blocks: int | None, to_host: bool) -> move.Grid:  # noqa: FBT001 -- which way
+    return move.DEVICE_GRID if blocks is None else move.link_grid(blocks, to_host=to_host)
 
 
 def _device_of(source: PagedMemory, destination: PagedMemory) -> torch.device:

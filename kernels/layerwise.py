@@ -5,7 +5,7 @@ Until the commit it goes page by page, in steps, and can be cut between two step
 how many pages there will be; what is left of them then goes layer by layer, all submitted at once,
 and the engine's stream waits for each layer on the device (lane.py). No Python runs between layers,
 and nothing that the commit calls waits (but CopyPath.TORCH): whatever does is done when the load is
-made. On a GPU it is unproven.
+made.
 """
 
 import torch

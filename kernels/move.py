@@ -4,7 +4,7 @@
 
 Its threads see rows of 16-byte units: a row is a page, or one layer of it where sums are wanted by
 layer. Small rows share a tile, large ones are cut into several, so that every thread has a unit.
-Only launchers call this; operands are checked there. Unproven on a GPU.
+Only launchers call this; operands are checked there.
 """
 
 from dataclasses import dataclass, replace
@@ -96,19 +96,14 @@ class Grid:
 DEVICE_GRID = Grid()
 
 
-_SMALL_NBYTES = 4096
+def link_grid(blocks: int, *, to_host: bool) -> Grid:
+    """For a copy over a link: what fills it from four programs on, for pieces of 512 bytes, too.
 
-
-def link_grid(blocks: int, *, to_host: bool, piece_nbytes: int = _SMALL_NBYTES) -> Grid:
-    """For a copy over a link: what fills it from two programs on, and holds up compute the least.
-
-    Reads of the host are answered after 1.3 us or so, and two programs need 128 KiB of them in
-    flight; of writes half as much fills the link, and more of them stand in the way of others:
-    1.77 times as long for matrix products beside them, not 1.26 (H100, bench/gpu_tune.py). Small
-    pieces keep a program waiting for their addresses: they take the more either way.
+    Reads of the host are answered after 1.3 us or so: four programs have 128 KiB of them in flight.
+    Of writes half as much fills the link, and more would stand in the way of whatever else runs
+    (H100, bench/gpu_tune.py).
     """
-    few = to_host and piece_nbytes >= _SMALL_NBYTES
-    return Grid(blocks, 2048, 16) if few else Grid(blocks, 4096, 32)
+    return Grid(blocks, 1024, 8) if to_host else Grid(blocks, 2048, 16)
 
 
 def launch(

@@ -3,7 +3,6 @@
 
 Importing this imports nothing of CUDA. What is missing (cuda-python, NVRTC, a driver, a device) is
 a BackendUnavailable that says what to install; a call of theirs that fails is a BackendError.
-Launching is *unproven on a GPU*.
 """
 
 import ctypes

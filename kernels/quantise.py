@@ -3,7 +3,7 @@
 """Gather pages of a pool into quantised rows and restore them, digesting the stored bytes.
 
 ``quantiser`` says what lies where in a row, ``reference.quantise`` how far values may move. The
-caller owns both memories. Unproven: no GPU has run these kernels, only Triton's interpreter.
+caller owns both memories.
 """
 
 import itertools

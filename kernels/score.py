@@ -6,7 +6,7 @@
 less ``now_s / half_life_s``: relative to now, so that float32 holds it. Times and differences are
 float64, and a logarithm is exponent plus float32 logarithm of the mantissa; so a score is within
 2^-20 + 2^-24 * |score| of the planner's (``lg2.approx`` errs by 2^-22 there, the rounding of the
-mantissa by 1.5 * 2^-24, twice each). Unproven on a GPU; interpreted and compiled in tests.
+mantissa by 1.5 * 2^-24, twice each).
 """
 
 import struct

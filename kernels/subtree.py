@@ -7,7 +7,7 @@ what a key covers. Level by level needs pages sorted by depth and a launch per l
 prefix of a million tokens, against 16 rounds. A round moves about 20 bytes a page, in two random
 reads and at most one atomic each; raising is an atomic maximum of exact values, which has one
 result in any order. A round reads keys that others raise meanwhile: what it reads was there before
-the round or is of the same subtree, so both serve. Unproven on a GPU; interpreted in tests.
+the round or is of the same subtree, so both serve.
 """
 
 from collections.abc import Iterator

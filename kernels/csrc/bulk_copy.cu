@@ -8,7 +8,7 @@
 // runs, whatever the other's are, and pages smaller than a stage share one.
 //
 // NVRTC compiles this without an include path: PTX is inline. kernels/bulk.py packs `Arguments`;
-// kernels/reference/bulk_ring.py runs the same schedule in Python. Unproven on a GPU.
+// kernels/reference/bulk_ring.py runs the same schedule in Python.
 
 typedef unsigned char u8;
 typedef int i32;

@@ -24,7 +24,6 @@ from bodocache.kernels import (
     copy_and_sum_pages,
     copy_engine,
     copy_pages,
-    gpu,
     lane,
     launch,
     move,
@@ -125,8 +124,8 @@ class Recorder:
 @pytest.fixture
 def gpu(monkeypatch):
     recorder = Recorder()
-    monkeypatch.setattr(gpu, "bindings", lambda _: recorder)
-    monkeypatch.setattr(gpu, "current_context", recorder.context)
+    monkeypatch.setattr("bodocache.kernels.gpu.bindings", lambda _: recorder)
+    monkeypatch.setattr("bodocache.kernels.gpu.current_context", recorder.context)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(lane, "_pool", lane._Pool())
     monkeypatch.setattr(move, "_warm", set())
@@ -148,7 +147,7 @@ def gpu(monkeypatch):
     for name in ("zeros", "empty", "full"):
         monkeypatch.setattr(torch, name, allocating(recorder, name, getattr(torch, name)))
     monkeypatch.setattr(launch.Launch, "run", lambda self: launched(recorder, self))
-    monkeypatch.setattr(gpu, "max_shared_nbytes", lambda _: 227 << 10)
+    monkeypatch.setattr("bodocache.kernels.gpu.max_shared_nbytes", lambda _: 227 << 10)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     properties = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)

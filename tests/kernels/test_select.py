@@ -16,6 +16,7 @@ from bodocache.errors import BodoCacheError
 from bodocache.kernels import calibrate, calibrate_scoring, check, gpu, select
 from bodocache.kernels.calibrate import Failure, Grid, measure, measured_apart, tabled
 from bodocache.kernels.copy import PageCopy
+from bodocache.kernels.launch import MAX_PROGRAMS
 from bodocache.kernels.select import CopyPath, Direction, Measured, Place, Scored, Table, Work
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
@@ -204,7 +205,10 @@ def test_paths_that_move_bytes_wrong_or_raise_stay_unproven(monkeypatch):
     made, failures = tabled("gpu", chain.from_iterable(found))
     assert {point.path for point in made.points} == {CopyPath.TORCH, CopyPath.SM}
     assert {point.bytes_per_s for point in made.points} == {131072.0}
-    assert {p.blocks for p in made.points if p.path is CopyPath.SM} == {select.LINK_BLOCKS, 1024}
+    assert {p.blocks for p in made.points if p.path is CopyPath.SM} == {
+        select.LINK_BLOCKS,
+        MAX_PROGRAMS,
+    }
     lines = calibrate.report(made, failures)
     assert any("unproven: within_device by bulk: 1024 B pieces: Bodo" in line for line in lines)
     assert any("1024 B pieces" in line and "0.0 GB/s" in line for line in lines)
