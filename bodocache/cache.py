@@ -21,7 +21,7 @@ from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
 from bodocache.errors import CacheClosed, ConfigError, HintError, LayoutError, LeaseError
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
-from bodocache.hints.reuse import Reuse, Said
+from bodocache.hints.reuse import Reuse, Said, checked_tenant
 from bodocache.hints.stats import HintStats
 from bodocache.identity import Domain, KeyChain, Root
 from bodocache.io.backend import Backend, Extent
@@ -135,6 +135,7 @@ class Cache:
             recompute=recompute_of(config, layout),
             rules=rules_of(config),
             hints=config.hints,
+            shares=config.tenants.by_number(),
         )
         cache = cls(orchestrator, config.identity.tenant_domain, root)
         try:
@@ -234,14 +235,19 @@ class Cache:
         load.on_settled(lambda: self._count_undelivered(load, pages))
         return load
 
-    def acquire(self, count: int) -> SlotArray:
+    def acquire(self, count: int, *, tenant: int = 0) -> SlotArray:
         """``count`` device slots to compute new pages in; the coldest pages make room.
 
+        They are for pages of ``tenant``: with shares (``[tenants]``) others' make room only as far
+        as it has less than its share and they have more.
+
         Raises:
-            TierFull: loads and stores under way hold too many.
+            TierFull: loads and stores under way hold too many, or shares leave too few.
+            HintError: ``tenant`` is none.
         """
         self._check_open()
-        return self._orchestrator.residency.take(Tier.DEVICE, count)
+        whose = checked_tenant(tenant)
+        return self._orchestrator.residency.take(Tier.DEVICE, count, tenant=whose)
 
     def release(self, slots: SlotArray) -> None:
         """Give back slots from :meth:`acquire` that were not stored.

@@ -7,6 +7,7 @@ Sizes are bytes, as integers or with a unit ("8 GiB"). Loading creates nothing o
 import os
 import shutil
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -53,6 +54,8 @@ Bytes = Annotated[int, BeforeValidator(sized), Field(gt=0)]
 Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=0.9)]
+Part = Annotated[float, Field(strict=True, gt=0, le=1)]
+TenantNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a TOML key is a text
 BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 T = TypeVar("T")
@@ -184,6 +187,21 @@ class HintsConfig:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class TenantsConfig:
+    """What part of every tier a tenant is sure of, by its number; the rest is for all others."""
+
+    shares: Mapping[TenantNumber, Part] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if sum(self.shares.values()) > 1.0:
+            raise ValueError(f"shares: {sum(self.shares.values())} together: expected at most 1")
+
+    def by_number(self) -> dict[int, float]:
+        """The share of each tenant that has one."""
+        return {int(tenant): share for tenant, share in self.shares.items()}
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class CacheConfig:
     """The whole configuration of one cache."""
 
@@ -192,6 +210,7 @@ class CacheConfig:
     planner: PlannerConfig = PlannerConfig()
     features: FeaturesConfig = FeaturesConfig()
     hints: HintsConfig = HintsConfig()
+    tenants: TenantsConfig = TenantsConfig()
 
 
 def load_config(path: Path) -> CacheConfig:

@@ -29,7 +29,7 @@ NAMED |= {"recompute_s_per_token": "s/token", "domain_secret_hex": "hex digits"}
 NAMED |= {"max_held_share": "share", "churn_share": "share", "max_sessions": "sessions"}
 NAMED |= {"write_bytes_per_day": "bytes", "mac_key_hex": "hex digits"}
 SUFFIXES = {"_bytes_per_s": "bytes/s", "_bytes": "bytes", "_s": "s"}
-TYPES = {"string": "text", "boolean": "boolean"}
+TYPES = {"string": "text", "boolean": "boolean", "object": "shares by tenant"}
 
 
 def blocks(page, language):
@@ -103,12 +103,18 @@ def default(field):
     value = field.default
     if isinstance(value, FieldInfo):
         value = value.default
+    if isinstance(field.default, FieldInfo) and field.default.default_factory is not None:
+        return "empty"
     if value is dataclasses.MISSING:
         return "required"
     return str(value).lower() if isinstance(value, bool) else str(value) or "empty"
 
 
-def allowed(said):
+def allowed(said):  # noqa: PLR0911 -- a case each
+    if said["type"] == "object":
+        bounds = next(iter(said["patternProperties"].values()))
+        assert (bounds["exclusiveMinimum"], bounds["maximum"]) == (0, 1)
+        return "each > 0, together at most 1"
     if "pattern" in said:
         assert said["pattern"] == "^([0-9a-fA-F]{2}){16,64}$|^$"
         return "32 to 128 hex digits, or empty"

@@ -29,7 +29,7 @@ from bodocache.hints.actions import (
     Unknown,
     Unpin,
 )
-from bodocache.hints.reuse import seconds_of
+from bodocache.hints.reuse import checked_tenant, seconds_of
 from bodocache.pages import Tier
 
 PROTOCOL_VERSIONS = (1, "1", "1.0")
@@ -55,8 +55,10 @@ def from_envelope(envelope: Mapping[str, object], *, tenant: int = 0) -> Envelop
     :class:`Unknown`, which is answered as rejected.
 
     Raises:
-        HintError: the envelope has another version, or is not one: it says what is wrong.
+        HintError: the envelope has another version, or is not one, or there is no such tenant: it
+            says what is wrong.
     """
+    tenant = checked_tenant(tenant)
     if not isinstance(envelope, Mapping):
         raise HintError(f"envelope: {type(envelope).__name__}; expected a mapping")
     _check_keys("envelope", envelope, {"protocol_version", "message_id", "actions"})

@@ -117,7 +117,10 @@ class Demoter:
         """Copies on the host of those that lie on the device alone, checked as any copy is."""
         residency = self._residency
         alone = rows[residency.table.records["tiers"][rows] == Tier.DEVICE.bit]
-        slots = residency.take_most(Tier.HOST, len(alone))
+        if not len(alone):
+            return
+        owner = int(residency.table.records["tenant"][alone[-1]])
+        slots = residency.take_most(Tier.HOST, len(alone), tenant=owner)
         if not len(slots):
             return
         alone, good = alone[: len(slots)], np.zeros(len(slots), np.bool_)

@@ -64,6 +64,15 @@ class Forecasts:
             return 0.0
         record, bucket = self._record_of(tenant), trust.bucket_of(chance)
         self._wait_for(request, tenant, bucket, rows)
+        return self._favour(record, bucket)
+
+    def favour(self, tenant: int, chance: float) -> float:
+        """What :meth:`say` would answer; nothing is counted."""
+        if tenant not in self._rows:
+            return -math.inf if chance == 0.0 else 0.0  # a first "it has ended" is heeded
+        return self._favour(self._rows[tenant], trust.bucket_of(chance))
+
+    def _favour(self, record: int, bucket: int) -> float:
         if bucket == trust.END and trust.heeds_end(self._trusts, record):
             return -math.inf
         return trust.favour(self._trusts, record, bucket)

@@ -83,6 +83,10 @@ class Hints:
         """See :meth:`bodocache.move.reuse.Reuses.loaded`."""
         self._reuses.loaded(keys, rows, said)
 
+    def told(self, said: Said) -> tuple[float, float]:
+        """See :meth:`bodocache.move.reuse.Reuses.told`."""
+        return self._reuses.told(said)
+
     def storing(self, said: Said) -> Callable[[RowArray, RowArray], None]:
         """What to call when a store that begins now has its pages: see ``Reuses.stored``.
 

@@ -6,8 +6,9 @@ backend are handed to it, and the backend is closed with it.
 """
 
 import contextlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class Traffic:
 class Orchestrator:
     """Runs the data plane of one cache."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is a part of a cache
         self,
         *,
         device: BorrowedPool,
@@ -59,6 +60,7 @@ class Orchestrator:
         recompute: RecomputeModel,
         rules: WriteRules,
         hints: HintsConfig,
+        shares: Mapping[int, float],
     ) -> None:
         self._clock = clock
         self._backend = backend
@@ -73,6 +75,7 @@ class Orchestrator:
             policy=policy,
             recompute=recompute,
             now_s=clock.now_s,
+            parts=shares,
         )
         self._loader = Loader(
             self.residency,
@@ -151,7 +154,8 @@ class Orchestrator:
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
-        store = self._storer.begin(keys, slots, origin)
+        chance, favour = self.hints.told(said)
+        store = self._storer.begin(keys, slots, replace(origin, chance=chance, favour=favour))
         store.on_shown = self.hints.storing(said)
         return store
 

@@ -96,7 +96,8 @@ class Prefetcher:
         """Read those that no load has brought meanwhile, as many as the host has room for."""
         residency = self._residency
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
-        slots = residency.take_most(Tier.HOST, len(rows))
+        owner = int(residency.table.records["tenant"][rows[-1]]) if len(rows) else 0
+        slots = residency.take_most(Tier.HOST, len(rows), tenant=owner)
         rows, kept = rows[: len(slots)], np.zeros(len(slots), np.bool_)
         residency.host.hold(slots)
         begun_s = self._now_s()

@@ -5,7 +5,7 @@ One writer, the orchestrator's loop. A page that lies in no tier any more is a *
 stays for a while, to say why the page was a miss and how hot it had been.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from bodocache.move import rows as bookkeeping
 from bodocache.move.ghosts import Ghosts
 from bodocache.move.regret import Accesses
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
-from bodocache.plan import evict, fanout, reuse, victims
-from bodocache.plan.records import Plan
+from bodocache.plan import evict, fanout, reuse, shares, victims
+from bodocache.plan.records import Feature, Plan
 from bodocache.plan.window import UNLIMITED, Inputs, Planner
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.prefix import PrefixIndex
@@ -67,13 +67,15 @@ class Residency:
         policy: NDArray[np.void],
         recompute: RecomputeModel,
         now_s: Callable[[], float],
+        parts: Mapping[int, float] | None = None,
     ) -> None:
         self._recompute = recompute
         self.device, self.host, self.backend, self.policy = device, host, backend, policy
         self.table = PageTable()
         self.index = PrefixIndex(self.table)
         self._now_s = now_s
-        self._queues = evict.open_queues(self.table.capacity)
+        self._queues = evict.open_queues(self.table.capacity, shares.open_tally(parts))
+        self._loading = 0  # whose pages the load that began last is of
         self._passing = fanout.nobody()
         self._planner = Planner()
         self._ghosts = Ghosts(self.table.capacity)
@@ -107,6 +109,8 @@ class Residency:
             *(self.table.records, self._queues, self._passing, self.policy, found, self._now_s()),
             *(slots, wanted, sources),
         )
+        if present:
+            self._loading = int(self.table.records["tenant"][found[present - 1]])
         return found[:present], slots[:present], wanted[:count], sources[:count]
 
     def describe(self, rows: RowArray, host_slots: SlotArray) -> NDArray[np.void]:
@@ -210,26 +214,66 @@ class Residency:
         self.index.insert(rows[unknown])
         return rows
 
-    def take(self, tier: Tier, count: int) -> SlotArray:
+    def take(self, tier: Tier, count: int, *, tenant: int | None = None) -> SlotArray:
         """``count`` slots of an owned pool, the coldest pages making room.
 
+        They are for pages of ``tenant``, and what makes room are pages that it may evict
+        (plan/shares.py); None: of whom the pages are that the last :meth:`begin_load` found.
+
         Raises:
-            TierFull: pins and leases leave too few; nothing is taken.
+            TierFull: pins, leases and shares leave too few; nothing is taken.
         """
         pool = self._owned(tier)
         if pool.free < count:
-            self._evict(tier, count - pool.free)
+            self._evict(tier, count - pool.free, self._loading if tenant is None else tenant)
         return pool.acquire(count)
 
-    def take_most(self, tier: Tier, count: int) -> SlotArray:
+    def take_most(self, tier: Tier, count: int, *, tenant: int | None = None) -> SlotArray:
         """Up to ``count`` slots of an owned pool: as many as can be had."""
         try:
-            return self.take(tier, count)
+            return self.take(tier, count, tenant=tenant)
         except TierFull:
-            return self.take(tier, self._owned(tier).free)
+            return self.take(tier, self._owned(tier).free, tenant=tenant)
 
-    def take_frames(self, count: int, *, after: int) -> SlotArray:
-        """``count`` frames on disk behind frame ``after``, the coldest pages making room.
+    def take_worth(self, rows: RowArray, *, tenant: int, favour: float) -> SlotArray:
+        """Host slots for the leading ``rows`` of a store that are worth their room there.
+
+        In a full tier a page has to be worth more than the page that would leave for it
+        (victims.coldest_below), but for an owned pool's; pages that a tenant used once have a limit
+        (unproven.py). What has no room is marked NOT_ADMITTED, or NO_ROOM where nothing can leave.
+        The rows were learned of; ``favour``: log2 of what hints multiply their worth by.
+        """
+        pool, records = self._owned(Tier.HOST), self.table.records
+        if not self._admits or pool.free >= len(rows):
+            slots = self.take_most(Tier.HOST, len(rows), tenant=tenant)
+            records["reason"][rows[len(slots) :]] = Reason.NO_ROOM
+            return slots
+        if isinstance(self.device, OwnedPool):  # its pages lie on the host, too, or nowhere
+            favour = np.inf
+        self.before_eviction()
+        kept, why = self._evict_below(rows, tenant, favour)
+        while why == victims.NONE_LEFT and self._may_churn(Tier.HOST):
+            if not self._unblock(Tier.HOST, tenant):
+                break
+            kept, why = self._evict_below(rows, tenant, favour)
+        refused = Reason.NOT_ADMITTED if why == victims.WORTH_LESS else Reason.NO_ROOM
+        records["reason"][rows[kept:]] = refused
+        return pool.acquire(kept)
+
+    def _evict_below(self, rows: RowArray, tenant: int, favour: float) -> tuple[int, int]:
+        pool = self._owned(Tier.HOST)
+        worth, out = np.empty(len(rows)), np.empty(len(rows), np.int64)
+        kept, why = victims.coldest_below(
+            *(self.table.records, self._queues, self.policy, rows, int(Tier.HOST)),
+            *(pool.free, favour, self._now_s(), self._taker(tenant, pool.free), worth, out),
+        )
+        gone = out[: max(0, kept - pool.free)].copy()
+        self.evicted[Tier.HOST] += len(gone)
+        self._vacate(gone, Tier.HOST, Reason.EVICTED)
+        return int(kept), int(why)
+
+    def take_frames(self, count: int, *, after: int, tenant: int) -> SlotArray:
+        """``count`` frames on disk behind frame ``after``, for pages of ``tenant``.
 
         Raises:
             TierFull: as for :meth:`take`.
@@ -240,7 +284,7 @@ class Residency:
             raise TierFull(f"disk: {count} frames to write; today's budget: {usage.budget_frames}")
         short = count - usage.free_frames
         if short > 0:
-            self._evict(Tier.DISK, short)
+            self._evict(Tier.DISK, short, tenant)
         return self.backend.reserve(count, after=after)
 
     def place(self, rows: RowArray, tier: Tier, slots: SlotArray) -> None:
@@ -303,12 +347,19 @@ class Residency:
         """Weigh ``rows`` anew: fields that eviction goes by were changed."""
         evict.requeue(self.table.records, self._queues, self.policy, rows)
 
+    def learn(
+        self, rows: RowArray, *, before: int, behind: int, tenant: int, chance: float
+    ) -> None:
+        """A request of ``tenant`` uses ``rows``, which are pinned: learn what is used again.
+
+        ``before``, ``behind``: see reuse.Asked. ``chance``: the caller's that it goes on, or NaN.
+        """
+        asked = reuse.Asked(before, behind, tenant, chance)
+        bookkeeping.learn(self.table.records, self._queues, rows, self._now_s(), asked)
+
     def touch(self, rows: RowArray) -> None:
         """Somebody stored ``rows``, the last pages of a prompt, shallow to deep."""
         records, now_s = self.table.records, self._now_s()
-        before = int(records["parent"][rows[0]]) if len(rows) else NOWHERE
-        asked = reuse.Asked(before, 1, 0, np.nan)  # behind them, one that is not filled
-        reuse.observe(*self._learned, rows, now_s, asked)
         evict.touch(records, self._queues, self.policy, rows, now_s)
         fanout.follow(self._passing, records, self.policy, rows, now_s)
 
@@ -353,7 +404,10 @@ class Residency:
     def _plan(self, demands: NDArray[np.void], free_frames: int) -> Plan:
         inputs = Inputs(demands, self.table.records, self.policy)
         made = self._planner.plan(
-            inputs, self._queues, now_s=self._now_s(), free_frames=free_frames
+            *(inputs, self._queues),
+            now_s=self._now_s(),
+            free_frames=free_frames,
+            evicts=False,  # take() makes room, as pages come
         )
         return made._replace(rows=made.rows.copy())  # all else is used before the next window
 
@@ -364,21 +418,38 @@ class Residency:
         assert isinstance(pool, OwnedPool), "an engine's pool gives out its own slots"
         return pool
 
-    def _evict(self, tier: Tier, count: int) -> None:
+    @property
+    def _admits(self) -> bool:
+        """Whether stores have to be worth their room; only what is learned can be compared."""
+        off = int(self.policy["features_off"][0])
+        return not off & (Feature.ADMIT | Feature.REUSE)
+
+    def _taker(self, tenant: int, promised: int) -> victims.Taker:
+        return victims.Taker(self._account(tenant), tenant, promised)
+
+    def _account(self, tenant: int) -> int:
+        if tenant == shares.ANYBODY:
+            return tenant
+        return int(shares.account_of(self._queues.tally, tenant))
+
+    def _evict(self, tier: Tier, count: int, tenant: int = shares.ANYBODY) -> None:
         self.before_eviction()
+        promised = 0 if tier is Tier.DISK else self._owned(tier).free
         while count > 0:
             out = self._victims[:count]
-            found = victims.coldest(
+            found = victims.coldest_for(
                 self.table.records,
                 self._queues,
                 self.policy,
                 int(tier),  # an enum costs compiled code 40 us to look at
                 len(out),
                 self._now_s(),
+                self._taker(tenant, promised),
                 out,
             )
-            if not found and not (self._may_churn(tier) and self._unblock(tier)):
+            if not found and not (self._may_churn(tier) and self._unblock(tier, tenant)):
                 return
+            promised += found
             rows = out[:found].copy()
             self.evicted[tier] += found
             self._vacate(rows, tier, Reason.EVICTED)
@@ -389,11 +460,11 @@ class Residency:
         allowed = victims.allowance(self._queues, self.policy, int(tier), self._now_s())
         return int(allowed) > 0
 
-    def _unblock(self, tier: Tier) -> bool:
+    def _unblock(self, tier: Tier, tenant: int) -> bool:
         """Let the coldest page go whose last copy in ``tier`` is kept by pages behind it elsewhere.
 
         They would be out of reach without it, so they go first. A scan of the table, for the rare
-        moment when nothing else can go. False where pins keep all that is left.
+        moment when nothing else can go. False where pins keep all that is left, or shares.
         """
         records, policy = self.table.records, self.policy[0]
         aged = records["arrived_s"] + policy["min_residence_s"] <= self._now_s()
@@ -408,12 +479,24 @@ class Residency:
             behind = self._behind(row)
             if records["pins"][behind].any() or records["holds"][behind].any():
                 continue
+            if not self._may_take(np.append(behind, row), tier, tenant):
+                continue
             for held in self.evicted:
                 copies = behind[self.lies_in(behind, held)][::-1].copy()
                 self.evicted[held] += len(copies)
                 self.drop(copies, held, Reason.EVICTED)
             return True
         return False
+
+    def _may_take(self, rows: RowArray, tier: Tier, tenant: int) -> bool:
+        """Whether pages of all owners of ``rows`` may leave ``tier`` for one of ``tenant``."""
+        tally, capacity = self._queues.tally, self.capacity(tier)
+        taker = self._account(tenant)
+        owners = {int(owner) for owner in np.unique(self.table.records["tenant"][rows])}
+        return all(
+            shares.may_evict(tally, int(tier), capacity, taker, 0, self._account(owner))
+            for owner in owners
+        )
 
     def _behind(self, row: int) -> RowArray:
         """The pages that lie in some tier and are reached through ``row``, shallow to deep."""

@@ -16,6 +16,7 @@ from bodocache.move.forecasts import Forecasts
 from bodocache.move.holds import Holds, Kind, Owner
 from bodocache.move.residency import Residency, RowArray
 from bodocache.move.sessions import Sessions, leading
+from bodocache.pages import NOWHERE
 
 POINTS_PER_DOUBLING = 10.0  # of priority: 100 is worth 90 times the default of 35, 0 an 11th
 
@@ -49,6 +50,9 @@ class Reuses:
     def loaded(self, keys: NDArray[np.uint8], rows: RowArray, said: Said) -> None:
         """A request loads the leading ``rows`` of the pages with ``keys``; they are touched."""
         self._holds.see(said.tenant)
+        behind = len(keys) - len(rows) + 1  # the last one is not filled: no cache has it
+        whose = {"tenant": said.tenant, "chance": self._chance(said)}
+        self._residency.learn(rows, before=NOWHERE, behind=behind, **whose)
         if said.is_silent and self._forecasts.is_idle:
             return
         chain = leading(self._residency.index.find(keys))
@@ -57,6 +61,14 @@ class Reuses:
             used = np.arange(len(chain)) < len(rows)
             self._sessions.follow((said.tenant, said.session), chain, used)
         self._weigh(rows, said)
+
+    def told(self, said: Said) -> tuple[float, float]:
+        """The chance said that the request goes on, or NaN, and log2 of what that is worth."""
+        chance = self._chance(said)
+        return chance, self._forecasts.favour(said.tenant, chance)
+
+    def _chance(self, said: Said) -> float:
+        return math.nan if said.reuse is None else said.reuse.chance(self._horizon_s)
 
     def stored(self, chain: RowArray, shown: RowArray, said: Said) -> None:
         """A request stored its pages ``chain``, which are held; ``shown`` are new and touched."""
@@ -73,7 +85,7 @@ class Reuses:
         """Weigh ``rows``, the request's pages that lie in some tier, by what was said."""
         if not len(rows):
             return
-        chance = math.nan if said.reuse is None else said.reuse.chance(self._horizon_s)
+        chance = self._chance(said)
         factor = self._forecasts.say(said.request, said.tenant, chance, rows)
         if said.reuse is None and not factor:
             return

@@ -74,14 +74,21 @@ def begin_load(  # noqa: PLR0913, PLR0917 -- one call, not three, stands between
     """
     present = count_present(pages, found)
     rows = found[:present]
-    behind = len(found) - present + 1  # the last one is not filled: no cache has it
-    asked = reuse.Asked(-1, behind, 0, np.nan)
-    reuse.observe(queues.model, queues.memories, rows, now_s, asked)
     evict.touch(pages, queues, policy, rows, now_s)
     fanout.count(passing, policy, 1, now_s)
     fanout.follow(passing, pages, policy, rows, now_s)
     evict.pin(pages, queues, policy, rows)
     return present, device_targets(pages, rows, slots, wanted, sources)
+
+
+@jit.compiled(_PAGES, evict.QUEUES, _ROWS, jit.f8, reuse.ASKED)
+def learn(
+    pages: Records, queues: evict.Queues, rows: Rows, now_s: float, asked: reuse.Asked
+) -> None:
+    """Learn from a request that uses ``rows``, which are pinned: so they are in no queue."""
+    reuse.observe(queues.model, queues.memories, rows, now_s, asked)
+    for row in rows:
+        evict.recount(pages, queues, row)
 
 
 @jit.compiled(_PAGES, jit.readonly("u1", 2), jit.readonly("u8", 2), _ROWS, _ROWS, _BATCH)

@@ -5,6 +5,7 @@ A page becomes visible only with its digest known. The engine's slots are pinned
 store (an owned pool) or are its own again when the store is visible (a borrowed one).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,16 +19,18 @@ from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotAr
 from bodocache.move.store import Store, Stored
 from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
-from bodocache.pages import NOWHERE, Reason, Tier
+from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import OwnedPool
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose pages these are."""
+    """Whose pages these are, and what was said of them."""
 
     version: int = 0  # of the weights
     tenant: int = 0
+    chance: float = math.nan  # that the request goes on, as its caller says
+    favour: float = 0.0  # log2 of what that multiplies the pages' worth by
 
 
 class Storer:
@@ -71,7 +74,8 @@ class Storer:
         store.hold(held, spare=np.delete(slots, fresh))
         self._live.add(store)
         residency.promise(slots)
-        self._nursery.spawn(self._run(store, chain[fresh], slots[fresh], len(slots) - len(fresh)))
+        known = len(slots) - len(fresh)
+        self._nursery.spawn(self._run(store, chain[fresh], slots[fresh], known, origin))
         return store
 
     async def idle(self) -> None:
@@ -113,10 +117,12 @@ class Storer:
         store.settle(0, 0)
         return store
 
-    async def _run(self, store: Store, rows: RowArray, slots: SlotArray, known: int) -> None:
+    async def _run(
+        self, store: Store, rows: RowArray, slots: SlotArray, known: int, origin: Origin
+    ) -> None:
         shown = 0
         try:
-            shown = await self._show(store, rows, slots)
+            shown = await self._show(store, rows, slots, origin)
             store.show(rows[:shown])  # before the disk asks what they are worth
             if self._writer is not None:
                 await self._writer.offer(store, rows[:shown])
@@ -126,13 +132,15 @@ class Storer:
             self._live.discard(store)
             store.visible.set_result(Stored(new=shown, known=known, refused=len(rows) - shown))
 
-    async def _show(self, store: Store, rows: RowArray, slots: SlotArray) -> int:
-        """Copy as many of ``rows`` as the host has room for; from then on they can be found."""
+    async def _show(self, store: Store, rows: RowArray, slots: SlotArray, origin: Origin) -> int:
+        """Copy those of ``rows`` that are worth their room; from then on they can be found."""
         residency, table = self._residency, self._residency.table
-        host_slots = residency.take_most(Tier.HOST, len(rows))
+        before = int(table.records["parent"][rows[0]]) if len(rows) else NOWHERE
+        said = {"tenant": origin.tenant, "chance": origin.chance}
+        residency.learn(rows, before=before, behind=1, **said)  # behind: one that is not filled
+        host_slots = residency.take_worth(rows, tenant=origin.tenant, favour=origin.favour)
         kept, unused = len(host_slots), host_slots
         try:
-            table.records["reason"][rows[kept:]] = Reason.NO_ROOM
             raw = await self._copy(slots[:kept], host_slots)
             # A load that was under way when a page was lost may have brought it back by now.
             new = np.flatnonzero(table.records["tiers"][rows[:kept]] == 0)

@@ -215,7 +215,9 @@ class Writer:
         for chosen in [*self._admitted(offered), *filter(len, demoted)]:
             before = self._frame_before(chosen)
             try:
-                frames.append(self._residency.take_frames(len(chosen), after=before))
+                owner = int(self._residency.table.records["tenant"][chosen[-1]])
+                taken = self._residency.take_frames(len(chosen), after=before, tenant=owner)
+                frames.append(taken)
             except TierFull:
                 break
             rows.append(chosen)

@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import hazards, heat, pairing, reuse, value
+from bodocache.plan import hazards, heat, pairing, reuse, shares, value
 from bodocache.plan.records import POLICY, TIERS, Feature, Int
 
 PageArray = NDArray[np.void]  # PAGE[rows]
 PolicyArray = NDArray[np.void]  # POLICY[1]
 Rows = NDArray[np.int64]
 
-YOUNG = reuse.CLASSES  # the lane of under-age leaves, by arrival; before it, one a class
-LANES = reuse.CLASSES + 1
+YOUNG = 0  # the lane of under-age leaves, by arrival
+RIPE = 1  # from here on, of each account (shares.py) one a class
 
 _REUSE = int(Feature.REUSE)
 
@@ -39,15 +39,16 @@ class Queues(NamedTuple):
     """The eviction queues of every tier. Memory that no row has used yet is never touched."""
 
     nodes: NDArray[np.void]  # pairing.NODE[TIERS, rows]
-    roots: NDArray[np.int32]  # [TIERS, LANES]
+    roots: NDArray[np.int32]  # [TIERS, lanes]
     churned: NDArray[np.float64]  # [TIERS, 2]: evictions not yet forgiven (churn guard), as of when
     since_s: NDArray[np.float64]  # [rows, TIERS]: when the page came to that tier
     clock_s: NDArray[np.float64]  # [1]: the latest time any call has told
-    fronts: NDArray[
-        np.float64
-    ]  # [LANES]: density of each lane's first page, while some are evicted
+    fronts: NDArray[np.float64]  # [lanes]: density of the first page, while some are evicted
     model: reuse.Model
     memories: NDArray[np.void]  # reuse.MEMORY[rows]: what the model knows of each page
+    tally: shares.Tally
+    unproven: NDArray[np.int64]  # [TIERS, reuse.TENANTS]: pages of each that were used once
+    counted: NDArray[np.uint8]  # [rows]: bits of the tiers in which the page is one of these
 
 
 PAGES, POLICIES, ROWS = jit.array(PAGE), jit.array(POLICY), jit.array("i8")
@@ -61,39 +62,44 @@ QUEUES = jit.named(
     jit.array("f8"),
     reuse.MODEL,
     reuse.MEMORIES,
+    shares.TALLY,
+    jit.array("i8", 2),
+    jit.array("u1"),
 )
 
 
-def open_queues(rows: int) -> Queues:
-    """Empty queues for a page table of ``rows`` records."""
+def open_queues(rows: int, tally: shares.Tally | None = None) -> Queues:
+    """Empty queues for a page table of ``rows`` records; ``tally``: who has a share."""
+    tally = shares.open_tally() if tally is None else tally
+    lanes = RIPE + len(tally.parts) * reuse.CLASSES
     return Queues(
         np.zeros((TIERS, rows), pairing.NODE),
-        np.zeros((TIERS, LANES), np.int32),
+        np.zeros((TIERS, lanes), np.int32),
         np.zeros((TIERS, 2)),
         np.zeros((rows, TIERS)),
         np.zeros(1),
-        np.empty(LANES),
+        np.empty(lanes),
         reuse.open_model(),
         np.zeros(rows, reuse.MEMORY),
+        tally,
+        np.zeros((TIERS, reuse.TENANTS), np.int64),
+        np.zeros(rows, np.uint8),
     )
 
 
 def grown(queues: Queues, rows: int) -> Queues:
     """The same queues with room for ``rows`` records (the page table has grown)."""
     before = len(queues.since_s)
-    larger = Queues(
-        np.zeros((TIERS, rows), pairing.NODE),
-        queues.roots,
-        queues.churned,
-        np.zeros((rows, TIERS)),
-        queues.clock_s,
-        queues.fronts,
-        queues.model,
-        np.zeros(rows, reuse.MEMORY),
+    larger = queues._replace(
+        nodes=np.zeros((TIERS, rows), pairing.NODE),
+        since_s=np.zeros((rows, TIERS)),
+        memories=np.zeros(rows, reuse.MEMORY),
+        counted=np.zeros(rows, np.uint8),
     )
     larger.nodes[:, :before] = queues.nodes
     larger.since_s[:before] = queues.since_s
     larger.memories[:before] = queues.memories
+    larger.counted[:before] = queues.counted
     return larger
 
 
@@ -143,6 +149,7 @@ def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -
     """Weigh ``rows`` anew: after a field that eviction goes by, or the policy, changed."""
     for row in rows:
         assert 0 <= row < len(pages)
+        recount(pages, queues, row)
         _weigh_everywhere(pages, queues, policy, row)
 
 
@@ -185,6 +192,8 @@ def arrive_one(
     page["tiers"] = tiers | (1 << tier)
     if tiers & ((1 << tier) - 1) == 0:
         page["arrived_s"] = now_s
+    queues.tally.used[tier, account_of(pages, queues, row)] += 1
+    recount(pages, queues, row)
     _count_child(pages, queues, policy, row, tier, 1)
     _lift(pages, queues, policy, row)
     _weigh_everywhere(pages, queues, policy, row)
@@ -199,9 +208,21 @@ def depart_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, 
     if not (tiers >> tier) & 1:
         return
     page["tiers"] = tiers & ~(1 << tier)
+    queues.tally.used[tier, account_of(pages, queues, row)] -= 1
+    recount(pages, queues, row)
     pairing.drop(queues.nodes[tier], queues.roots[tier], row)
     _weigh_everywhere(pages, queues, policy, row)
     _count_child(pages, queues, policy, row, tier, -1)
+
+
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+def bring_back(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
+    """The row has not left ``tier`` after all: nothing of its stay there has changed."""
+    pages[row]["tiers"] = np.int64(pages[row]["tiers"]) | (1 << tier)
+    queues.tally.used[tier, account_of(pages, queues, row)] += 1
+    recount(pages, queues, row)
+    _count_child(pages, queues, policy, row, tier, 1)
+    _weigh_everywhere(pages, queues, policy, row)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
@@ -213,6 +234,7 @@ def touch_one(
     queues.clock_s[0] = max(queues.clock_s[0], now_s)
     heat.add_hit(pages, row, now_s, policy[0]["half_life_s"])
     pages[row]["forecast"] = 0.0  # of this use: it has come
+    recount(pages, queues, row)
     _lift(pages, queues, policy, row)
     _rekey(pages, queues, policy, row)
 
@@ -260,9 +282,10 @@ def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, t
     if is_learned(policy):
         memory, page = queues.memories[row], pages[row]
         hinted = np.float64(page["forecast"]) + np.float64(page["rank"])  # as if used that later
-        lane, key = np.int64(memory["kind"]), memory["stamp_s"] + hinted * policy[0]["half_life_s"]
+        kind, key = np.int64(memory["kind"]), memory["stamp_s"] + hinted * policy[0]["half_life_s"]
     else:
-        lane, key = np.int64(0), value.log_density(pages, policy, row, tier)
+        kind, key = np.int64(0), value.log_density(pages, policy, row, tier)
+    lane = RIPE + account_of(pages, queues, row) * reuse.CLASSES + kind
     put(pages, queues, row, tier, lane, key)
 
 
@@ -270,8 +293,38 @@ def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, t
 def _rekey(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """Bring the row's keys up to date where it is queued; where it is queued stays."""
     for tier in range(TIERS):
-        if 0 < queues.nodes[tier, row]["lane"] <= YOUNG:  # its lane + 1
+        if is_ripe(queues, row, tier):
             _put_ripe(pages, queues, policy, row, tier)
+
+
+@jit.kernel(QUEUES, jit.i8, jit.i8)
+def is_ripe(queues: Queues, row: Int, tier: Int) -> bool:
+    """Whether the row is queued there as one that may leave."""
+    return bool(queues.nodes[tier, row]["lane"] > RIPE)  # it is the lane + 1
+
+
+@jit.kernel(PAGES, QUEUES, jit.i8)
+def account_of(pages: PageArray, queues: Queues, row: Int) -> Int:
+    """The account (shares.py) of the page's owner."""
+    if len(queues.tally.parts) == 1:
+        return 0
+    return shares.account_of(queues.tally, np.int64(pages[row]["tenant"]))
+
+
+@jit.kernel(PAGES, QUEUES, jit.i8)
+def recount(pages: PageArray, queues: Queues, row: Int) -> None:
+    """Count the row among its owner's unproven pages (unproven.py) where it is one, else not.
+
+    It is one in every tier it lies in while it has been used once. To be called when that changes.
+    """
+    tiers = np.int64(pages[row]["tiers"]) if queues.memories[row]["uses"] == 1 else 0
+    changed, owner = tiers ^ np.int64(queues.counted[row]), np.int64(pages[row]["tenant"])
+    if changed == 0:
+        return
+    for tier in range(TIERS):
+        if (changed >> tier) & 1:
+            queues.unproven[tier, owner % reuse.TENANTS] += 1 if (tiers >> tier) & 1 else -1
+    queues.counted[row] = tiers
 
 
 @jit.kernel(PAGES, jit.i8, jit.i8)

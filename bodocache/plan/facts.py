@@ -25,7 +25,8 @@ NO_LANE = -1
 FACT = np.dtype(
     [
         ("key", "<u8"),  # page, node and kind: demands of one key want the same thing
-        ("due_s", "<f8"),  # the demand's deadline; inf: it will be late in any case, and goes last
+        ("due_s", "<f8"),  # the earliest deadline of it and of what its request wants behind it;
+        # inf: it will be late in any case, and goes last
         ("place", "<i8"),  # its frame, where it is read by frame; else -1
         ("nbytes", "<u4"),
         ("depth", "<u4"),
@@ -64,7 +65,17 @@ def gather(demands: Records, pages: Records, tenants: Records, facts: Records) -
         if wrong >= 0:
             return wrong
         _note(facts[i], demands[i], pages[demands[i]["page"]])
+    for i in range(len(demands) - 2, -1, -1):
+        if facts[i + 1]["due_s"] < facts[i]["due_s"] and _leads_to(demands[i], demands[i + 1]):
+            facts[i]["due_s"] = facts[i + 1]["due_s"]
     return -1
+
+
+@jit.kernel(jit.record(DEMAND), jit.record(DEMAND))
+def _leads_to(one: Any, next_one: Any) -> bool:
+    """Whether they are of one request, which needs the shallower page to use the deeper one."""
+    same = one["request"] == next_one["request"] and one["kind"] == next_one["kind"]
+    return bool(same and one["node"] == next_one["node"])
 
 
 @jit.kernel(jit.record(FACT), jit.record(DEMAND), jit.record(PAGE))

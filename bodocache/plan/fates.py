@@ -178,7 +178,7 @@ def charge(
     bills = bill(wants, payments)
     demands, fates = wants.demands, wants.fates
     for i in range(len(demands)):
-        pairs.keys[0, i], pairs.carried[0, i] = order.sortable(demands[i]["deadline_s"]), i
+        pairs.keys[0, i], pairs.carried[0, i] = order.sortable(wants.facts[i]["due_s"]), i
     order.sort(pairs, 0, len(demands))
     for i in range(len(demands)):
         bills.order[i] = pairs.carried[0, i]

@@ -217,7 +217,7 @@ class Plan(NamedTuple):
     """What one window decided: ops in the order they should start, and what they move, op by op.
 
     ``demands[answers[k] : answers[k + 1]]`` are the demands that moving ``rows[k]`` answers, at
-    least one, the most urgent first.
+    least one, the most urgent first; none where the op is an EVICT.
     """
 
     ops: NDArray[np.void]  # OP

@@ -166,8 +166,8 @@ def observe(model: Model, memories: Memories, rows: Ids, now_s: float, asked: As
             base = _base(shape, np.int64(memory["uses"]), np.float64(memory["mean_gap"]))
         _class(model, memories, rows[at], level * _CLASSES_A_LEVEL + base, now_s)
         memory["hint"] = 0
-    if asked.behind == 0:
-        _say(model, memories, rows, bucket)
+    if asked.behind <= 1:
+        _say(model, memories, rows, len(rows) + asked.behind - 2, bucket)
 
 
 @jit.kernel(MEMORIES, jit.readonly("i8"), jit.i8, jit.i8)
@@ -286,10 +286,10 @@ def _level(hints: Floats, bucket: Int) -> Int:
     return level
 
 
-@jit.kernel(MODEL, MEMORIES, jit.readonly("i8"), jit.i8)
-def _say(model: Model, memories: Memories, rows: Ids, bucket: Int) -> None:
+@jit.kernel(MODEL, MEMORIES, jit.readonly("i8"), jit.i8, jit.i8)
+def _say(model: Model, memories: Memories, rows: Ids, at: Int, bucket: Int) -> None:
     """Watch the request's last whole page, to learn what was said about it."""
-    if bucket > 0 and len(rows) > 1:
+    if bucket > 0 and at >= 0:
         tenant, tenth = divmod(bucket - 1, _BUCKETS)
         model.hints[_SAID, tenant, tenth] += 1
-        memories[rows[len(rows) - 2]]["hint"] = bucket
+        memories[rows[at]]["hint"] = bucket

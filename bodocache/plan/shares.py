@@ -2,53 +2,95 @@
 """Shares: how much of a tier a tenant may take, and from whom.
 
 A tenant may always use room that is free and replace pages of its own. Pages of others it may evict
-only while it is below its share of the tier, and only of those above theirs. All shares together
-are at most the tier, so a tenant below its share always finds as much as it lacks; and one that
-floods the cache takes nothing from those within theirs.
+only while it has less than its share of the tier, and only of those who have more than theirs. All
+shares together are at most the tier, so one that floods the cache takes nothing from those within
+theirs. Tenants without a share of their own have one *account* together: what the shares leave.
+Where nobody has a share all pages are of one account, and nothing is asked.
+
+A page is its owner's whose store brought it (``PAGE.tenant``), also where others use it. A page
+that others' pages lie behind is no leaf: it cannot go, so who is owed room may find none for now.
+What is on its way to a tier is not counted yet.
 """
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.plan.credits import TENANTS, Tenants
-from bodocache.plan.records import Int
+from bodocache.plan.records import TIERS, Int
 
-_NBYTES = jit.readonly("i8")
+Ids = NDArray[np.int64]
 
-
-@jit.kernel(TENANTS, _NBYTES, jit.i8, jit.i8)
-def excess_nbytes(
-    tenants: Tenants, used_nbytes: NDArray[np.int64], capacity_nbytes: Int, row: Int
-) -> Int:
-    """What ``row`` uses of the tier above its share; below 0: what it lacks of it."""
-    return np.int64(used_nbytes[row] - np.int64(tenants[row]["share"] * capacity_nbytes))
+ANYBODY = -1  # a taker who may evict pages of every account
 
 
-@jit.kernel(TENANTS, _NBYTES, jit.i8, jit.i8, jit.i8)
-def may_evict(
-    tenants: Tenants, used_nbytes: NDArray[np.int64], capacity_nbytes: Int, taker: Int, owner: Int
-) -> bool:
-    """Whether a page of ``owner`` may leave the tier for one of ``taker``."""
-    if taker == owner:
-        return True
-    below = excess_nbytes(tenants, used_nbytes, capacity_nbytes, taker) < 0
-    return bool(below and excess_nbytes(tenants, used_nbytes, capacity_nbytes, owner) > 0)
+class Tally(NamedTuple):
+    """A accounts, row 0 being everybody without a share, and the pages of each."""
+
+    tenants: Ids  # [A] ascending; [0]: -1
+    parts: NDArray[np.float64]  # [A] of each tier
+    used: Ids  # [TIERS, A] pages
 
 
-@jit.kernel(TENANTS, _NBYTES, jit.i8, jit.i8)
-def takable_nbytes(
-    tenants: Tenants, used_nbytes: NDArray[np.int64], capacity_nbytes: Int, taker: Int
-) -> Int:
-    """Bytes of the tier that new pages of ``taker`` may take in all, its own replaced among them.
+def open_tally(parts: Mapping[int, float] | None = None) -> Tally:
+    """Nobody has a page yet; ``parts``: the share of each tenant that has one.
 
-    free + own + min(what it lacks of its share once those are used, what others have above theirs).
+    Raises:
+        ValueError: a share is not above 0, or all are more than 1 together.
     """
-    free, others = np.int64(capacity_nbytes), np.int64(0)
-    for row in range(len(tenants)):
-        free -= used_nbytes[row]
-        if row != taker:
-            excess = excess_nbytes(tenants, used_nbytes, capacity_nbytes, row)
-            others += max(np.int64(0), excess)
-    lacks = -excess_nbytes(tenants, used_nbytes, capacity_nbytes, taker) - free
-    return np.int64(used_nbytes[taker] + free + max(np.int64(0), min(lacks, others)))
+    parts = {} if parts is None else parts
+    wrong = [tenant for tenant, part in parts.items() if not 0.0 < part <= 1.0]
+    if wrong or sum(parts.values()) > 1.0 + 1e-9:
+        raise ValueError(f"shares {dict(parts)}: each must be above 0, and all together 1 at most")
+    tenants = sorted(parts)
+    rest = max(0.0, 1.0 - sum(parts.values()))
+    return Tally(
+        np.array([-1, *tenants], np.int64),
+        np.array([rest, *(parts[tenant] for tenant in tenants)]),
+        np.zeros((TIERS, 1 + len(tenants)), np.int64),
+    )
+
+
+def of_tenants(tenants: NDArray[Any]) -> Tally:
+    """The same for the tenants' table of a window (TENANT): a tenant's number is its row."""
+    shares = tenants["share"]
+    return open_tally({int(row): float(shares[row]) for row in np.flatnonzero(shares > 0)})
+
+
+TALLY = jit.named(Tally, jit.array("i8"), jit.array("f8"), jit.array("i8", 2))
+
+
+@jit.kernel(TALLY, jit.i8)
+def account_of(tally: Tally, tenant: Int) -> Int:
+    """The account that pages of ``tenant`` are of."""
+    low: Int = 1
+    high: Int = len(tally.tenants)
+    while low < high:
+        middle = (low + high) // 2
+        if tally.tenants[middle] < tenant:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < len(tally.tenants) and tally.tenants[low] == tenant else 0
+
+
+@jit.kernel(TALLY, jit.i8, jit.i8, jit.i8)
+def excess_pages(tally: Tally, tier: Int, capacity_pages: Int, account: Int) -> Int:
+    """What the account uses of the tier above its share; below 0: what it lacks of it."""
+    return np.int64(tally.used[tier, account] - np.int64(tally.parts[account] * capacity_pages))
+
+
+@jit.kernel(TALLY, jit.i8, jit.i8, jit.i8, jit.i8, jit.i8)
+def may_evict(
+    tally: Tally, tier: Int, capacity_pages: Int, taker: Int, promised: Int, owner: Int
+) -> bool:
+    """Whether a page of account ``owner`` may leave the tier for one of ``taker``.
+
+    ``promised``: pages for which the taker has room already and that have not come yet.
+    """
+    if taker in (owner, ANYBODY):
+        return True
+    lacks = -excess_pages(tally, tier, capacity_pages, taker) - promised
+    return bool(lacks > 0 and excess_pages(tally, tier, capacity_pages, owner) > 0)

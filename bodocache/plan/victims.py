@@ -3,17 +3,33 @@
 
 Of each class the leaf that was not used for longest is looked at, and the least dense of these
 goes; without the model there is one queue, by heat. A round that takes n pages costs O(classes +
-n (classes + log n)), the classes in a row of 2 KB.
+n (classes + log n)), the classes in a row of 2 KB; so much for each account, where tenants have
+shares (shares.py).
 """
 
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.plan import evict, pairing, reuse
+from bodocache.plan import evict, pairing, reuse, shares, unproven
 from bodocache.plan.evict import PageArray, PolicyArray, Queues, Rows
 from bodocache.plan.records import Int
 
 _PAGES, _QUEUES, _POLICIES, _ROWS = evict.PAGES, evict.QUEUES, evict.POLICIES, evict.ROWS
+
+
+class Taker(NamedTuple):
+    """For whom room is made."""
+
+    account: Int  # shares.py; ANYBODY: pages of every account may go
+    tenant: Int
+    promised: Int  # pages for which it has room already: free places, and what is on its way
+
+
+TAKER = jit.named(Taker, jit.i8, jit.i8, jit.i8)
+ALL_WENT, WORTH_LESS, NONE_LEFT = range(3)  # why a round has ended
 
 
 @jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8, _ROWS)
@@ -26,37 +42,167 @@ def coldest(
     now_s: float,
     out: Rows,
 ) -> int:
+    """As :func:`coldest_for`, whosever the pages are."""
+    taker = Taker(np.int64(shares.ANYBODY), np.int64(0), np.int64(0))
+    return coldest_for(pages, queues, policy, tier, count, now_s, taker, out)
+
+
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8, TAKER, _ROWS)
+def coldest_for(
+    pages: PageArray,
+    queues: Queues,
+    policy: PolicyArray,
+    tier: Int,
+    count: Int,
+    now_s: float,
+    taker: Taker,
+    out: Rows,
+) -> int:
     """Evict up to ``count`` pages from ``tier``, least key first; return how many.
 
     Victims stand in ``out[:n]``, each before its parent, and have departed; the caller frees their
-    slots and writes their reason. Fewer than ``count``: all others are pinned, under age or needed,
-    or the churn guard (:func:`allowance`) lets no more go.
+    slots and writes their reason. Fewer than ``count``: all others are pinned, under age, needed,
+    of those whose pages the taker may not have (shares.py), or the churn guard (:func:`allowance`)
+    lets no more go.
     """
-    evict.ripen(pages, queues, policy, tier, now_s)
-    count = min(count, allowance(queues, policy, tier, now_s))
-    num_lanes = _look_at_fronts(pages, queues, policy, tier)
-    taken = 0
-    floor = -np.inf
+    count = min(count, _begin(pages, queues, policy, tier, now_s))
+    taken, floor = 0, -np.inf
     while taken < count:
-        lane = _coldest_lane(pages, queues, tier, num_lanes)
+        lane = _next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
         if lane < 0:
             break
-        row = pairing.first(queues.roots[tier], lane)
-        if evict.is_young(queues, policy, row, tier):  # the residence was raised since
-            evict.weigh(pages, queues, policy, row, tier)
-        else:
+        floor = max(floor, queues.fronts[lane])
+        out[taken] = _evict_first(pages, queues, policy, tier, lane, floor)
+        taken += 1
+    _end(pages, queues, policy, tier, out[:taken])
+    return taken
+
+
+@jit.kernel(
+    *(_PAGES, _QUEUES, _POLICIES, jit.readonly("i8"), jit.i8, jit.i8, jit.f8, jit.f8, TAKER),
+    *(jit.array("f8"), _ROWS),
+)
+def coldest_below(  # noqa: PLR0913, PLR0917 -- one call a store
+    pages: PageArray,
+    queues: Queues,
+    policy: PolicyArray,
+    rows: Rows,
+    tier: Int,
+    free_pages: Int,
+    favour: float,
+    now_s: float,
+    taker: Taker,
+    worth: NDArray[np.float64],
+    out: Rows,
+) -> tuple[int, int]:
+    """Make room for the leading ``rows`` that are worth more than what would leave for them.
+
+    ``rows`` (a chain, shallow to deep) were just used and are not there yet. Each is worth the
+    density of the densest page of it and of those behind it, by 2^``favour`` (hints) more. In a
+    full tier a page that was used once needs its owner's allowance besides (unproven.py). Returns
+    how many have room, and why no more; of them all beyond ``free_pages`` have one victim each in
+    ``out``, as for :func:`coldest_for`. ``worth`` [len(rows)] is scratch.
+    """
+    count = _begin(pages, queues, policy, tier, now_s)
+    best, floor = -np.inf, -np.inf
+    for at in range(len(rows) - 1, -1, -1):
+        best = max(best, evict.log_density(pages, queues, policy, rows[at], tier) + favour)
+        worth[at] = best
+    owner, capacity = taker.tenant % reuse.TENANTS, policy[0]["capacity_pages"][tier]
+    allowed = unproven.allowance(queues.model.reused, owner, capacity)
+    new, kept, taken, why = queues.unproven[tier, owner], 0, 0, ALL_WENT
+    while kept < len(rows):
+        once = queues.memories[rows[kept]]["uses"] == 1
+        if kept >= free_pages:
+            lane: Int = -1
+            if taken < count:
+                lane = _next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
+            if lane < 0:
+                why = NONE_LEFT
+                break
+            if worth[kept] < queues.fronts[lane] or (once and new >= allowed):
+                why = WORTH_LESS
+                break
             floor = max(floor, queues.fronts[lane])
-            evict.depart_one(pages, queues, policy, row, tier)
-            out[taken] = row
+            out[taken] = _evict_first(pages, queues, policy, tier, lane, floor)
+            new -= _counts(pages, queues, out[taken], owner)
             taken += 1
-            _raise_to(pages, queues, policy, np.int64(pages[row]["parent"]), tier, floor)
-        _look_at_front(pages, queues, policy, tier, lane)
-    for i in range(taken):  # parents that stay go back to their own density
-        parent = np.int64(pages[out[i]]["parent"])
+        new += 1 if once else 0
+        kept += 1
+    _end(pages, queues, policy, tier, out[:taken])
+    return kept, why
+
+
+@jit.kernel(_PAGES, _ROWS)
+def spare(pages: PageArray, rows: Rows) -> None:
+    """Until :func:`restore`, none of ``rows`` is a victim; they stay queued till they are met."""
+    for row in rows:
+        pages[row]["pins"] += 1
+
+
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, _ROWS, _ROWS, jit.i8)
+def restore(
+    pages: PageArray, queues: Queues, policy: PolicyArray, spared: Rows, gone: Rows, tier: Int
+) -> None:
+    """Undo :func:`spare` and the departure from ``tier`` of ``gone``, as victims stood in ``out``.
+
+    For a plan, which only says who is to leave; the churn guard's count is the caller's.
+    """
+    for i in range(len(gone) - 1, -1, -1):
+        evict.bring_back(pages, queues, policy, gone[i], tier)
+    for row in spared:
+        evict.unpin_one(pages, queues, policy, row)
+
+
+@jit.kernel(_PAGES, _QUEUES, jit.i8, jit.i8)
+def _counts(pages: PageArray, queues: Queues, row: Int, owner: Int) -> Int:
+    """1 if the row, which has left, was one of the owner's unproven pages."""
+    is_owners = np.int64(pages[row]["tenant"]) % reuse.TENANTS == owner
+    return 1 if is_owners and queues.memories[row]["uses"] == 1 else 0
+
+
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.f8)
+def _begin(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> Int:
+    """Look at every lane; return how many pages may leave."""
+    evict.ripen(pages, queues, policy, tier, now_s)
+    _look_at_fronts(pages, queues, policy, tier)
+    return allowance(queues, policy, tier, now_s)
+
+
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, _ROWS)
+def _end(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, gone: Rows) -> None:
+    for row in gone:  # parents that stay go back to their own density
+        parent = np.int64(pages[row]["parent"])
         if parent >= 0:
             evict.weigh(pages, queues, policy, parent, tier)
-    queues.churned[tier, 0] += taken
-    return taken
+    queues.churned[tier, 0] += len(gone)
+
+
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, TAKER, jit.i8)
+def _next_lane(
+    pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, taker: Taker, promised: Int
+) -> Int:
+    """The lane whose first page leaves next, or -1."""
+    while True:
+        lane = _coldest_lane(pages, queues, policy, tier, taker.account, promised)
+        if lane < 0:
+            return lane
+        row = pairing.first(queues.roots[tier], lane)
+        if not evict.is_young(queues, policy, row, tier) and pages[row]["pins"] == 0:
+            return lane
+        evict.weigh(pages, queues, policy, row, tier)  # the residence was raised, or see spare()
+        _look_at_front(pages, queues, policy, tier, lane)
+
+
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8)
+def _evict_first(
+    pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, lane: Int, floor: float
+) -> Int:
+    row = pairing.first(queues.roots[tier], lane)
+    evict.depart_one(pages, queues, policy, row, tier)
+    _raise_to(pages, queues, policy, np.int64(pages[row]["parent"]), tier, floor)
+    _look_at_front(pages, queues, policy, tier, lane)
+    return row
 
 
 @jit.kernel(_QUEUES, _POLICIES, jit.i8, jit.f8)
@@ -80,8 +226,8 @@ def allowance(queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> I
 def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> float:
     """Density (value.py) at ``now_s`` of the page that would leave ``tier`` next; inf: none can."""
     evict.ripen(pages, queues, policy, tier, now_s)
-    num_lanes = _look_at_fronts(pages, queues, policy, tier)
-    lane = _coldest_lane(pages, queues, tier, num_lanes)
+    _look_at_fronts(pages, queues, policy, tier)
+    lane = _coldest_lane(pages, queues, policy, tier, shares.ANYBODY, 0)
     if lane < 0:
         return np.inf
     row = pairing.first(queues.roots[tier], lane)
@@ -89,12 +235,13 @@ def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_
 
 
 @jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8)
-def _look_at_fronts(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int) -> int:
-    """Take the density of each lane's first page; return how many lanes are in use."""
-    num_lanes = reuse.CLASSES if evict.is_learned(policy) else 1
-    for lane in range(num_lanes):
-        _look_at_front(pages, queues, policy, tier, lane)
-    return num_lanes
+def _look_at_fronts(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int) -> None:
+    """Take the density of each lane's first page."""
+    kinds = reuse.CLASSES if evict.is_learned(policy) else 1
+    for account in range(len(queues.tally.parts)):
+        first = evict.RIPE + account * reuse.CLASSES
+        for lane in range(first, first + kinds):
+            _look_at_front(pages, queues, policy, tier, lane)
 
 
 @jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8)
@@ -110,21 +257,30 @@ def _look_at_front(
         queues.fronts[lane] = queues.nodes[tier, row]["key"]
 
 
-@jit.kernel(_PAGES, _QUEUES, jit.i8, jit.i8)
-def _coldest_lane(pages: PageArray, queues: Queues, tier: Int, num_lanes: Int) -> Int:
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.i8)
+def _coldest_lane(
+    pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, taker: Int, promised: Int
+) -> Int:
     """The lane whose first page leaves first, or -1: none can; ties go deepest first."""
+    kinds = reuse.CLASSES if evict.is_learned(policy) else 1
+    capacity_pages = np.int64(policy[0]["capacity_pages"][tier])
     best: Int = -1
     best_row: Int = -1
-    for lane in range(num_lanes):
-        row = pairing.first(queues.roots[tier], lane)
-        if row < 0 or (best >= 0 and queues.fronts[lane] > queues.fronts[best]):
+    for account in range(len(queues.tally.parts)):
+        if not shares.may_evict(queues.tally, tier, capacity_pages, taker, promised, account):
             continue
-        if (
-            best < 0
-            or queues.fronts[lane] < queues.fronts[best]
-            or _is_deeper(pages, row, best_row)
+        for lane in range(
+            evict.RIPE + account * reuse.CLASSES, evict.RIPE + account * reuse.CLASSES + kinds
         ):
-            best, best_row = lane, row
+            row = pairing.first(queues.roots[tier], lane)
+            if row < 0 or (best >= 0 and queues.fronts[lane] > queues.fronts[best]):
+                continue
+            if (
+                best < 0
+                or queues.fronts[lane] < queues.fronts[best]
+                or _is_deeper(pages, row, best_row)
+            ):
+                best, best_row = lane, row
     return best
 
 
@@ -147,8 +303,9 @@ def _raise_to(
 
     Among classes it needs no help: colder than all others, it is the next to leave.
     """
-    if row < 0 or not 0 < queues.nodes[tier, row]["lane"] <= evict.YOUNG:
+    if row < 0 or not evict.is_ripe(queues, row, tier):
         return
+    lane = np.int64(queues.nodes[tier, row]["lane"]) - 1
     if not evict.is_learned(policy) and queues.nodes[tier, row]["key"] < floor:
-        evict.put(pages, queues, row, tier, 0, floor)
-    _look_at_front(pages, queues, policy, tier, np.int64(queues.nodes[tier, row]["lane"]) - 1)
+        evict.put(pages, queues, row, tier, lane, floor)
+    _look_at_front(pages, queues, policy, tier, lane)

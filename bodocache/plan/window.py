@@ -2,9 +2,9 @@
 """One planning round: what is demanded, as records, to ops in the order they should start.
 
 The stages, in order: check, fan-out, admit (for writes), credits, tardiness (cuts), coalesce,
-streams (predicted finishes), overlap. Heat comes before: it is in the pages' records. All inputs
-are checked before anything is decided, so a plan is never half made. Changed are only the tenants'
-buckets and the queues' notice of pages that have come of age.
+streams (predicted finishes), overlap, room (who leaves). Heat comes before: it is in the pages'
+records. All inputs are checked before anything is decided, so a plan is never half made. Changed
+are only the tenants' buckets and the queues' notice of pages that have come of age.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import asked, charges, check, coalesce, cuts, evict, facts, fanout, fates
+from bodocache.plan import asked, charges, check, coalesce, cuts, evict, facts, fanout, fates, room
 from bodocache.plan import streams as ways
 from bodocache.plan.check import DEMANDS, LINKS, PAGES, POLICIES, REQUESTS, TENANTS
 from bodocache.plan.credits import check as check_credits
@@ -95,11 +95,13 @@ class Planner:
         *,
         now_s: float | None = None,
         free_frames: int = UNLIMITED,
+        evicts: bool = True,
     ) -> Plan:
         """Plan one window; the arrays of the result are written over by the next.
 
         ``free_frames``: places on disk that cost nothing, for writes. ``now_s``: the queues' clock,
-        if it is None.
+        if it is None. ``evicts``: EVICT ops say who makes room (room.py); False: who executes the
+        plan has room already, or makes it as pages come.
 
         Raises:
             ValueError: an array's dtype or shape is wrong, a field is out of range (the message
@@ -123,7 +125,7 @@ class Planner:
             self._complain(inputs, wrong)
         self._now_s = now_s
         num_ops, num_rows, num_demands = space.room.counts.tolist()
-        return Plan(
+        made = Plan(
             space.room.ops[:num_ops],
             space.room.rows[:num_rows],
             space.room.demands[:num_demands],
@@ -132,6 +134,10 @@ class Planner:
             space.ready_s[:n],
             space.book.of_request[: len(inputs.requests)],
         )
+        if not evicts:
+            return made
+        tables = inputs.demands, inputs.pages, queues, inputs.policy
+        return room.with_room(made, *tables, free_frames)
 
     def _fit(self, inputs: Inputs) -> None:
         """Make memory larger if the inputs need it; the tenants' fits exactly."""
@@ -279,8 +285,8 @@ def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-o
     """All stages behind the checks."""
     on = ~np.int64(policy[0]["features_off"])
     wants = facts.Wants(demands, space.facts, space.leads, space.fates)
-    room, payments, book, work = space.room, space.payments, space.book, space.work
-    room.counts[:] = 0
+    made, payments, book, work = space.room, space.payments, space.book, space.work
+    made.counts[:] = 0
     ways.begin(space.streams, links)
     if on & _ADMIT:
         fates.admit_writes(wants, pages, queues, policy, free_frames, space.writes)
@@ -292,13 +298,13 @@ def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-o
     decides = len(requests) > 0 and (on & (_TARDINESS | _OVERLAP)) != 0
     if decides:
         cuts.decide(wants, requests, links, policy, now_s, space.streams, book)
-        cuts.abort(wants, book, room)
-    coalesce.coalesce(wants, policy, work, room)
+        cuts.abort(wants, book, made)
+    coalesce.coalesce(wants, policy, work, made)
     if pays:
-        fates.settle(wants, tenants, payments, work, room)
-    ways.assign(space.streams, room.ops[: room.counts[0]], links, policy, now_s)
+        fates.settle(wants, tenants, payments, work, made)
+    ways.assign(space.streams, made.ops[: made.counts[0]], links, policy, now_s)
     if decides and (on & _OVERLAP) != 0:
-        cuts.stream_by_layer(requests, book, room)
+        cuts.stream_by_layer(requests, book, made)
 
 
 @jit.kernel(*_INPUTS, evict.QUEUES, jit.f8, jit.i8, _SPACE)

@@ -20,6 +20,7 @@ from bodocache.config import (
     HintsConfig,
     HostConfig,
     IdentityConfig,
+    TenantsConfig,
     TiersConfig,
 )
 from bodocache.digest import digest_rows, seeded
@@ -75,9 +76,10 @@ class Valve:
 class House:
     """One cache with its pools and disk, and the engine it serves."""
 
-    def __init__(self, device, host, disk, wrap, clock=None, hints=None):
+    def __init__(self, device, host, disk, wrap, clock=None, hints=None, shares=None):
         self.clock = clock or RealClock()
         self.hints = hints or HintsConfig()
+        self.tenants = TenantsConfig(shares or {})
         self.engine_pool = OwnedPool(
             Layout(LayoutKind.LAYER_FIRST, GROUP, PAGE_TOKENS, device), name="device"
         )
@@ -104,6 +106,7 @@ class House:
             TiersConfig(HostConfig(self.host_pages * PAGE_NBYTES)),
             features=FeaturesConfig(admit=admit),
             hints=self.hints,
+            tenants=self.tenants,
         )
         self.cache = await Cache.open(
             config, self.pool, group=GROUP, backend=self.backend, clock=self.clock
@@ -114,16 +117,17 @@ class House:
 
     # What an engine does
 
-    def slots(self, count):
+    def slots(self, count, tenant=0):
         """Device slots, from whoever gives them out."""
-        owner = self.cache if self.pool is self.engine_pool else self.engine_pool
-        return owner.acquire(count)
+        if self.pool is self.engine_pool:
+            return self.cache.acquire(count, tenant=tenant)
+        return self.engine_pool.acquire(count)
 
     async def compute(self, tokens, have=0):
         """Begin to store what of ``tokens``, or of a match, is behind the first ``have`` pages."""
         match = tokens if isinstance(tokens, Match) else await self.cache.match(tokens)
         missing = match.keys[have:]
-        slots = self.slots(len(missing))
+        slots = self.slots(len(missing), match.said.tenant)
         self.fill(slots, missing)
         return self.cache.store(match, slots)
 

@@ -505,6 +505,14 @@ def test_ios_run_out_as_bytes_do_and_what_merging_saves_comes_back():
     assert in_and_out(state)[1] == -4 * IO
 
 
+def test_what_comes_back_to_a_full_bucket_is_wasted():
+    state, asked = tenants(1, held=1000), ask([0])
+    scratch, _ = window(state, policy(), asked, 0.0)
+    state["held"][0, 0] = 1000 - PAGE // 4  # most of it was earned again meanwhile
+    charges.give_back(state, asked, 0, 0, PAGE, scratch)
+    assert (state["held"][0, 0], state["wasted"][0, 0]) == (1000, PAGE - PAGE // 4)
+
+
 def test_a_page_that_was_not_moved_after_all_costs_nothing():
     state, asked = tenants(2, held=1000), ask([0, 1, 1], leaders=[0, 0, 0])
     before = state.copy()

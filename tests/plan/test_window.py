@@ -162,6 +162,46 @@ def test_cut_pages_cost_their_tenant_nothing():
     assert case.tenants["spent"].sum() == 0
 
 
+def test_bytes_that_two_loads_share_cross_the_link_once():
+    case = Case(4, requests=2).with_links(host=1e8).with_requests(token_s=1.0)
+    first, second = case.plan().decisions["finish_s"]
+    assert first == pytest.approx(4 * NBYTES / 1e8)
+    assert second <= first
+
+
+def test_a_load_that_gives_way_goes_after_all_others():
+    pages, rate = np.repeat([0, 1, 2], [9, 2, 2]), 100 * NBYTES  # 10 ms a page
+    case = Case(13).with_links(host=rate)
+    case.pages["depth"] = [*range(9), 0, 1, 0, 1]
+    case.pages["parent"][[9, 11]] = NOWHERE
+    case.demands["request"] = pages
+    case.demands["deadline_s"] = np.array([0.100, 0.101, 0.102])[pages]
+    case.with_requests()
+    case.requests = np.repeat(case.requests, 3)
+    case.requests["request"], case.requests["first"] = [0, 1, 2], [0, 9, 11]
+    case.requests["count"], case.requests["token_s"] = [9, 2, 2], [5e-4, 1e-3, 1e-3]
+    made = case.plan()
+    assert made.decisions["demoted"].tolist() == [1, 0, 0]
+    assert made.ops["request"].tolist() == [1, 2, 0]
+    assert made.ops["deadline_s"].tolist() == [0.101, 0.102, np.inf]
+
+
+def test_a_page_is_as_urgent_as_the_most_urgent_behind_it():
+    case = Case(2).with_tenants(held=NBYTES)
+    case.demands["deadline_s"] = [9.0, 1.0]
+    made = case.plan()
+    assert fates(made) == ["PLANNED", "DEFERRED"]
+    assert made.ops["deadline_s"].tolist() == [1.0]
+
+
+def test_other_requests_deadlines_make_a_page_no_more_urgent():
+    case = Case(2, requests=2).with_tenants(2)
+    case.pages["parent"] = NOWHERE
+    case.demands = case.demands[[0, 3]]
+    case.demands["deadline_s"] = [9.0, 1.0]
+    assert sorted(case.plan(Feature.CREDITS).ops["deadline_s"].tolist()) == [1.0, 9.0]
+
+
 def test_a_load_under_way_that_is_cut_is_aborted_at_the_second_look():
     case = Case(4).with_links(host=1e6).with_requests(token_s=1e-6)
     case.demands["under_way"] = 1
