@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, ConfigError, HintError, LayoutError, LeaseError
+from bodocache.errors import CacheClosed, HintError, LayoutError, LeaseError
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
 from bodocache.hints.reuse import Reuse, Said, checked_tenant
 from bodocache.hints.stats import HintStats
@@ -28,11 +28,13 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
+from bodocache.move.decide import Decide
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.regret import Accesses, Regret
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
+from bodocache.move.terms import Terms
 from bodocache.pages import KEY_NBYTES, NOWHERE, Reason, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import (
@@ -97,13 +99,15 @@ class Cache:
         backend: Backend | None = None,
         clock: Clock | None = None,
         on_extent: Callable[[Extent], None] | None = None,
+        decide: Decide | None = None,
     ) -> "Cache":
         """Open a cache that serves the device pool ``pool``.
 
         Planner code is compiled here if no compiled copy is on disk (seconds, once a version).
         ``group`` is what the pages of a borrowed pool hold; an owned pool knows. ``backend`` takes
         the place of ``tiers.disk``; it is closed with the cache. ``on_extent`` is told of every
-        read and write of the disk tier, on the loop.
+        read and write of the disk tier, on the loop. ``decide``: of an engine whose ranks must do
+        the same; told of every cut that this rank's clock proposes (docs/loads.md).
 
         Raises:
             ConfigError: a tier is too small for one page, or a field is out of range.
@@ -137,6 +141,8 @@ class Cache:
             hints=config.hints,
             shares=config.tenants.by_number(),
         )
+        if decide is not None:
+            orchestrator.decider.consult(decide)
         cache = cls(orchestrator, config.identity.tenant_domain, root)
         try:
             cache.recovered_pages = await orchestrator.open()
@@ -207,25 +213,47 @@ class Cache:
         match: Match,
         slots: SlotArray | None = None,
         *,
+        start_s: float | None = None,
+        compute_s: ArrayLike | None = None,
+        n_waiting: int = 0,
         deadline_s: float = math.inf,
     ) -> Load:
         """Begin at once to bring the pages of ``match`` to the device.
 
         The pool's own slots are used, or ``slots`` (one per page of ``match.pages``) of a borrowed
-        pool. ``deadline_s`` counts from now. ``await load`` gives the pages that landed, exactly
-        the bytes that were stored; ``load.recompute`` is the rest. Close the load when the pages
-        are no longer used.
+        pool. ``await load`` gives the pages that landed, exactly the bytes that were stored;
+        ``load.recompute`` is the rest. ``load.commit()`` fixes what is loaded before all of it is
+        there. Close the load when the pages are no longer used.
+
+        Args:
+            match: what to load.
+            slots: of a borrowed pool.
+            start_s: when the engine is free to begin the step, in seconds from now.
+            compute_s: seconds of each layer of the step, of the tokens that are new in any case;
+                with it, layers come one after the other from the commit on.
+            n_waiting: requests that wait at the engine behind this one.
+            deadline_s: seconds from now; what has not landed by then is not delivered.
+
+        With a ``start_s`` or a deadline, pages that are predicted to come later than the engine
+        computes them are not loaded, or cut off; without either, all are.
 
         Raises:
             LayoutError: ``slots`` of an owned pool, or not one per page of a borrowed one.
-            ConfigError: a deadline that is negative or not a number.
+            ConfigError: seconds or a number that cannot be.
         """
         self._check_open()
-        if not deadline_s >= 0:
-            raise ConfigError(f"load: deadline_s = {deadline_s}: expected seconds from now, >= 0")
+        orchestrator = self._orchestrator
+        terms = Terms.said(
+            orchestrator.now_s(),
+            deadline_s=deadline_s,
+            start_s=start_s,
+            compute_s=compute_s,
+            n_waiting=n_waiting,
+            layers=orchestrator.num_layers,
+        )
         slots = self._checked(slots, match.pages)
         pages = match.pages if match.version == self._version else 0
-        load = self._orchestrator.load(match.keys[:pages], slots, deadline_s)
+        load = orchestrator.load(match.keys[:pages], slots, terms)
         if match.version == self._version:
             accesses = self._orchestrator.residency.accesses
             accesses.record(match.keys, match.tiers[: len(load.rows)])
@@ -409,7 +437,8 @@ class Cache:
             before = await self._hashed(pages, hasher, self._older)
             stored = residency.holds(before[len(rows) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        return Match(version, keys, len(rows), tiers, reasons, said)
+        forecast = self._orchestrator.forecast(tiers)
+        return Match(version, keys, len(rows), tiers, reasons, said, forecast)
 
     def _misses_by_reason(self) -> dict[Reason, int]:
         return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}

@@ -17,19 +17,26 @@ from bodocache.clock import Clock
 from bodocache.config import HintsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
+from bodocache.match import Forecast
+from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
+from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
+from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
+from bodocache.move.queue import CHUNK_S
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
 from bodocache.move.tasks import Nursery
+from bodocache.move.terms import Terms
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Tier
+from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 
 
@@ -42,6 +49,7 @@ class Traffic:
     hits: dict[Tier, int]  # pages delivered by loads, by the tier they came from
     evicted: dict[Tier, int]
     failed_checks: int  # pages whose bytes failed the digest between host and device
+    cuts: dict[Why, int]  # of loads
     not_admitted: int
     task_failures: int
 
@@ -66,8 +74,7 @@ class Orchestrator:
         self._backend = backend
         self._copies = Copies(device, host)
         self._nursery = Nursery()
-        names = ("host->device", "disk->device", "disk->host", "device->host", "host->disk")
-        self._links = {name: Link(name) for name in names}
+        self._links = _links(clock, runs_here=self._copies.runs_here)
         self.residency = Residency(
             device=device,
             host=host,
@@ -77,14 +84,32 @@ class Orchestrator:
             now_s=clock.now_s,
             parts=shares,
         )
+        loading = {
+            Tier.HOST: self._links["host->device"],
+            Tier.DISK: self._links["disk->device"],
+        }
+        outlook = Outlook(
+            loading,
+            page_nbytes=host.layout.page_nbytes,
+            page_tokens=recompute.page_tokens,
+            token_s=recompute.base_s,
+            slope_s=recompute.slope_s,
+            layers=self._copies.num_layers,
+            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
+        )
+        self.decider = Decider(
+            outlook,
+            loading,
+            lies_in=self.residency.lies_in,
+            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
+            now_s=clock.now_s,
+        )
         self._loader = Loader(
             self.residency,
-            links={
-                Tier.HOST: self._links["host->device"],
-                Tier.DISK: self._links["disk->device"],
-            },
+            links=loading,
             copies=self._copies,
             nursery=self._nursery,
+            decider=self.decider,
             now_s=clock.now_s,
             page_tokens=recompute.page_tokens,
         )
@@ -95,7 +120,6 @@ class Orchestrator:
                 self.residency,
                 backend,
                 link=self._links["host->disk"],
-                disk_idle=self._loader.disk_idle,
                 now_s=clock.now_s,
                 backlog_pages=max(1, host.num_pages // 4),
                 rules=rules,
@@ -117,7 +141,6 @@ class Orchestrator:
                 self.residency,
                 backend,
                 link=self._links["disk->host"],
-                disk_idle=self._loader.disk_idle,
                 nursery=self._nursery,
                 now_s=clock.now_s,
             )
@@ -148,9 +171,22 @@ class Orchestrator:
         self._nursery.spawn(self._writer.run())
         return found
 
-    def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
+    @property
+    def num_layers(self) -> int:
+        """Layers of a page."""
+        return self._copies.num_layers
+
+    def now_s(self) -> float:
+        """The cache's clock."""
+        return self._clock.now_s()
+
+    def load(self, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
-        return self._loader.begin(keys, slots, self._clock.now_s() + deadline_s)
+        return self._loader.begin(keys, slots, terms)
+
+    def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
+        """When a load of pages that lie in ``tiers`` would be there, if it came now."""
+        return self.decider.forecast(tiers)
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
@@ -176,6 +212,7 @@ class Orchestrator:
             hits=self._loader.hits,
             evicted=dict(self.residency.evicted),
             failed_checks=self._loader.failed_checks,
+            cuts=dict(self.decider.cuts),
             not_admitted=self._writer.refused if self._writer else 0,
             task_failures=self._nursery.failures + (self._writer.failures if self._writer else 0),
         )
@@ -195,3 +232,16 @@ class Orchestrator:
             await self._backend.close()
         if isinstance(self.residency.device, OwnedPool):
             self.residency.empty_device()
+
+
+def _links(clock: Clock, *, runs_here: bool) -> dict[str, Link]:
+    """The links of one cache. All that touches the disk waits in one queue."""
+    disk = Link("disk->device", now_s=clock.now_s)
+    links = [
+        Link("host->device", now_s=clock.now_s, runs_here=runs_here),
+        disk,
+        Link("disk->host", now_s=clock.now_s, beside=disk),
+        Link("device->host", now_s=clock.now_s),
+        Link("host->disk", now_s=clock.now_s, beside=disk),
+    ]
+    return {link.name: link for link in links}
