@@ -295,8 +295,8 @@ def copy_pages(  # noqa: PLR0913 -- an operand each
         layers: default all of both sides.
         heads: default all of both sides.
         path: how; default what ``select`` says is fastest of those proven on this GPU.
-        blocks: programs of the SM and bulk kernels; default 4 and 2 between host and device, so that
-            the engine keeps its multiprocessors, and as many as help within a device.
+        blocks: programs of the SM and bulk kernels; default 4 and 2 between host and device, so
+            that the engine keeps its multiprocessors, and as many as help within a device.
         stream: CUDA stream, on which both memories and slots on a device are ready; default the
             current one. But for CopyPath.TORCH the call returns before the copy has ended: keep
             both memories until the stream has passed it.
