@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
+from bodocache.move.ghosts import Activity
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.regret import Accesses, Regret
@@ -44,6 +45,10 @@ from bodocache.wiring import (
     root_of,
     rules_of,
 )
+
+if TYPE_CHECKING:
+    from bodocache.watch.exporter import Exporter
+    from bodocache.watch.recording import Recording
 
 KeyArray = NDArray[np.uint8]
 SlotArray = NDArray[np.int64]
@@ -85,6 +90,7 @@ class Cache:
         self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
+        self._exporter: Exporter | None = None
         self.recovered_pages = 0
 
     @classmethod
@@ -135,10 +141,12 @@ class Cache:
             recompute=recompute_of(config, layout),
             rules=rules_of(config),
             hints=config.hints,
+            metrics=config.metrics,
         )
         cache = cls(orchestrator, config.identity.tenant_domain, root)
         try:
             cache.recovered_pages = await orchestrator.open()
+            await cache._export(config.metrics.port)
         except BaseException:
             await cache.close()
             raise
@@ -224,7 +232,7 @@ class Cache:
             raise ConfigError(f"load: deadline_s = {deadline_s}: expected seconds from now, >= 0")
         slots = self._checked(slots, match.pages)
         pages = match.pages if match.version == self._version else 0
-        load = self._orchestrator.load(match.keys[:pages], slots, deadline_s)
+        load = self._orchestrator.load(match, match.keys[:pages], slots, deadline_s)
         if match.version == self._version:
             accesses = self._orchestrator.residency.accesses
             accesses.record(match.keys, match.tiers[: len(load.rows)])
@@ -241,7 +249,9 @@ class Cache:
             TierFull: loads and stores under way hold too many.
         """
         self._check_open()
-        return self._orchestrator.residency.take(Tier.DEVICE, count)
+        residency = self._orchestrator.residency
+        residency.room_for(Activity.ACQUIRE, 0)
+        return residency.take(Tier.DEVICE, count)
 
     def release(self, slots: SlotArray) -> None:
         """Give back slots from :meth:`acquire` that were not stored.
@@ -332,12 +342,32 @@ class Cache:
         hits = sum(traffic.hits.values())
         return CacheStats(traffic, hits, self._misses_by_reason(), hints, accesses)
 
+    def timeline(self) -> "Recording":
+        """What the newest requests asked for and got, and when, to be written to a file."""
+        from bodocache.watch.recording import Recording
+
+        return Recording.of(self._orchestrator)
+
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
         self._closed = True
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._orchestrator.close())
+            self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)  # a cancelled close goes on, and can be awaited again
+
+    async def _close(self) -> None:
+        if self._exporter is not None:
+            await self._exporter.close()
+        await self._orchestrator.close()
+
+    async def _export(self, port: int) -> None:
+        if not port:
+            return
+        from bodocache.watch.exporter import Exporter
+        from bodocache.watch.metrics import Watched
+
+        watched = Watched(self._orchestrator, self._misses_by_reason)
+        self._exporter = await Exporter.open(watched, port)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -8,6 +8,7 @@ import os
 import shutil
 import tomllib
 from contextlib import suppress
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from bodocache.errors import ConfigError
+from bodocache.hints.reuse import MOST_TENANT
 from bodocache.identity import Domain
 
 
@@ -53,9 +55,13 @@ Bytes = Annotated[int, BeforeValidator(sized), Field(gt=0)]
 Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=0.9)]
+ClassName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Tenant = Annotated[int, Field(strict=True, ge=0, le=MOST_TENANT)]
 BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 T = TypeVar("T")
+
+MOST_TENANT_CLASSES = 16
 
 _KEY_HEX = r"^([0-9a-fA-F]{2}){16,64}$|^$"
 _STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)  # it may hold a secret
@@ -184,6 +190,30 @@ class HintsConfig:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class MetricsConfig:
+    """What is exported for Prometheus and ``bodocache top``, on this machine's loopback only."""
+
+    port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 0  # 0: no exporter
+    # Tenants are counted by class, so that metrics stay few: the numbers of each class's tenants.
+    tenant_classes: dict[ClassName, tuple[Tenant, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.tenant_classes) > MOST_TENANT_CLASSES:
+            raise ValueError(
+                f"tenant_classes: {len(self.tenant_classes)}; expected at most"
+                f" {MOST_TENANT_CLASSES}: each is a label of its own"
+            )
+        if "other" in self.tenant_classes:
+            raise ValueError("tenant_classes.other: the class of those in no class; choose another")
+        named = [tenant for tenants in self.tenant_classes.values() for tenant in tenants]
+        twice = sorted({tenant for tenant in named if named.count(tenant) > 1})
+        if twice:
+            raise ValueError(
+                f"tenant_classes: tenant {twice[0]} is in two of them, or twice in one"
+            )
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class CacheConfig:
     """The whole configuration of one cache."""
 
@@ -192,6 +222,7 @@ class CacheConfig:
     planner: PlannerConfig = PlannerConfig()
     features: FeaturesConfig = FeaturesConfig()
     hints: HintsConfig = HintsConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 def load_config(path: Path) -> CacheConfig:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.move.copies import Copies
+from bodocache.move.ghosts import Activity
 from bodocache.move.leaving import leave
 from bodocache.move.link import Link
 from bodocache.move.operation import Operation
@@ -117,6 +118,9 @@ class Demoter:
         """Copies on the host of those that lie on the device alone, checked as any copy is."""
         residency = self._residency
         alone = rows[residency.table.records["tiers"][rows] == Tier.DEVICE.bit]
+        if len(alone):
+            tenant = int(residency.table.records["tenant"][alone[0]])
+            residency.room_for(Activity.HINT, tenant)
         slots = residency.take_most(Tier.HOST, len(alone))
         if not len(slots):
             return

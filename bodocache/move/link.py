@@ -2,6 +2,7 @@
 """Links: the paths bytes travel, with what was measured on each."""
 
 from collections import deque
+from collections.abc import Callable  # noqa: TC003 -- as everywhere here
 from dataclasses import dataclass, field
 
 from bodocache.move.rate import Estimate, LinkRate
@@ -38,11 +39,13 @@ class Link:
         "_rate",
         "in_flight",
         "name",
+        "observer",
     )
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.in_flight = 0
+        self.observer: Callable[[float, int, int], None] | None = None  # begun_s, pages, nbytes
         self._busy_since_s = 0.0
         self._busy_s = 0.0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -69,6 +72,8 @@ class Link:
         self._nbytes += nbytes
         self._latencies_s.append(now_s - begun_s)
         self._rate.add(now_s, nbytes)
+        if self.observer is not None:
+            self.observer(begun_s, pages, nbytes)
 
     def estimate(self) -> Estimate | None:
         """Its rate, spread and drift as they are learned; None while too little has moved."""

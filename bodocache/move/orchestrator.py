@@ -8,21 +8,25 @@ backend are handed to it, and the backend is closed with it.
 import contextlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
-from bodocache.config import HintsConfig
+from bodocache.config import HintsConfig, MetricsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
+from bodocache.match import Match
 from bodocache.move.copies import Copies
 from bodocache.move.demoter import Demoter
+from bodocache.move.ghosts import Activity
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
 from bodocache.move.prefetcher import Prefetcher
+from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
@@ -48,7 +52,7 @@ class Traffic:
 class Orchestrator:
     """Runs the data plane of one cache."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the parts of a cache
         self,
         *,
         device: BorrowedPool,
@@ -59,6 +63,7 @@ class Orchestrator:
         recompute: RecomputeModel,
         rules: WriteRules,
         hints: HintsConfig,
+        metrics: MetricsConfig,
     ) -> None:
         self._clock = clock
         self._backend = backend
@@ -66,6 +71,9 @@ class Orchestrator:
         self._nursery = Nursery()
         names = ("host->device", "disk->device", "disk->host", "device->host", "host->disk")
         self._links = {name: Link(name) for name in names}
+        self.requests = Requests(clock.now_s, names, metrics.tenant_classes)
+        for index, link in enumerate(self._links.values()):
+            link.observer = partial(self.requests.moved, index)
         self.residency = Residency(
             device=device,
             host=host,
@@ -145,13 +153,31 @@ class Orchestrator:
         self._nursery.spawn(self._writer.run())
         return found
 
-    def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
-        """See :meth:`bodocache.cache.Cache.load`."""
-        return self._loader.begin(keys, slots, self._clock.now_s() + deadline_s)
+    def now_s(self) -> float:
+        """The cache's clock."""
+        return self._clock.now_s()
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """Every link, by name."""
+        return self._links
+
+    def load(
+        self, match: Match, keys: KeyArray, slots: SlotArray | None, deadline_s: float
+    ) -> Load:
+        """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
+        deadline_s += self._clock.now_s()
+        request = self.requests.loading(match, deadline_s)
+        self.residency.room_for(Activity.LOAD, match.said.tenant)
+        load = self._loader.begin(keys, slots, deadline_s)
+        self.requests.follow_load(request, load)
+        return load
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
+        request = self.requests.storing(said, keys, len(slots))
         store = self._storer.begin(keys, slots, origin)
+        self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)
         return store
 
@@ -165,16 +191,40 @@ class Orchestrator:
 
     def traffic(self) -> Traffic:
         """What moved up to now."""
-        now_s = self._clock.now_s()
         return Traffic(
-            links={name: link.stats(now_s) for name, link in self._links.items()},
+            links=self.link_stats(),
             tiers=self.residency.stats(),
-            hits=self._loader.hits,
+            hits=self.hits,
             evicted=dict(self.residency.evicted),
-            failed_checks=self._loader.failed_checks,
-            not_admitted=self._writer.refused if self._writer else 0,
-            task_failures=self._nursery.failures + (self._writer.failures if self._writer else 0),
+            failed_checks=self.failed_checks,
+            not_admitted=self.not_admitted,
+            task_failures=self.task_failures,
         )
+
+    def link_stats(self) -> dict[str, LinkStats]:
+        """What each link moved up to now."""
+        now_s = self._clock.now_s()
+        return {name: link.stats(now_s) for name, link in self._links.items()}
+
+    @property
+    def hits(self) -> dict[Tier, int]:
+        """Pages delivered by loads, by the tier they came from."""
+        return self._loader.hits
+
+    @property
+    def failed_checks(self) -> int:
+        """Pages whose bytes failed the digest between host and device."""
+        return self._loader.failed_checks
+
+    @property
+    def not_admitted(self) -> int:
+        """Pages that were not written to disk."""
+        return self._writer.refused if self._writer else 0
+
+    @property
+    def task_failures(self) -> int:
+        """Background tasks that raised."""
+        return self._nursery.failures + (self._writer.failures if self._writer else 0)
 
     async def close(self) -> None:
         """Cancel loads, finish stores and the write-through queue, then let go of everything."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Backend, Status
+from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.operation import Operation
 from bodocache.move.residency import Residency, RowArray, SlotArray
@@ -96,6 +97,9 @@ class Prefetcher:
         """Read those that no load has brought meanwhile, as many as the host has room for."""
         residency = self._residency
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
+        if len(rows):
+            tenant = int(residency.table.records["tenant"][rows[0]])
+            residency.room_for(Activity.HINT, tenant)
         slots = residency.take_most(Tier.HOST, len(rows))
         rows, kept = rows[: len(slots)], np.zeros(len(slots), np.bool_)
         residency.host.hold(slots)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.move.copies import Copies
+from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store, Stored
@@ -129,6 +130,8 @@ class Storer:
     async def _show(self, store: Store, rows: RowArray, slots: SlotArray) -> int:
         """Copy as many of ``rows`` as the host has room for; from then on they can be found."""
         residency, table = self._residency, self._residency.table
+        if len(rows):
+            residency.room_for(Activity.STORE, int(table.records["tenant"][rows[0]]))
         host_slots = residency.take_most(Tier.HOST, len(rows))
         kept, unused = len(host_slots), host_slots
         try:
