@@ -39,11 +39,13 @@ class Link:
         "_rate",
         "in_flight",
         "name",
+        "number",
         "observer",
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, number: int = 0) -> None:
         self.name = name
+        self.number = number  # among the links of its cache
         self.in_flight = 0
         self.observer: Callable[[float, int, int], None] | None = None  # begun_s, pages, nbytes
         self._busy_since_s = 0.0

@@ -13,9 +13,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.move.timeline import Event, Note, no_note
 from bodocache.pages import Reason, Tier
 
 RowArray = NDArray[np.int64]
+
+_LANDED = int(Event.LANDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Load:
         self.slots = slots
         self.begun_s = begun_s
         self.deadline_s = deadline_s
+        self.note: Note = no_note  # of the timeline
         self.parts = 0  # parts that may still write to our slots
         self._page_tokens = page_tokens
         self._arrived = np.zeros(len(rows), np.bool_)
@@ -137,6 +141,8 @@ class Load:
         if not self.done:
             self._arrived[positions] = True
             self._came_from[positions] = source
+            if len(positions):
+                self.note(_LANDED, source, len(positions))
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
         """The pages at ``positions`` will not come."""

@@ -19,9 +19,12 @@ from bodocache.move.load import Load
 from bodocache.move.part import Part, SendOn
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
+from bodocache.move.timeline import Event
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind, Plan
 from bodocache.pools import OwnedPool
+
+_PLANNED = int(Event.PLANNED)
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +60,18 @@ class Loader:
         """Pages that loads delivered, by the tier they came from."""
         return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
 
-    def begin(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
+    def begin(
+        self,
+        keys: KeyArray,
+        slots: SlotArray | None,
+        deadline_s: float,
+        *,
+        on_load: Callable[[Load], None] = lambda _: None,
+    ) -> Load:
         """Begin to bring the pages of ``keys`` to the device; the leading ones that fit.
 
         ``slots`` are the engine's own device slots, one per page; None for an owned pool.
+        ``on_load`` is told of the load before anything happens to it.
         """
         residency, begun_s = self._residency, self._now_s()
         rows, target, wanted, sources = residency.begin_load(keys)
@@ -77,6 +88,7 @@ class Loader:
             deadline_s=deadline_s,
             on_close=self._close,
         )
+        on_load(load)
         self._live.add(load)
         load.begin_part()  # this call: it ends below, so that a load of nothing ends too
         there = np.ones(len(rows), np.bool_)
@@ -137,6 +149,8 @@ class Loader:
         load.begin_part()
         link = self._links[tier]
         link.begin(load.begun_s)
+        nbytes = len(rows) * residency.host.layout.page_nbytes
+        load.note(_PLANNED, link.number, len(rows), 0.0, nbytes)
         part = Part(
             load=load,
             source=tier,

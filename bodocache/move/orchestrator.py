@@ -70,10 +70,10 @@ class Orchestrator:
         self._copies = Copies(device, host)
         self._nursery = Nursery()
         names = ("host->device", "disk->device", "disk->host", "device->host", "host->disk")
-        self._links = {name: Link(name) for name in names}
+        self._links = {name: Link(name, number) for number, name in enumerate(names)}
         self.requests = Requests(clock.now_s, names, metrics.tenant_classes)
-        for index, link in enumerate(self._links.values()):
-            link.observer = partial(self.requests.moved, index)
+        for link in self._links.values():
+            link.observer = partial(self.requests.moved, link.number)
         self.residency = Residency(
             device=device,
             host=host,
@@ -169,9 +169,8 @@ class Orchestrator:
         deadline_s += self._clock.now_s()
         request = self.requests.loading(match, deadline_s)
         self.residency.room_for(Activity.LOAD, match.said.tenant)
-        load = self._loader.begin(keys, slots, deadline_s)
-        self.requests.follow_load(request, load)
-        return load
+        follow = partial(self.requests.follow_load, request)
+        return self._loader.begin(keys, slots, deadline_s, on_load=follow)
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""

@@ -108,19 +108,20 @@ class Requests:
         request = self._request(match.said, match.keys)
         request.matched, request.missing = match.pages, match.reasons
         request.deadline_s = deadline_s
-        self.timeline.add(_LOAD, request.number, 0, len(match.keys), deadline_s)
+        self.timeline.add(request.number, _LOAD, 0, len(match.keys), deadline_s)
         self.loads_in_flight += 1
         return request
 
     def follow_load(self, request: Request, load: Load) -> None:
-        """``load`` has begun: note what becomes of it."""
+        """``load`` begins: note what becomes of it."""
+        load.note = partial(self.timeline.add, request.number)
         load.on_settled(partial(self._settled, request, load))
         load.released.add_done_callback(partial(self._released, request))
 
     def storing(self, said: Said, keys: NDArray[np.uint8], pages: int) -> Request:
         """The last ``pages`` of ``keys`` are about to be stored."""
         request = self._request(said, keys)
-        self.timeline.add(_STORE, request.number, 0, pages)
+        self.timeline.add(request.number, _STORE, 0, pages)
         self.stores_in_flight += 1
         return request
 
@@ -134,7 +135,7 @@ class Requests:
 
     def moved(self, link: int, begun_s: float, pages: int, nbytes: int) -> None:
         """An op of the ``link``-th link that began at ``begun_s`` is over."""
-        self.timeline.add(_MOVED, 0, link, pages, begun_s, nbytes)
+        self.timeline.add(0, _MOVED, link, pages, begun_s, nbytes)
 
     def of_tenant(self, tenant: int) -> TenantCounts:
         """The counts of its class."""
@@ -158,9 +159,9 @@ class Requests:
         request.sources = tuple(load.hits.tolist())
         if len(request.undelivered):
             cut = _CUT_OF.get(Reason(int(request.undelivered[0])), Cut.FAILED)
-            self.timeline.add(_CUT, request.number, cut, pages)
+            self.timeline.add(request.number, _CUT, cut, pages)
             self.cuts[cut] += 1
-        self.timeline.add(_SETTLED, request.number, 0, pages)
+        self.timeline.add(request.number, _SETTLED, 0, pages)
         self.stages["load"].add(request.settled_s - load.begun_s)
         self.loads_in_flight -= 1
         counts = self.of_tenant(request.tenant)
@@ -169,18 +170,18 @@ class Requests:
         counts.misses += len(request.keys) - pages
 
     def _released(self, request: Request, _: object) -> None:
-        self.timeline.add(_RELEASED, request.number)
+        self.timeline.add(request.number, _RELEASED)
         self.stages["drain"].add(max(0.0, self._now_s() - request.settled_s))
 
     def _visible(self, request: Request, pages: int, begun_s: float) -> None:
-        self.timeline.add(_VISIBLE, request.number, 0, pages)
+        self.timeline.add(request.number, _VISIBLE, 0, pages)
         request.visible_s = self._now_s()
         self.stages["store"].add(request.visible_s - begun_s)
         self.stores_in_flight -= 1
         self.of_tenant(request.tenant).stored += pages
 
     def _written(self, request: Request, pages: int) -> None:
-        self.timeline.add(_WRITTEN, request.number, 0, pages)
+        self.timeline.add(request.number, _WRITTEN, 0, pages)
         self.stages["write"].add(max(0.0, self._now_s() - request.visible_s))
 
 

@@ -9,7 +9,7 @@ twice the time).
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 EVENTS_KEPT = 32_768
 
@@ -20,7 +20,7 @@ class Event(IntEnum):
     LOAD = 0  # a load was asked for [pages of the prompt; value: its deadline, on the clock]
     PLANNED = 1  # pages are to come over a link [link, pages, nbytes]
     PREDICTED = 2  # when they will be there [link, value: finish; nbytes queued ahead, rate]
-    LANDED = 3  # pages are in their slots and verified [link, pages]
+    LANDED = 3  # pages are in their slots and verified [detail: Tier they lay in, pages]
     COMMITTED = 4  # what the engine computes is fixed [pages that come]
     CUT = 5  # the rest of a load will not come [detail: Cut; pages that do]
     SETTLED = 6  # a load's result is final [pages delivered]
@@ -44,13 +44,34 @@ class Record(NamedTuple):
     """One event, as it is read back."""
 
     at_s: float  # on the cache's clock
-    event: int
     request: int  # number of the match; 0: nobody's
-    detail: int  # index of the link, or a Cut
+    event: int
+    detail: int  # index of the link, a Tier or a Cut
     pages: int
     value: float
     nbytes: float
     rate: float  # of the link, bytes/s, as it was known then
+
+
+class Note(Protocol):
+    """Notes an event of one request: :meth:`Timeline.add` without the request."""
+
+    def __call__(
+        self,
+        event: int,
+        detail: int = 0,
+        pages: int = 0,
+        value: float = 0.0,
+        nbytes: float = 0.0,
+        rate: float = 0.0,
+        /,
+    ) -> None:
+        """``event`` happened now."""
+        ...
+
+
+def no_note(*_: float) -> None:
+    """Notes nothing."""
 
 
 class Timeline:
@@ -72,8 +93,8 @@ class Timeline:
 
     def add(  # by position: names would cost as much as all else
         self,
-        event: int,
         request: int,
+        event: int,
         detail: int = 0,
         pages: int = 0,
         value: float = 0.0,
@@ -81,7 +102,7 @@ class Timeline:
         rate: float = 0.0,
     ) -> None:
         """``event`` (a plain int: looking up an enum's member costs a third more) happened now."""
-        self._append((self._now_s(), event, request, detail, pages, value, nbytes, rate))
+        self._append((self._now_s(), request, event, detail, pages, value, nbytes, rate))
         self.counts[event] += 1
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 
 from bodocache.move.requests import Request, sources_of
 from bodocache.move.timeline import Cut, Event, Record
+from bodocache.pages import Tier
 
 LINKS, REQUESTS = 1, 2  # process ids: Perfetto groups lanes by them
 MOST_LANES = 64  # below one another; more overlap than that is drawn over itself
@@ -79,16 +80,21 @@ class _Building:
     def __init__(self) -> None:
         self.spans: list[_Span] = []
         self.under_way: dict[str, _Span] = {}
+        self.was_written = False
 
     def add(self, event: Event, at_s: float) -> None:
         """``event`` was at ``at_s``."""
         for ends in (_ENDS, _GONE_ON):
             if event in ends:
                 self.end(ends[event], at_s)
+        if event == Event.WRITTEN and "store" in self.under_way:
+            self.was_written = True  # before its pages could be found: nothing goes on
         for begins in (_BEGINS, _GOES_ON):
-            if event in begins:
+            if event in begins and not (event == Event.VISIBLE and self.was_written):
                 self.under_way[begins[event]] = _Span(begins[event], at_s)
                 self.spans.append(self.under_way[begins[event]])
+        if event == Event.VISIBLE:
+            self.was_written = False
         load = self.under_way.get("load")
         if event == Event.LANDED and load is not None and not load.inner:
             waited = _Span("until the first pages", load.begin_s, at_s)
@@ -159,8 +165,10 @@ def _mark(number: int, record: Record, links: Sequence[str]) -> dict[str, Any]:
     name = event.name.lower()
     if event == Event.CUT:
         name = f"cut: {Cut(record.detail).name.lower()}"
-    elif event != Event.COMMITTED:
-        details["link"] = links[record.detail]
+    elif event == Event.LANDED:
+        details["from"] = Tier(record.detail).name.lower()
+    elif event == Event.PLANNED:
+        details |= {"link": links[record.detail], "bytes": int(record.nbytes)}
     if event == Event.PREDICTED:
         details = {
             "link": links[record.detail],

@@ -34,6 +34,7 @@ _WORDS = {
     Reason.UNAVAILABLE: "its directory is out of service",
     Reason.RELEASED: "released: its owner said that it is not needed",
 }
+_MADE_ROOM = ("evicted", "not_admitted")  # reasons of pages that left for others
 _FOR = {
     "load": "a load of tenant {}",
     "store": "a store of tenant {}",
@@ -68,8 +69,8 @@ def explain_page(page: Document | None, taken_s: float) -> str:
     use = ", in use" if page["in_use"] else ""
     if page["tiers"]:
         return f"lies in {' and '.join(page['tiers'])} (page {page['depth']} of its prompt{use})"
-    reason = _words(page.get("reason", "none"))
-    return f"{reason}{_departure(page, taken_s, 'ago')}"
+    reason = page.get("reason", "none")
+    return f"{_words(reason)}{_departure(page, reason, taken_s, 'ago')}"
 
 
 def _find(ours: Document, asked: str) -> Document:
@@ -93,7 +94,7 @@ def _explain_request(ours: Document, request: Document) -> Iterator[str]:
     session = f", session {request['session']}" if request["session"] else ""
     ago = _seconds(ours["taken_s"] - request["begun_s"])
     yield f"request {request['number']} (tenant {request['tenant']}{session}), begun {ago} ago"
-    events = [Record(*it) for it in ours["events"] if it[2] == request["number"]]
+    events = [Record(*it) for it in ours["events"] if it[1] == request["number"]]
     if request["delivered"] is None and not any(it.event == Event.LOAD for it in events):
         yield f"  stored {request['pages']} pages; nothing was loaded"
         return
@@ -117,13 +118,13 @@ def _misses(ours: Document, request: Document) -> Iterator[str]:
         lead = f"page {first}" if pages == 1 else f"pages {first} to {first + pages - 1}"
         words = f"{lead} of 0 to {request['pages'] - 1}: {_words(reason)}"
         page = ours["pages"].get(request["keys"][first])
-        if page is None or reason not in ("evicted", "not_admitted") or "left_s" not in page:
+        if page is None or reason not in _MADE_ROOM or "left_s" not in page:
             yield words
         elif page["left_s"] > request["begun_s"]:
             yield f"{words}; stored again since, so how it left then is forgotten"
         else:
             since = "the first of them " if pages > 1 else ""
-            yield f"{words}; {since}{_departure(page, request['begun_s'], 'before').lstrip('; ')}"
+            yield f"{words}; {since}{_departure(page, reason, request['begun_s'], 'before').lstrip('; ')}"
 
 
 def _cuts(ours: Document, request: Document, events: Iterable[Record]) -> Iterator[str]:
@@ -183,12 +184,12 @@ def _part_in(request: Document, index: int) -> str:
     return f"{said}: stored, or on its way"
 
 
-def _departure(page: Document, moment_s: float, word: str) -> str:
+def _departure(page: Document, reason: str, moment_s: float, word: str) -> str:
     if "left_s" not in page:
         return ""
     left = f"left {page['left']}" if page["left"] else "its last copy was gone when its use ended"
     pressure = ""
-    if page.get("reason") in ("evicted", "not_admitted") and page["for"] in _FOR:
+    if reason in _MADE_ROOM and page["for"] in _FOR:
         pressure = f" to make room for {_FOR[page['for']].format(page['for_tenant'])}"
     ghost = ", a ghost still" if page["is_ghost"] else ""
     return f"; {left} {_seconds(moment_s - page['left_s'])} {word}{pressure}{ghost}"
