@@ -13,6 +13,7 @@ BodoCacheError
 ├── BackendError         storage that cannot be opened or has stopped working
 │   ├── BackendLocked    another process writes to this directory
 │   └── BackendUnavailable   an optional package or device is not there
+├── LoadFailed           a committed load did not come whole; it says which pages did
 ├── CacheClosed          the cache was closed; the call came too late
 └── LeaseError           a slot released twice, or used without a lease
 """
@@ -64,6 +65,18 @@ class BackendLocked(BackendError):
 
 class BackendUnavailable(BackendError):
     """An optional package or device is not there."""
+
+
+class LoadFailed(BodoCacheError):
+    """A committed load did not come whole: run the step again from page ``pages`` on."""
+
+    def __init__(self, pages: int, committed: int, reason: str) -> None:
+        super().__init__(
+            f"load: of {committed} committed pages the first {pages} came, not all others"
+            f" ({reason}); run the step again with the first {pages}"
+        )
+        self.pages = pages
+        self.committed = committed
 
 
 class CacheClosed(BodoCacheError):

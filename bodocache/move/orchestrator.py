@@ -19,6 +19,7 @@ from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
 from bodocache.match import Match
 from bodocache.move.copies import Copies
+from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.ghosts import Activity
 from bodocache.move.hints import Hints
@@ -31,6 +32,7 @@ from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotAr
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
 from bodocache.move.tasks import Nursery
+from bodocache.move.terms import Terms
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool, OwnedPool
@@ -69,11 +71,10 @@ class Orchestrator:
         self._backend = backend
         self._copies = Copies(device, host)
         self._nursery = Nursery()
-        names = ("host->device", "disk->device", "disk->host", "device->host", "host->disk")
-        self._links = {name: Link(name, number) for number, name in enumerate(names)}
-        self.requests = Requests(clock.now_s, names, metrics.tenant_classes)
-        for link in self._links.values():
-            link.observer = partial(self.requests.moved, link.number)
+        self._links = _links(clock, runs_here=self._copies.runs_here)
+        self.requests = Requests(clock.now_s, [*self._links], metrics.tenant_classes)
+        for number, link in enumerate(self._links.values()):
+            link.number, link.observer = number, partial(self.requests.moved, number)
         self.residency = Residency(
             device=device,
             host=host,
@@ -90,6 +91,7 @@ class Orchestrator:
             },
             copies=self._copies,
             nursery=self._nursery,
+            decider=Decider(now_s=clock.now_s),
             now_s=clock.now_s,
             page_tokens=recompute.page_tokens,
         )
@@ -100,7 +102,6 @@ class Orchestrator:
                 self.residency,
                 backend,
                 link=self._links["host->disk"],
-                disk_idle=self._loader.disk_idle,
                 now_s=clock.now_s,
                 backlog_pages=max(1, host.num_pages // 4),
                 rules=rules,
@@ -122,7 +123,6 @@ class Orchestrator:
                 self.residency,
                 backend,
                 link=self._links["disk->host"],
-                disk_idle=self._loader.disk_idle,
                 nursery=self._nursery,
                 now_s=clock.now_s,
             )
@@ -153,6 +153,11 @@ class Orchestrator:
         self._nursery.spawn(self._writer.run())
         return found
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of a page."""
+        return self._copies.num_layers
+
     def now_s(self) -> float:
         """The cache's clock."""
         return self._clock.now_s()
@@ -162,15 +167,12 @@ class Orchestrator:
         """Every link, by name."""
         return self._links
 
-    def load(
-        self, match: Match, keys: KeyArray, slots: SlotArray | None, deadline_s: float
-    ) -> Load:
+    def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
-        deadline_s += self._clock.now_s()
-        request = self.requests.loading(match, deadline_s)
+        request = self.requests.loading(match, terms.deadline_s)
         self.residency.room_for(Activity.LOAD, match.said.tenant)
         follow = partial(self.requests.follow_load, request)
-        return self._loader.begin(keys, slots, deadline_s, on_load=follow)
+        return self._loader.begin(keys, slots, terms, on_load=follow)
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
@@ -240,3 +242,16 @@ class Orchestrator:
             await self._backend.close()
         if isinstance(self.residency.device, OwnedPool):
             self.residency.empty_device()
+
+
+def _links(clock: Clock, *, runs_here: bool) -> dict[str, Link]:
+    """The links of one cache. All that touches the disk waits in one queue."""
+    disk = Link("disk->device", now_s=clock.now_s)
+    links = [
+        Link("host->device", now_s=clock.now_s, runs_here=runs_here),
+        disk,
+        Link("disk->host", now_s=clock.now_s, beside=disk),
+        Link("device->host", now_s=clock.now_s),
+        Link("host->disk", now_s=clock.now_s, beside=disk),
+    ]
+    return {link.name: link for link in links}

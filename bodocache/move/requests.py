@@ -30,7 +30,11 @@ STAGES = ("load", "drain", "store", "write")
 _LOAD, _CUT, _SETTLED, _RELEASED = map(int, (Event.LOAD, Event.CUT, Event.SETTLED, Event.RELEASED))
 _STORE, _VISIBLE, _WRITTEN = map(int, (Event.STORE, Event.VISIBLE, Event.WRITTEN))
 _MOVED = int(Event.MOVED)
-_CUT_OF = {Reason.LATE: Cut.DEADLINE, Reason.CANCELLED: Cut.CANCELLED}
+_CUT_OF = {
+    Reason.LATE: Cut.DEADLINE,
+    Reason.CANCELLED: Cut.CANCELLED,
+    Reason.CUT: Cut.PREDICTED,
+}
 
 
 @dataclass(slots=True)

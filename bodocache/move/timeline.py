@@ -36,7 +36,7 @@ class Cut(IntEnum):
 
     DEADLINE = 0  # it had not landed by the deadline
     CANCELLED = 1  # the engine cancelled or closed the load
-    PREDICTED = 2  # it would have been late, or computing it is sooner
+    PREDICTED = 2  # it would have come later than the engine computes it
     FAILED = 3  # a page was lost on the way or found no room: those behind it are worth nothing
 
 

@@ -127,6 +127,19 @@ def _estimated(name: str) -> Callable[[Watched], Samples]:
     return read
 
 
+def _judged(name: str) -> Callable[[Watched], Samples]:
+    def read(watched: Watched) -> Samples:
+        for label, link in watched.orchestrator.links.items():
+            yield (label,), getattr(link.calibration.accuracy, name)
+
+    return read
+
+
+def _queued(watched: Watched) -> Samples:
+    links = watched.orchestrator.links
+    return (((name,), link.queue.queued_nbytes) for name, link in links.items())
+
+
 def _in_flight(watched: Watched) -> Samples:
     return (((name,), link.in_flight) for name, link in watched.orchestrator.links.items())
 
@@ -206,6 +219,12 @@ METRICS = (
     Metric("bodocache_link_busy_seconds", _COUNTER, _LINK, "with at least one op in flight",
            _by_link("busy_s")),
     Metric("bodocache_link_in_flight", _GAUGE, _LINK, "ops that wait or move", _in_flight),
+    Metric("bodocache_link_queued_bytes", _GAUGE, _LINK,
+           "that wait or move in its queue; links of one device share it", _queued),
+    Metric("bodocache_link_predictions", _COUNTER, _LINK, "finishes predicted that could be judged",
+           _judged("made")),
+    Metric("bodocache_link_predictions_kept", _COUNTER, _LINK,
+           "of them, finished by then; nine of ten are meant", _judged("early")),
     Metric("bodocache_link_rate_bytes_per_second", _GAUGE, _LINK,
            "its rate as learned; absent until enough has moved", _estimated("rate")),
     Metric("bodocache_link_spread", _GAUGE, _LINK, "of its rate, s/sqrt(byte); idem",

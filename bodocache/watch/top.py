@@ -86,7 +86,9 @@ def _tiers(now: Frame) -> Table:
 
 
 def _links(now: Frame, before: Frame | None) -> Table:
-    table = _table("link", "in flight", "MB/s now", "GB/s when busy", "GB/s learned", "GB moved")
+    table = _table(
+        "link", "in flight", "MB queued", "MB/s now", "GB/s busy", "GB/s learned", "GB moved"
+    )
     for (link,), moved in now.of("link_bytes").items():
         busy_s = now.one("link_busy_seconds", link)
         learned = now.of("link_rate_bytes_per_second").get((link,))
@@ -97,6 +99,7 @@ def _links(now: Frame, before: Frame | None) -> Table:
         table.add_row(
             link,
             f"{now.one('link_in_flight', link):.0f}",
+            f"{now.one('link_queued_bytes', link) / 1e6:.1f}",
             rate,
             f"{moved / busy_s / 1e9:.2f}" if busy_s else "",
             f"{learned / 1e9:.2f}" if learned else "",

@@ -21,6 +21,7 @@ _WORDS = {
     Reason.NOT_ADMITTED: "not admitted: it left the faster tiers, and the disk had refused it",
     Reason.UNREACHABLE: "unreachable: there, but a page before is not",
     Reason.OTHER_VERSION: "stored under other weights",
+    Reason.CUT: "cut: it would have come later than the engine computes it",
     Reason.LATE: "late: not landed by the deadline",
     Reason.TRUNCATED: "its frame on disk ends too early",
     Reason.FOREIGN: "its frame on disk holds another page",
@@ -124,7 +125,8 @@ def _misses(ours: Document, request: Document) -> Iterator[str]:
             yield f"{words}; stored again since, so how it left then is forgotten"
         else:
             since = "the first of them " if pages > 1 else ""
-            yield f"{words}; {since}{_departure(page, reason, request['begun_s'], 'before').lstrip('; ')}"
+            how = _departure(page, reason, request["begun_s"], "before").lstrip("; ")
+            yield f"{words}; {since}{how}"
 
 
 def _cuts(ours: Document, request: Document, events: Iterable[Record]) -> Iterator[str]:

@@ -47,7 +47,7 @@ async def test_rates_are_since_the_frame_before(house, prompt, watched):
         await it.put(prompt(4, of=1))
         second = Frame.parsed(exposition(watched(it)).decode(), 3.0)
         nbytes = 4 * it.host.layout.page_nbytes
-    assert row(drawn(second, first), "device->host")[2] == f"{nbytes / 2.0 / 1e6:,.1f}"
+    assert row(drawn(second, first), "device->host")[3] == f"{nbytes / 2.0 / 1e6:,.1f}"
     assert "since the last frame" in drawn(second, first)
     assert "since the last frame" not in drawn(second)
 
