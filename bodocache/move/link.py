@@ -116,14 +116,19 @@ class Link:
         """Its rate, spread and drift as they are learned; None while too little has moved."""
         return self.rate.estimate(nbytes)
 
-    def stats(self, now_s: float) -> LinkStats:
+    def counted(self) -> tuple[int, int, int, float]:
+        """Ops, pages, bytes and busy seconds up to now: the stats that cost nothing to ask for."""
+        open_s = self._now_s() - self._busy_since_s if self.in_flight else 0.0
+        return self._ops, self._pages, self._nbytes, self._busy_s + open_s
+
+    def stats(self) -> LinkStats:
         """What the link moved up to now."""
-        open_s = now_s - self._busy_since_s if self.in_flight else 0.0
+        ops, pages, nbytes, busy_s = self.counted()
         return LinkStats(
-            ops=self._ops,
-            pages=self._pages,
-            nbytes=self._nbytes,
-            busy_s=self._busy_s + open_s,
+            ops=ops,
+            pages=pages,
+            nbytes=nbytes,
+            busy_s=busy_s,
             accuracy=self.calibration.accuracy,
             latencies_s=tuple(self._latencies_s),
         )

@@ -193,7 +193,7 @@ class Orchestrator:
     def traffic(self) -> Traffic:
         """What moved up to now."""
         return Traffic(
-            links=self.link_stats(),
+            links={name: link.stats() for name, link in self._links.items()},
             tiers=self.residency.stats(),
             hits=self.hits,
             evicted=dict(self.residency.evicted),
@@ -201,11 +201,6 @@ class Orchestrator:
             not_admitted=self.not_admitted,
             task_failures=self.task_failures,
         )
-
-    def link_stats(self) -> dict[str, LinkStats]:
-        """What each link moved up to now."""
-        now_s = self._clock.now_s()
-        return {name: link.stats(now_s) for name, link in self._links.items()}
 
     @property
     def hits(self) -> dict[Tier, int]:

@@ -21,8 +21,8 @@ from bodocache.move.store import Store
 from bodocache.move.timeline import Cut, Event, Timeline
 from bodocache.pages import Reason, Tier
 
-REQUESTS_KEPT = 4096
-PAGES_KEPT = 65_536  # of these requests: 2 MB of keys
+REQUESTS_KEPT = 1024
+PAGES_KEPT = 32_768  # of these requests: 1 MB of keys
 OTHER_TENANTS = "other"  # the class of those that no class names
 STAGE_BOUNDS_S = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STAGES = ("load", "drain", "store", "write")

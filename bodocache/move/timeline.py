@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 EVENTS_KEPT = 32_768
 
+Fields = tuple[float, int, int, int, int, float, float, float]  # those of a Record
+
 
 class Event(IntEnum):
     """What happened. In brackets: the columns of a record that say more."""
@@ -86,9 +88,7 @@ class Timeline:
         self.links = tuple(links)
         self.counts = [0] * len(Event)
         self._now_s = now_s
-        self._ring: deque[tuple[float, int, int, int, int, float, float, float]] = deque(
-            maxlen=kept
-        )
+        self._ring: deque[Fields] = deque(maxlen=kept)
         self._append = self._ring.append
 
     def add(  # by position: names would cost as much as all else
@@ -110,6 +110,10 @@ class Timeline:
         """Records that made room for newer ones."""
         return sum(self.counts) - len(self._ring)
 
+    def copied(self) -> deque[Fields]:
+        """What is kept, oldest first, as it is kept."""
+        return self._ring.copy()
+
     def records(self) -> list[Record]:
         """What is kept, oldest first."""
-        return [Record(*fields) for fields in self._ring.copy()]
+        return [Record(*fields) for fields in self._ring]

@@ -73,7 +73,7 @@ def explain(
     """Explain why pages of a request were misses or came late, or where one page is.
 
     Requests are numbered by their match (match.said.request); the timeline shows the numbers. The
-    newest 4,096 are remembered.
+    newest 1,024 are remembered.
     """
     if (file is None) == (at is None):
         raise typer.BadParameter("give one of --file FILE and --at PORT: where to look it up")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small HTTP server on loopback: metrics for Prometheus, the timeline, and what a page's fate is.
 
-It runs on the cache's own loop, so that what it reads stands still meanwhile; JSON is made in a
+It runs on the cache's own loop, so that what it reads stands still meanwhile; text is made in a
 thread. Connections, their headers and their time are bounded. It answers GET, and changes nothing.
 """
 
@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from bodocache.errors import ConfigError
 from bodocache.pages import KEY_NBYTES
-from bodocache.watch.metrics import Watched, exposition
+from bodocache.watch.metrics import Watched, collected, exposition
 from bodocache.watch.recording import Recording, page_document
 
 HOST = "127.0.0.1"
@@ -98,7 +98,8 @@ class Exporter:
         if method != b"GET":
             return 405, _TEXT, b"only GET\n"
         if target.path == "/metrics":
-            return 200, _TEXT, exposition(self._watched)
+            families = collected(self._watched)
+            return 200, _TEXT, await asyncio.to_thread(exposition, families)
         if target.path == "/timeline":
             return 200, _JSON, await self._timeline()
         if target.path == "/page":

@@ -5,7 +5,7 @@ Every figure is counted anyway; nothing is added to a load or a store. Labels ar
 reasons, stages and classes of tenants, never tenants, requests or keys, so their number is bounded.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -62,22 +62,26 @@ def name_of(member: Event | Cut | Reason | Tier) -> str:
     return member.name.lower()
 
 
-def exposition(watched: Watched) -> bytes:
-    """Everything, in Prometheus's text format."""
+def collected(watched: Watched) -> list[Family]:
+    """Everything as it is now. Call it on the loop."""
+    families = [_family(metric, watched) for metric in METRICS]
+    return [*families, _stages(watched.orchestrator.requests.stages)]
+
+
+def exposition(families: list[Family]) -> bytes:
+    """It in Prometheus's text format. Any thread."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(watched))
+    registry.register(_Collected(families))
     return generate_latest(registry)
 
 
-class _Collector:
-    def __init__(self, watched: Watched) -> None:
-        self._watched = watched
+class _Collected:
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
 
-    def collect(self) -> Iterator[Family]:
+    def collect(self) -> list[Family]:
         """One family a metric."""
-        for metric in METRICS:
-            yield _family(metric, self._watched)
-        yield _stages(self._watched.orchestrator.requests.stages)
+        return self._families
 
 
 def _family(metric: Metric, watched: Watched) -> Family:
@@ -107,10 +111,12 @@ def _one(read: Callable[[Orchestrator], float]) -> Callable[[Watched], Samples]:
     return lambda watched: (((), read(watched.orchestrator)),)
 
 
-def _by_link(name: str) -> Callable[[Watched], Samples]:
+def _by_link(column: int) -> Callable[[Watched], Samples]:
+    """A column of :meth:`Link.counted`."""
+
     def read(watched: Watched) -> Samples:
-        for link, stats in watched.orchestrator.link_stats().items():
-            yield (link,), getattr(stats, name)
+        for label, link in watched.orchestrator.links.items():
+            yield (label,), link.counted()[column]
 
     return read
 
@@ -213,11 +219,11 @@ METRICS = (
     Metric("bodocache_tier_pages", _GAUGE, _TIER, "slots or frames taken, by pages or on their way",
            _used),
     Metric("bodocache_tier_capacity_pages", _GAUGE, _TIER, "slots or frames", _capacity),
-    Metric("bodocache_link_ops", _COUNTER, _LINK, "ops that ended", _by_link("ops")),
-    Metric("bodocache_link_pages", _COUNTER, _LINK, "pages that arrived", _by_link("pages")),
-    Metric("bodocache_link_bytes", _COUNTER, _LINK, "bytes of them", _by_link("nbytes")),
+    Metric("bodocache_link_ops", _COUNTER, _LINK, "ops that ended", _by_link(0)),
+    Metric("bodocache_link_pages", _COUNTER, _LINK, "pages that arrived", _by_link(1)),
+    Metric("bodocache_link_bytes", _COUNTER, _LINK, "bytes of them", _by_link(2)),
     Metric("bodocache_link_busy_seconds", _COUNTER, _LINK, "with at least one op in flight",
-           _by_link("busy_s")),
+           _by_link(3)),
     Metric("bodocache_link_in_flight", _GAUGE, _LINK, "ops that wait or move", _in_flight),
     Metric("bodocache_link_queued_bytes", _GAUGE, _LINK,
            "that wait or move in its queue; links of one device share it", _queued),

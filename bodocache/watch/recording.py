@@ -7,7 +7,7 @@ needs beside it: page keys, reasons and times, no tokens and no bytes of pages.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,13 +20,13 @@ from bodocache.errors import WatchError
 from bodocache.move.ghosts import Activity
 from bodocache.move.orchestrator import Orchestrator
 from bodocache.move.requests import Request, sources_of
-from bodocache.move.timeline import Record
+from bodocache.move.timeline import Fields, Record
 from bodocache.move.whereabouts import known_keys, whereabouts
 from bodocache.pages import KEY_NBYTES, Reason, Tier
 from bodocache.watch.trace import trace_events
 
 FORMAT = 1
-PAGES_SHOWN = 32_768  # whose whereabouts a recording holds: those of the newest requests
+PAGES_SHOWN = 16_384  # whose whereabouts a recording holds: those of the newest requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Recording:
     taken_s: float  # on the cache's clock
     links: tuple[str, ...]
     requests: list[Request]
-    records: list[Record]
-    keys: NDArray[np.uint8]  # [n, 32]: of pages of these requests, each once
+    events: Sequence[Fields]  # of Records
+    keys: NDArray[np.uint8]  # [n, 32]: of pages of these requests; one may stand twice
     places: NDArray[np.void]  # WHEREABOUTS[n]
 
     @classmethod
@@ -45,20 +45,21 @@ class Recording:
         """What ``orchestrator`` remembers now. Call it on the loop."""
         requests = orchestrator.requests
         kept = requests.kept()
-        keys = _distinct(kept)
+        keys = _newest_keys(kept)
         return cls(
             orchestrator.now_s(),
             requests.timeline.links,
             kept,
-            requests.timeline.records(),
+            requests.timeline.copied(),
             keys,
             whereabouts(orchestrator.residency, keys),
         )
 
     def document(self) -> dict[str, Any]:
         """It as JSON: ``traceEvents`` for Perfetto, ``bodocache`` for ``why``."""
+        records = [Record(*fields) for fields in self.events]
         return {
-            "traceEvents": trace_events(self.links, self.requests, self.records, self.taken_s),
+            "traceEvents": trace_events(self.links, self.requests, records, self.taken_s),
             "displayTimeUnit": "ms",
             "bodocache": {
                 "format": FORMAT,
@@ -68,7 +69,7 @@ class Recording:
                 "events": [
                     [None if isinstance(field, float) and not np.isfinite(field) else field
                      for field in record]
-                    for record in self.records
+                    for record in self.events
                 ],
                 "pages": pages_document(self.keys, self.places),
             },
@@ -128,7 +129,7 @@ def _hex(keys: NDArray[np.uint8]) -> Iterator[str]:
     return (packed[i : i + width] for i in range(0, len(packed), width))
 
 
-def _distinct(requests: Iterable[Request]) -> NDArray[np.uint8]:
+def _newest_keys(requests: Iterable[Request]) -> NDArray[np.uint8]:
     chains: list[NDArray[np.uint8]] = [np.empty((0, KEY_NBYTES), np.uint8)]
     left = PAGES_SHOWN
     for request in reversed(list(requests)):
@@ -136,9 +137,7 @@ def _distinct(requests: Iterable[Request]) -> NDArray[np.uint8]:
             break
         chains.append(request.keys[:left])
         left -= len(chains[-1])
-    keys = np.ascontiguousarray(np.concatenate(chains))
-    whole = keys.view(np.dtype((np.void, KEY_NBYTES))).ravel()
-    return keys[np.unique(whole, return_index=True)[1]]
+    return np.concatenate(chains)
 
 
 def _request(request: Request) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from bodocache.move.orchestrator import Orchestrator
 from bodocache.move.requests import Requests
 from bodocache.move.timeline import Cut
 from bodocache.pages import Reason, Tier
-from bodocache.watch.metrics import METRICS, STAGE_SECONDS, exposition
+from bodocache.watch.metrics import METRICS, STAGE_SECONDS, collected, exposition
 
 
 def samples(text):
@@ -26,7 +26,7 @@ async def test_what_is_exported_is_what_was_counted(house, prompt, watched):
         await it.put(prompt(3))
         it.leave_on(Tier.HOST)
         await it.get(prompt(4))
-        found, stats = samples(exposition(watched(it)).decode()), it.cache.stats()
+        found, stats = samples(exposition(collected(watched(it))).decode()), it.cache.stats()
     for tier, hits in stats.traffic.hits.items():
         assert found["bodocache_hits_total", tier.name.lower()] == hits
     assert stats.traffic.hits[Tier.HOST] == 3
@@ -43,7 +43,7 @@ async def test_what_is_exported_is_what_was_counted(house, prompt, watched):
 
 async def test_every_link_tier_reason_cut_and_class_has_its_label_from_the_start(house, watched):
     async with house() as it:
-        found = set(samples(exposition(watched(it)).decode()))
+        found = set(samples(exposition(collected(watched(it))).decode()))
     expected = {("bodocache_misses_total", one.name.lower()) for one in Reason if one}
     expected |= {("bodocache_cuts_total", one.name.lower()) for one in Cut}
     expected |= {("bodocache_link_ops_total", name) for name in it.orchestrator.links}
@@ -54,7 +54,7 @@ async def test_every_link_tier_reason_cut_and_class_has_its_label_from_the_start
 
 async def test_every_metric_of_the_table_is_exported_and_no_other(house, watched):
     async with house() as it:
-        families = text_string_to_metric_families(exposition(watched(it)).decode())
+        families = text_string_to_metric_families(exposition(collected(watched(it))).decode())
         found = {family.name: family.type for family in families}
     assert found == {metric.name: metric.kind.value for metric in (*METRICS, STAGE_SECONDS)}
 

@@ -11,7 +11,7 @@ from bodocache import cli
 from bodocache.errors import WatchError
 from bodocache.pages import Tier
 from bodocache.watch import attach
-from bodocache.watch.metrics import exposition
+from bodocache.watch.metrics import collected, exposition
 from bodocache.watch.top import Frame, render
 
 
@@ -30,7 +30,7 @@ async def test_a_frame_shows_tiers_links_misses_and_tenants(house, prompt, watch
         await it.put(prompt(2))
         it.leave_on(Tier.HOST)
         await it.get(prompt(3))
-        text = drawn(Frame.parsed(exposition(watched(it)).decode(), 1.0))
+        text = drawn(Frame.parsed(exposition(collected(watched(it))).decode(), 1.0))
     assert "0 loads and 0 stores in flight" in text
     assert "hit ratio 66.7 %" in text
     assert row(text, "host ")[1:] == ["#####...............", "2", "8", "2", "0"]
@@ -43,9 +43,9 @@ async def test_a_frame_shows_tiers_links_misses_and_tenants(house, prompt, watch
 async def test_rates_are_since_the_frame_before(house, prompt, watched):
     async with house() as it:
         await it.put(prompt(2))
-        first = Frame.parsed(exposition(watched(it)).decode(), 1.0)
+        first = Frame.parsed(exposition(collected(watched(it))).decode(), 1.0)
         await it.put(prompt(4, of=1))
-        second = Frame.parsed(exposition(watched(it)).decode(), 3.0)
+        second = Frame.parsed(exposition(collected(watched(it))).decode(), 3.0)
         nbytes = 4 * it.host.layout.page_nbytes
     assert row(drawn(second, first), "device->host")[3] == f"{nbytes / 2.0 / 1e6:,.1f}"
     assert "since the last frame" in drawn(second, first)
