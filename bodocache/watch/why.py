@@ -132,8 +132,8 @@ def _misses(ours: Document, request: Document) -> Iterator[str]:
 def _cuts(ours: Document, request: Document, events: Iterable[Record]) -> Iterator[str]:
     predicted: Record | None = None
     for event in events:
-        if event.event == Event.PREDICTED:
-            predicted = event
+        if event.event == Event.PREDICTED:  # of several parts, the one that was to come last
+            predicted = event if predicted is None else max(predicted, event, key=_finish_s)
         elif event.event == Event.CUT:
             after = _seconds(event.at_s - request["begun_s"])
             yield (
@@ -141,6 +141,10 @@ def _cuts(ours: Document, request: Document, events: Iterable[Record]) -> Iterat
                 f" {request['matched']} pages kept"
             )
             yield from _late(ours, request, predicted)
+
+
+def _finish_s(predicted: Record) -> float:
+    return predicted.value
 
 
 def _late(ours: Document, request: Document, predicted: Record | None) -> Iterator[str]:
