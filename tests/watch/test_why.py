@@ -84,6 +84,8 @@ async def test_a_late_load_is_told_with_its_deadline_and_what_was_predicted(hous
             before = told(it, match.said.request)
             predicted_s = load.begun_s + 0.42
             load.note(int(Event.PREDICTED), 1, 0, predicted_s, 310e6, 1.1e9)
+            sooner_s = load.begun_s + 0.1  # of another part: not what it is late for
+            load.note(int(Event.PREDICTED), 0, 0, sooner_s, 0.0, 20e9)
             await load
         it.valve.open()
         await load.released
