@@ -53,6 +53,7 @@ class Loader:
         self._page_tokens = page_tokens
         self._loop = asyncio.get_running_loop()
         self._live: set[Load] = set()
+        decider.reroute = self._reroute
 
     @property
     def hits(self) -> dict[Tier, int]:
@@ -178,6 +179,7 @@ class Loader:
                 digests=residency.table.digests[rows],
                 kept=np.zeros(len(rows), np.bool_),
                 left=np.arange(len(rows)),
+                ours=np.ones(len(rows), np.bool_),
             )
         )
 
@@ -199,6 +201,13 @@ class Loader:
         if part.prediction is not None and (known := link.estimate(nbytes)) is not None:
             ahead = link.queue.ahead_nbytes(ticket) - ticket.work.left_nbytes
             note(_PREDICTED, link.number, 0, part.prediction.finish_s, ahead, known.rate)
+
+    def _reroute(self, part: Part, tier: Tier) -> None:
+        """Bring what of ``part`` has not begun from ``tier``, as far as it lies there."""
+        chosen = part.left[self._residency.lies_in(part.rows[part.left], tier)]
+        part.give_up(chosen)
+        self._begin_part(part.load, tier, part.positions[chosen])
+        part.load.look_over()
 
     def _work(self, part: Part) -> Reads | Copying:
         if part.source is Tier.DISK:

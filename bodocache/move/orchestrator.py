@@ -17,7 +17,8 @@ from bodocache.clock import Clock
 from bodocache.config import HintsConfig, MetricsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
-from bodocache.match import Match
+from bodocache.match import Forecast, Match
+from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
@@ -26,7 +27,9 @@ from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
+from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
+from bodocache.move.queue import CHUNK_S
 from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
@@ -35,6 +38,7 @@ from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Tier
+from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 
 
@@ -47,6 +51,7 @@ class Traffic:
     hits: dict[Tier, int]  # pages delivered by loads, by the tier they came from
     evicted: dict[Tier, int]
     failed_checks: int  # pages whose bytes failed the digest between host and device
+    cuts: dict[Why, int]  # of loads
     not_admitted: int
     task_failures: int
 
@@ -83,15 +88,32 @@ class Orchestrator:
             recompute=recompute,
             now_s=clock.now_s,
         )
+        loading = {
+            Tier.HOST: self._links["host->device"],
+            Tier.DISK: self._links["disk->device"],
+        }
+        outlook = Outlook(
+            loading,
+            page_nbytes=host.layout.page_nbytes,
+            page_tokens=recompute.page_tokens,
+            token_s=recompute.base_s,
+            slope_s=recompute.slope_s,
+            layers=self._copies.num_layers,
+            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
+        )
+        self.decider = Decider(
+            outlook,
+            loading,
+            lies_in=self.residency.lies_in,
+            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
+            now_s=clock.now_s,
+        )
         self._loader = Loader(
             self.residency,
-            links={
-                Tier.HOST: self._links["host->device"],
-                Tier.DISK: self._links["disk->device"],
-            },
+            links=loading,
             copies=self._copies,
             nursery=self._nursery,
-            decider=Decider(now_s=clock.now_s),
+            decider=self.decider,
             now_s=clock.now_s,
             page_tokens=recompute.page_tokens,
         )
@@ -174,6 +196,10 @@ class Orchestrator:
         follow = partial(self.requests.follow_load, request)
         return self._loader.begin(keys, slots, terms, on_load=follow)
 
+    def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
+        """When a load of pages that lie in ``tiers`` would be there, if it came now."""
+        return self.decider.forecast(tiers)
+
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         request = self.requests.storing(said, keys, len(slots))
@@ -198,6 +224,7 @@ class Orchestrator:
             hits=self.hits,
             evicted=dict(self.residency.evicted),
             failed_checks=self.failed_checks,
+            cuts=dict(self.decider.cuts),
             not_admitted=self.not_admitted,
             task_failures=self.task_failures,
         )
