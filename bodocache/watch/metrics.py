@@ -178,6 +178,10 @@ def _cuts(watched: Watched) -> Samples:
     return (((name_of(cut),), watched.orchestrator.requests.cuts[cut]) for cut in Cut)
 
 
+def _decided(watched: Watched) -> Samples:
+    return (((str(why),), count) for why, count in watched.orchestrator.decider.cuts.items())
+
+
 def _events(watched: Watched) -> Samples:
     counts = watched.orchestrator.requests.timeline.counts
     return (((name_of(event),), counts[event]) for event in Event)
@@ -212,6 +216,9 @@ METRICS = (
     Metric("bodocache_evicted", _COUNTER, _TIER, "pages that left the tier to make room",
            _by_tier(lambda it: it.residency.evicted)),
     Metric("bodocache_cuts", _COUNTER, ("reason",), "loads whose rest did not come", _cuts),
+    Metric("bodocache_decided_cuts", _COUNTER, ("why",),
+           "loads that were cut: before the first byte, when found tardy, or by their deadline",
+           _decided),
     Metric("bodocache_loads_in_flight", _GAUGE, (), "loads asked for and not settled",
            _one(lambda it: it.requests.loads_in_flight)),
     Metric("bodocache_stores_in_flight", _GAUGE, (), "stores asked for and not visible",
