@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,7 @@ from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
 from bodocache.move.decide import Decide
+from bodocache.move.ghosts import Activity
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.regret import Accesses, Regret
@@ -46,6 +47,10 @@ from bodocache.wiring import (
     root_of,
     rules_of,
 )
+
+if TYPE_CHECKING:
+    from bodocache.watch.exporter import Exporter
+    from bodocache.watch.recording import Recording
 
 KeyArray = NDArray[np.uint8]
 SlotArray = NDArray[np.int64]
@@ -87,6 +92,7 @@ class Cache:
         self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
+        self._exporter: Exporter | None = None
         self.recovered_pages = 0
 
     @classmethod
@@ -140,12 +146,14 @@ class Cache:
             rules=rules_of(config),
             hints=config.hints,
             shares=config.tenants.by_number(),
+            metrics=config.metrics,
         )
         if decide is not None:
             orchestrator.decider.consult(decide)
         cache = cls(orchestrator, config.identity.tenant_domain, root)
         try:
             cache.recovered_pages = await orchestrator.open()
+            await cache._export(config.metrics.port)
         except BaseException:
             await cache.close()
             raise
@@ -253,7 +261,7 @@ class Cache:
         )
         slots = self._checked(slots, match.pages)
         pages = match.pages if match.version == self._version else 0
-        load = orchestrator.load(match.keys[:pages], slots, terms)
+        load = orchestrator.load(match, match.keys[:pages], slots, terms)
         if match.version == self._version:
             accesses = self._orchestrator.residency.accesses
             accesses.record(match.keys, match.tiers[: len(load.rows)])
@@ -275,7 +283,9 @@ class Cache:
         """
         self._check_open()
         whose = checked_tenant(tenant)
-        return self._orchestrator.residency.take(Tier.DEVICE, count, tenant=whose)
+        residency = self._orchestrator.residency
+        residency.room_for(Activity.ACQUIRE, whose)
+        return residency.take(Tier.DEVICE, count, tenant=whose)
 
     def release(self, slots: SlotArray) -> None:
         """Give back slots from :meth:`acquire` that were not stored.
@@ -366,12 +376,32 @@ class Cache:
         hits = sum(traffic.hits.values())
         return CacheStats(traffic, hits, self._misses_by_reason(), hints, accesses)
 
+    def timeline(self) -> "Recording":
+        """What the newest requests asked for and got, and when, to be written to a file."""
+        from bodocache.watch.recording import Recording
+
+        return Recording.of(self._orchestrator)
+
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
         self._closed = True
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._orchestrator.close())
+            self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)  # a cancelled close goes on, and can be awaited again
+
+    async def _close(self) -> None:
+        if self._exporter is not None:
+            await self._exporter.close()
+        await self._orchestrator.close()
+
+    async def _export(self, port: int) -> None:
+        if not port:
+            return
+        from bodocache.watch.exporter import Exporter
+        from bodocache.watch.metrics import Watched
+
+        watched = Watched(self._orchestrator, self._misses_by_reason)
+        self._exporter = await Exporter.open(watched, port)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``bodocache replay``, ``trace``, ``slab``, ``kernels``, ``calibrate``."""
+"""The command line: ``replay``, ``trace``, ``slab``, ``kernels``, ``calibrate``, top and why."""
 
 import asyncio
 import math
@@ -24,6 +24,7 @@ from bodocache.replay.shapes import WORKLOADS
 from bodocache.replay.shapes import workload as named_workload
 from bodocache.replay.trace import Source
 from bodocache.slab_commands import slab_app
+from bodocache.watch import commands as watching
 
 app = typer.Typer(
     name="bodocache",
@@ -34,13 +35,23 @@ app = typer.Typer(
 )
 app.add_typer(trace_app, name="trace")
 app.add_typer(slab_app, name="slab")
+app.command(
+    "top",
+    epilog="Examples: [bold]bodocache top 9477[/bold]; [bold]bodocache top 9477 --once[/bold]",
+)(watching.top)
+app.command(
+    "why",
+    epilog="Examples: [bold]bodocache why 17 --at 9477[/bold];"
+    " [bold]bodocache why 17 --file timeline.json[/bold];"
+    " [bold]bodocache why 5f0c9a3b6d2e4f18 --at 9477[/bold]",
+)(watching.explain)
 
 
 # Options of one kind of replay; given to the other they would say nothing, so they are refused.
 _POLICY_OPTIONS = ("policy", "capacity_pages", "bound", "curve", "policies", "writes")
 _LIVE_OPTIONS = (
     *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
-    *("deadline_ms", "write_through"),
+    *("deadline_ms", "write_through", "timeline", "metrics_port"),
 )
 
 
@@ -149,6 +160,14 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     write_through: Annotated[
         bool, typer.Option("--write-through", help="Write every page to disk, admitted or not.")
     ] = False,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(help="Write the newest requests here, for Perfetto and bodocache why."),
+    ] = None,
+    metrics_port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="Export metrics on this port meanwhile; 0: do not."),
+    ] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here; - is standard output.")
     ] = None,
@@ -202,6 +221,8 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
             disk_pages=disk_pages,
             deadline_s=math.inf if deadline_ms is None else deadline_ms / 1e3,
             write_through=write_through,
+            timeline=timeline,
+            metrics_port=metrics_port,
         )
         _replay_live(source, max_requests, options, json_file, report)
 
@@ -354,6 +375,8 @@ def _replay_live(
     judged = outcome.judge(trace, run)
     outcome.print_summary(judged, console)
     terminal.write_json(json_file, outcome.as_json(judged))
+    if options.timeline is not None:
+        console.print(f"timeline: {options.timeline}; open it at ui.perfetto.dev")
     if report is not None:
         outcome.save_report(judged, report)
         console.print(f"report: {report}")

@@ -9,6 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,6 +27,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from bodocache.errors import ConfigError
+from bodocache.hints.reuse import MOST_TENANT
 from bodocache.identity import Domain
 
 
@@ -56,9 +58,13 @@ NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=0.9)]
 Part = Annotated[float, Field(strict=True, gt=0, le=1)]
 TenantNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a TOML key is a text
+ClassName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Tenant = Annotated[int, Field(strict=True, ge=0, le=MOST_TENANT)]
 BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 T = TypeVar("T")
+
+MOST_TENANT_CLASSES = 16
 
 _KEY_HEX = r"^([0-9a-fA-F]{2}){16,64}$|^$"
 _STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)  # it may hold a secret
@@ -202,6 +208,30 @@ class TenantsConfig:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class MetricsConfig:
+    """What is exported for Prometheus and ``bodocache top``, on this machine's loopback only."""
+
+    port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 0  # 0: no exporter
+    # Tenants are counted by class, so that metrics stay few: the numbers of each class's tenants.
+    tenant_classes: dict[ClassName, tuple[Tenant, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.tenant_classes) > MOST_TENANT_CLASSES:
+            raise ValueError(
+                f"tenant_classes: {len(self.tenant_classes)}; expected at most"
+                f" {MOST_TENANT_CLASSES}: each is a label of its own"
+            )
+        if "other" in self.tenant_classes:
+            raise ValueError("tenant_classes.other: the class of those in no class; choose another")
+        named = [tenant for tenants in self.tenant_classes.values() for tenant in tenants]
+        twice = sorted({tenant for tenant in named if named.count(tenant) > 1})
+        if twice:
+            raise ValueError(
+                f"tenant_classes: tenant {twice[0]} is in two of them, or twice in one"
+            )
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class CacheConfig:
     """The whole configuration of one cache."""
 
@@ -211,6 +241,7 @@ class CacheConfig:
     features: FeaturesConfig = FeaturesConfig()
     hints: HintsConfig = HintsConfig()
     tenants: TenantsConfig = TenantsConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 def load_config(path: Path) -> CacheConfig:

@@ -7,6 +7,7 @@ BodoCacheError
 ├── HintError            a hint that is no hint: a field is unknown or out of range
 ├── TraceError           a line of a trace that cannot be read
 ├── WireError            a message of another process that says what cannot be
+├── WatchError           no cache shows itself there, or no timeline, request or page is there
 ├── CompileError         a kernel that the installed compiler does not compile for a target
 ├── TierFull             no slot or frame is free, and none can be evicted
 ├── BackendError         storage that cannot be opened or has stopped working
@@ -40,6 +41,10 @@ class TraceError(BodoCacheError, ValueError):
 
 class WireError(BodoCacheError, ValueError):
     """A message of another process is malformed, or says what cannot be."""
+
+
+class WatchError(BodoCacheError):
+    """No cache shows itself where one was looked for, or not the request or page asked for."""
 
 
 class CompileError(BodoCacheError):

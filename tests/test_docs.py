@@ -16,9 +16,12 @@ import bodocache.replay.policy
 import bodocache.replay.tiers  # noqa: F401 -- all register what is compiled
 from bodocache import jit
 from bodocache.cli import app
-from bodocache.config import CacheConfig
+from bodocache.config import MOST_TENANT_CLASSES, CacheConfig
 from bodocache.kernels.targets import TARGETS
+from bodocache.move.requests import STAGES
+from bodocache.move.timeline import Cut, Event
 from bodocache.pages import Reason
+from bodocache.watch.metrics import METRICS, STAGE_SECONDS
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -27,6 +30,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NAMED = {"queue_depth": "operations", "recompute_slope_s": "s/token/position"}
 NAMED |= {"recompute_s_per_token": "s/token", "domain_secret_hex": "hex digits"}
 NAMED |= {"max_held_share": "share", "churn_share": "share", "max_sessions": "sessions"}
+NAMED |= {"port": "port", "tenant_classes": "tenants by class"}
 NAMED |= {"write_bytes_per_day": "bytes", "mac_key_hex": "hex digits"}
 SUFFIXES = {"_bytes_per_s": "bytes/s", "_bytes": "bytes", "_s": "s"}
 TYPES = {"string": "text", "boolean": "boolean", "object": "shares by tenant"}
@@ -101,6 +105,8 @@ def unit(name, said):
 
 def default(field):
     value = field.default
+    if field.default_factory is dict:
+        return "none"
     if isinstance(value, FieldInfo):
         value = value.default
     if isinstance(field.default, FieldInfo) and field.default.default_factory is not None:
@@ -121,8 +127,9 @@ def allowed(said):  # noqa: PLR0911 -- a case each
     if said["type"] == "array":
         assert said["items"]["format"] == "path"
         return "folders, one at least there"
-    if said["type"] == "boolean":
-        return "true or false"
+    plain = {"boolean": "true or false", "object": f"{MOST_TENANT_CLASSES} classes at most"}
+    if said["type"] in plain:
+        return plain[said["type"]]
     if "maximum" in said:
         return f"{said['minimum']} to {said['maximum']}"
     bounds = {"exclusiveMinimum": ">", "gt": ">", "minimum": ">=", "ge": ">="}
@@ -206,3 +213,23 @@ def test_every_reason_of_a_miss_is_documented():
     text = (REPOSITORY / "docs" / "replay.md").read_text()
     names = {reason.name.lower() for reason in Reason if reason is not Reason.NONE}
     assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_every_metric_is_documented_as_it_is():
+    page = rows(REPOSITORY / "docs" / "orchestrator.md")
+    found = {name: tuple(cells) for name, cells in page.items() if name.startswith("bodocache_")}
+    assert found == {
+        metric.exported_name: (
+            metric.kind.value,
+            ", ".join(f"`{label}`" for label in metric.labels),
+            metric.what,
+        )
+        for metric in (*METRICS, STAGE_SECONDS)
+    }
+
+
+@pytest.mark.parametrize("names", [Cut, Event, STAGES])
+def test_every_cut_event_and_stage_is_documented(names):
+    text = (REPOSITORY / "docs" / "orchestrator.md").read_text()
+    members = [it if isinstance(it, str) else it.name.lower() for it in names]
+    assert [name for name in members if f"`{name}`" not in text] == []

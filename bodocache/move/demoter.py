@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.move.copies import Copies
+from bodocache.move.ghosts import Activity
 from bodocache.move.leaving import leave
 from bodocache.move.link import Link
 from bodocache.move.operation import Operation
@@ -120,6 +121,7 @@ class Demoter:
         if not len(alone):
             return
         owner = int(residency.table.records["tenant"][alone[-1]])
+        residency.room_for(Activity.HINT, owner)
         slots = residency.take_most(Tier.HOST, len(alone), tenant=owner)
         if not len(slots):
             return

@@ -52,6 +52,8 @@ class Link:
         "calibration",
         "in_flight",
         "name",
+        "number",
+        "observer",
         "queue",
         "rate",
     )
@@ -66,6 +68,8 @@ class Link:
     ) -> None:
         """``beside``: another link of the same device. ``runs_here``: see :class:`LinkQueue`."""
         self.name = name
+        self.number = 0  # among the links of its cache
+        self.observer: Callable[[float, int, int], None] | None = None  # begun_s, pages, nbytes
         self.in_flight = 0
         self._now_s = now_s
         self._busy_since_s = 0.0
@@ -105,19 +109,26 @@ class Link:
         self._pages += pages
         self._nbytes += nbytes
         self._latencies_s.append(now_s - begun_s)
+        if self.observer is not None:
+            self.observer(begun_s, pages, nbytes)
 
     def estimate(self, nbytes: int | None = None) -> Estimate | None:
         """Its rate, spread and drift as they are learned; None while too little has moved."""
         return self.rate.estimate(nbytes)
 
-    def stats(self, now_s: float) -> LinkStats:
+    def counted(self) -> tuple[int, int, int, float]:
+        """Ops, pages, bytes and busy seconds up to now: the stats that cost nothing to ask for."""
+        open_s = self._now_s() - self._busy_since_s if self.in_flight else 0.0
+        return self._ops, self._pages, self._nbytes, self._busy_s + open_s
+
+    def stats(self) -> LinkStats:
         """What the link moved up to now."""
-        open_s = now_s - self._busy_since_s if self.in_flight else 0.0
+        ops, pages, nbytes, busy_s = self.counted()
         return LinkStats(
-            ops=self._ops,
-            pages=self._pages,
-            nbytes=self._nbytes,
-            busy_s=self._busy_s + open_s,
+            ops=ops,
+            pages=pages,
+            nbytes=nbytes,
+            busy_s=busy_s,
             accuracy=self.calibration.accuracy,
             latencies_s=tuple(self._latencies_s),
         )

@@ -19,9 +19,12 @@ from bodocache.errors import BodoCacheError, LoadFailed
 from bodocache.move.choice import Choice  # noqa: TC001 -- as the others
 from bodocache.move.layers import Layers
 from bodocache.move.terms import Terms
+from bodocache.move.timeline import Event, Note, no_note
 from bodocache.pages import Reason, Tier
 
 RowArray = NDArray[np.int64]
+
+_LANDED, _COMMITTED = int(Event.LANDED), int(Event.COMMITTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Load:
         self.slots = slots
         self.begun_s = begun_s
         self.terms = terms
+        self.note: Note = no_note  # of the timeline
         self.parts = 0  # parts that may still write to our slots
         self.wanted = len(rows)  # pages that are still to come or have come: all before a cut
         self.outlook: Choice | None = None  # as last looked at, of a load that may be cut
@@ -254,6 +258,8 @@ class Load:
         """The pages at ``positions`` are in their slots and verified; they came from ``source``."""
         if not self.done:
             self._came_from[positions] = source
+            if len(positions):
+                self.note(_LANDED, source, len(positions))
             self.arrive_by_layer(positions, self._num_layers)
 
     def arrive_by_layer(self, positions: RowArray, layers: int) -> None:
@@ -310,6 +316,7 @@ class Load:
 
     def _commit(self, pages: int) -> None:
         possible, self._committed = self._possible(), pages
+        self.note(_COMMITTED, 0, pages)
         if self.done or pages > possible:
             self.settle()
             self._end_layers()

@@ -16,13 +16,16 @@ from bodocache.move.land import Lander
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.part import Part
-from bodocache.move.queue import Priority
+from bodocache.move.queue import Priority, Ticket
 from bodocache.move.reads import Reads
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
+from bodocache.move.timeline import Event
 from bodocache.pages import NOWHERE, Tier
 from bodocache.plan.records import DEMAND, OpKind, Plan
+
+_PLANNED, _PREDICTED = int(Event.PLANNED), int(Event.PREDICTED)
 
 
 class Loader:
@@ -62,10 +65,18 @@ class Loader:
         """Pages whose bytes failed the digest between host and device."""
         return self._lander.failed_checks
 
-    def begin(self, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
+    def begin(
+        self,
+        keys: KeyArray,
+        slots: SlotArray | None,
+        terms: Terms,
+        *,
+        on_load: Callable[[Load], None] = lambda _: None,
+    ) -> Load:
         """Begin to bring the pages of ``keys`` to the device; the leading ones that fit.
 
         ``slots`` are the engine's own device slots, one per page; None for an owned pool.
+        ``on_load`` is told of the load before anything happens to it.
         """
         residency, begun_s = self._residency, self._now_s()
         rows, target, wanted, sources = residency.begin_load(keys)
@@ -81,6 +92,7 @@ class Loader:
             terms=terms,
             on_close=self._close,
         )
+        on_load(load)
         self._live.add(load)
         load.begin_part()  # this call: it ends below, so that a load of nothing ends too
         there = np.ones(len(rows), np.bool_)
@@ -179,8 +191,16 @@ class Loader:
         part.ticket = queue.enter(work, Priority.LOAD, deadline_s=due_s)
         assert part.ticket is not None, "there was room"
         part.prediction = part.link.predict_ticket(part.ticket)
+        self._note(part, part.ticket)
         self._decider.watch(part)
         queue.start(part.ticket)
+
+    def _note(self, part: Part, ticket: Ticket) -> None:
+        note, link, nbytes = part.load.note, part.link, len(part.rows) * part.page_nbytes
+        note(_PLANNED, link.number, len(part.rows), 0.0, nbytes)
+        if part.prediction is not None and (known := link.estimate(nbytes)) is not None:
+            ahead = link.queue.ahead_nbytes(ticket) - ticket.work.left_nbytes
+            note(_PREDICTED, link.number, 0, part.prediction.finish_s, ahead, known.rate)
 
     def _reroute(self, part: Part, tier: Tier) -> None:
         """Bring what of ``part`` has not begun from ``tier``, as far as it lies there."""

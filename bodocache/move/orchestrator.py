@@ -9,19 +9,21 @@ import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
-from bodocache.config import HintsConfig
+from bodocache.config import HintsConfig, MetricsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
-from bodocache.match import Forecast
+from bodocache.match import Forecast, Match
 from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
+from bodocache.move.ghosts import Activity
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
@@ -29,6 +31,7 @@ from bodocache.move.loader import Loader
 from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
 from bodocache.move.queue import CHUNK_S
+from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
@@ -69,12 +72,16 @@ class Orchestrator:
         rules: WriteRules,
         hints: HintsConfig,
         shares: Mapping[int, float],
+        metrics: MetricsConfig,
     ) -> None:
         self._clock = clock
         self._backend = backend
         self._copies = Copies(device, host)
         self._nursery = Nursery()
         self._links = _links(clock, runs_here=self._copies.runs_here)
+        self.requests = Requests(clock.now_s, [*self._links], metrics.tenant_classes)
+        for number, link in enumerate(self._links.values()):
+            link.number, link.observer = number, partial(self.requests.moved, number)
         self.residency = Residency(
             device=device,
             host=host,
@@ -180,9 +187,17 @@ class Orchestrator:
         """The cache's clock."""
         return self._clock.now_s()
 
-    def load(self, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
-        """See :meth:`bodocache.cache.Cache.load`."""
-        return self._loader.begin(keys, slots, terms)
+    @property
+    def links(self) -> dict[str, Link]:
+        """Every link, by name."""
+        return self._links
+
+    def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
+        """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
+        request = self.requests.loading(match, terms.deadline_s)
+        self.residency.room_for(Activity.LOAD, match.said.tenant)
+        follow = partial(self.requests.follow_load, request)
+        return self._loader.begin(keys, slots, terms, on_load=follow)
 
     def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
         """When a load of pages that lie in ``tiers`` would be there, if it came now."""
@@ -190,8 +205,10 @@ class Orchestrator:
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
+        request = self.requests.storing(said, keys, len(slots))
         chance, favour = self.hints.told(said)
         store = self._storer.begin(keys, slots, replace(origin, chance=chance, favour=favour))
+        self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)
         return store
 
@@ -205,17 +222,36 @@ class Orchestrator:
 
     def traffic(self) -> Traffic:
         """What moved up to now."""
-        now_s = self._clock.now_s()
         return Traffic(
-            links={name: link.stats(now_s) for name, link in self._links.items()},
+            links={name: link.stats() for name, link in self._links.items()},
             tiers=self.residency.stats(),
-            hits=self._loader.hits,
+            hits=self.hits,
             evicted=dict(self.residency.evicted),
-            failed_checks=self._loader.failed_checks,
+            failed_checks=self.failed_checks,
             cuts=dict(self.decider.cuts),
-            not_admitted=self._writer.refused if self._writer else 0,
-            task_failures=self._nursery.failures + (self._writer.failures if self._writer else 0),
+            not_admitted=self.not_admitted,
+            task_failures=self.task_failures,
         )
+
+    @property
+    def hits(self) -> dict[Tier, int]:
+        """Pages delivered by loads, by the tier they came from."""
+        return self._loader.hits
+
+    @property
+    def failed_checks(self) -> int:
+        """Pages whose bytes failed the digest between host and device."""
+        return self._loader.failed_checks
+
+    @property
+    def not_admitted(self) -> int:
+        """Pages that were not written to disk."""
+        return self._writer.refused if self._writer else 0
+
+    @property
+    def task_failures(self) -> int:
+        """Background tasks that raised."""
+        return self._nursery.failures + (self._writer.failures if self._writer else 0)
 
     async def close(self) -> None:
         """Cancel loads, finish stores and the write-through queue, then let go of everything."""

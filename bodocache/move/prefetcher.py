@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Backend, Status
+from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.operation import Operation
 from bodocache.move.queue import Priority
@@ -91,6 +92,7 @@ class Prefetcher:
         residency = self._residency
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
         owner = int(residency.table.records["tenant"][rows[-1]]) if len(rows) else 0
+        residency.room_for(Activity.HINT, owner)
         slots = residency.take_most(Tier.HOST, len(rows), tenant=owner)
         rows, kept = rows[: len(slots)], np.zeros(len(slots), np.bool_)
         residency.host.hold(slots)

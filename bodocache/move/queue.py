@@ -134,6 +134,11 @@ class LinkQueue:
         return not self._open
 
     @property
+    def queued_nbytes(self) -> int:
+        """What waits or moves."""
+        return sum(ticket.work.left_nbytes for ticket in self._open)
+
+    @property
     def chunk_nbytes(self) -> int:
         """What the link moves in CHUNK_S."""
         rate = self._rate()

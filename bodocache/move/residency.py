@@ -5,6 +5,7 @@ One writer, the orchestrator's loop. A page that lies in no tier any more is a *
 stays for a while, to say why the page was a miss and how hot it had been.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Entries
 from bodocache.move import rows as bookkeeping
-from bodocache.move.ghosts import Ghosts
+from bodocache.move.ghosts import Activity, Ghosts
 from bodocache.move.regret import Accesses
 from bodocache.pages import NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict, fanout, reuse, shares, victims
@@ -78,7 +79,7 @@ class Residency:
         self._loading = 0  # whose pages the load that began last is of
         self._passing = fanout.nobody()
         self._planner = Planner()
-        self._ghosts = Ghosts(self.table.capacity)
+        self.ghosts = Ghosts(self.table.capacity)
         self._owners = np.full(device.num_pages, NOWHERE)  # the page in each device slot, by slot
         self._victims = np.empty(4096, np.int64)
         owned = device.num_pages if isinstance(device, OwnedPool) else 0
@@ -89,6 +90,8 @@ class Residency:
         for tier in self.evicted:
             policy["capacity_pages"][0, tier] = self.capacity(tier)
         self.before_eviction: Callable[[], None] = lambda: None  # ends holds that had their time
+        self.windows, self.planning_s = 0, 0.0  # planned, and what they took
+        self._pressure = (0, int(Activity.NOBODY))  # tenant, and what it needs room for
 
     # Finding
 
@@ -161,6 +164,10 @@ class Residency:
 
     # Placing
 
+    def room_for(self, activity: Activity, tenant: int) -> None:
+        """From now on room is made for ``tenant``'s ``activity``: ghosts remember it."""
+        self._pressure = (tenant, int(activity))
+
     def recover(self, entries: Entries) -> int:
         """Take in what a backend holds from before; return how many pages can be reached.
 
@@ -200,8 +207,8 @@ class Residency:
         records = self.table.records
         if len(records) > len(self._queues.since_s):
             self._queues = evict.grown(self._queues, len(records))
-            self._ghosts.grow_to(len(records))
-        self._ghosts.remove(rows)
+            self.ghosts.grow_to(len(records))
+        self.ghosts.remove(rows)
         before = np.concatenate((parents[:1], rows[:-1]))
         records["parent"][rows] = np.where(parents == NEXT, before, parents)
         records["depth"][rows] = depths
@@ -341,7 +348,7 @@ class Residency:
         gone = np.empty(len(rows), np.int64)
         count = bookkeeping.find_gone(self.table.records, rows, gone)
         if count:
-            self._forget(gone[:count])
+            self._forget(gone[:count], NOWHERE)
 
     def requeue(self, rows: RowArray) -> None:
         """Weigh ``rows`` anew: fields that eviction goes by were changed."""
@@ -403,12 +410,15 @@ class Residency:
 
     def _plan(self, demands: NDArray[np.void], free_frames: int) -> Plan:
         inputs = Inputs(demands, self.table.records, self.policy)
+        begun_s = time.perf_counter()
         made = self._planner.plan(
             *(inputs, self._queues),
             now_s=self._now_s(),
             free_frames=free_frames,
             evicts=False,  # take() makes room, as pages come
         )
+        self.windows += 1
+        self.planning_s += time.perf_counter() - begun_s
         return made._replace(rows=made.rows.copy())  # all else is used before the next window
 
     # Going
@@ -513,9 +523,9 @@ class Residency:
             self._owners[slots] = NOWHERE
         self.give_back(slots, tier)
         if count:
-            self._forget(gone[:count])
+            self._forget(gone[:count], int(tier))
 
-    def _forget(self, rows: RowArray) -> None:
+    def _forget(self, rows: RowArray, tier: int) -> None:
         """Pages that lie nowhere become ghosts, and the oldest ghosts lose their rows.
 
         Children that a failed page leaves behind become roots.
@@ -526,7 +536,10 @@ class Residency:
         records["descended"][rows] = 0
         records["children"][rows] = 0
         records["parent"][rows] = NOWHERE
-        oldest = self._ghosts.add(rows)
+        tenant, activity = self._pressure
+        self.ghosts.note(rows, (self._now_s(), tenant, tier, activity))
+        oldest = self.ghosts.add(rows)
+        self.ghosts.forget(oldest)
         self.index.remove(oldest)
         reuse.write_off(*self._learned, oldest)
         self.table.remove(oldest)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.move.copies import Copies
+from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store, Stored
@@ -136,8 +137,10 @@ class Storer:
         """Copy those of ``rows`` that are worth their room; from then on they can be found."""
         residency, table = self._residency, self._residency.table
         before = int(table.records["parent"][rows[0]]) if len(rows) else NOWHERE
-        said = {"tenant": origin.tenant, "chance": origin.chance}
-        residency.learn(rows, before=before, behind=1, **said)  # behind: one that is not filled
+        residency.learn(  # behind: one that is not filled
+            rows, before=before, behind=1, tenant=origin.tenant, chance=origin.chance
+        )
+        residency.room_for(Activity.STORE, origin.tenant)
         host_slots = residency.take_worth(rows, tenant=origin.tenant, favour=origin.favour)
         kept, unused = len(host_slots), host_slots
         try:

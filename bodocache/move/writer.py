@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Durability, Status
+from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
@@ -204,6 +205,8 @@ class Writer:
         demoted = [run for run, is_asked in zip(fresh, asked_for, strict=True) if is_asked]
         for chosen in [*self._admitted(offered), *filter(len, demoted)]:
             before = self._frame_before(chosen)
+            tenant = int(self._residency.table.records["tenant"][chosen[0]])
+            self._residency.room_for(Activity.WRITE, tenant)
             try:
                 owner = int(self._residency.table.records["tenant"][chosen[-1]])
                 taken = self._residency.take_frames(len(chosen), after=before, tenant=owner)

@@ -53,6 +53,8 @@ class LiveOptions:
     disk_pages: int | None = None
     deadline_s: float = math.inf
     write_through: bool = False  # to disk, whatever admission says
+    timeline: Path | None = None  # where the newest requests are written at the end
+    metrics_port: int = 0  # of loopback, where metrics are exported meanwhile; 0: nowhere
 
     def __post_init__(self) -> None:
         if self.page_nbytes < 1 or self.page_nbytes % PAGE_UNIT_NBYTES:
@@ -142,6 +144,8 @@ async def replay_live(
             await _Engine(trace, cache, pool, options, run, engine, plain).replay(on_request)
         run.plain_reads = plain.rate
         run.stats = cache.stats()
+        if options.timeline is not None:
+            cache.timeline().write(options.timeline)
     return run
 
 
@@ -292,6 +296,7 @@ def _config(trace: Trace, options: LiveOptions, sizes: Sizes) -> CacheConfig:
             "recompute_slope_s": RECOMPUTE_SLOPE_S * TOKENS_SCALE**2,
         },
         "features": {"admit": not options.write_through},
+        "metrics": {"port": options.metrics_port},
     }
     return parse(CacheConfig, values, source="replay")
 
