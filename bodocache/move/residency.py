@@ -270,9 +270,19 @@ class Residency:
     def _evict_below(self, rows: RowArray, tenant: int, favour: float) -> tuple[int, int]:
         pool = self._owned(Tier.HOST)
         worth, out = np.empty(len(rows)), np.empty(len(rows), np.int64)
+        taker, now_s = self._taker(tenant, pool.free), self._now_s()
         kept, why = victims.coldest_below(
-            *(self.table.records, self._queues, self.policy, rows, int(Tier.HOST)),
-            *(pool.free, favour, self._now_s(), self._taker(tenant, pool.free), worth, out),
+            self.table.records,
+            self._queues,
+            self.policy,
+            rows,
+            int(Tier.HOST),
+            pool.free,
+            favour,
+            now_s,
+            taker,
+            worth,
+            out,
         )
         gone = out[: max(0, kept - pool.free)].copy()
         self.evicted[Tier.HOST] += len(gone)

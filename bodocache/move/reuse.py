@@ -51,8 +51,9 @@ class Reuses:
         """A request loads the leading ``rows`` of the pages with ``keys``; they are touched."""
         self._holds.see(said.tenant)
         behind = len(keys) - len(rows) + 1  # the last one is not filled: no cache has it
-        whose = {"tenant": said.tenant, "chance": self._chance(said)}
-        self._residency.learn(rows, before=NOWHERE, behind=behind, **whose)
+        self._residency.learn(
+            rows, before=NOWHERE, behind=behind, tenant=said.tenant, chance=self._chance(said)
+        )
         if said.is_silent and self._forecasts.is_idle:
             return
         chain = leading(self._residency.index.find(keys))
