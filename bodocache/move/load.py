@@ -179,6 +179,9 @@ class Load:
     async def layer(self, index: int) -> None:
         """Wait until layer ``index`` of every committed page is in its slot.
 
+        The last layer is there only when every page was verified: a step that has waited for all of
+        them has computed on the bytes that were stored.
+
         Raises:
             LoadFailed: it will not come.
             BodoCacheError: nothing was committed, or there is no such layer.
