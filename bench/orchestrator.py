@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the orchestrator costs: CPU per op at a rate of ops, and how long the loop stands still.
 
-Loads from a disk in memory whose reads cost next to nothing go through one link, chunk by chunk
-beside each other, each load decided (it has a start). An op is a chunk handed to the backend and
-taken over when it has landed. The loads come at a rate that makes 10,000 ops a second; the CPU of
-the process, less that of the stand-in's copies and digests, measured alone, is the orchestrator's.
-A ticker notes by how much each wake-up of the loop was late.
+Loads from a disk in memory, each decided before its first byte and while it is under way (it has a
+start). An op is a page that is planned, read, sent on, checked and placed by itself
+(``chunk_nbytes`` is one page); a load of 64 ops is one call to the storage. Loads come at a rate
+that makes 10,000 ops a second. The CPU of the process, less that of the storage's stand-in and of
+the copies, measured alone, is the orchestrator's. A ticker notes how late each wake-up is.
 """
 
 import asyncio
@@ -15,16 +15,19 @@ from typing import Any
 
 import numpy as np
 from _common import Claim, parser, write
+from numpy.typing import NDArray
 
 from bodocache import Cache, CacheConfig, Group, Layout, LayoutKind, OwnedPool, Tier
 from bodocache.clock import RealClock
 from bodocache.config import FeaturesConfig, HostConfig, IdentityConfig, TiersConfig
-from bodocache.io.backend import TRANSFER
+from bodocache.io.backend import TRANSFER, ToldInPython
+from bodocache.move.copies import Copies
 from bodocache.replay import payload
 from bodocache.testing import MemoryBackend, MemoryDisk
 
 GROUP = Group("attention", layers=4, heads=1, head_dim=32, itemsize=2)
-PAGE_TOKENS, PROMPTS, PAGES = 8, 64, 16  # a page of 4 KiB
+PAGE_TOKENS, PROMPTS, PAGES = 8, 16, 64  # a page of 4 KiB
+AT_ONCE = 4  # loads
 OPS_PER_S, SECONDS = 10_000, 5.0
 TICK_S = 1e-3
 MOST_US, MOST_GAP_MS = 25.0, 5.0
@@ -51,10 +54,9 @@ async def measure(seconds: float) -> dict[str, Any]:
     backend = MemoryBackend(disk, clock=RealClock())
     async with await Cache.open(config, pool, backend=backend) as cache:
         matches = [await stored(cache, pool, k) for k in range(PROMPTS)]
-        queue = cache._orchestrator._links["disk->device"].queue  # noqa: SLF001 -- its chunk
-        type(queue).chunk_nbytes = property(lambda _: page_nbytes)  # type: ignore[assignment]
+        cache._orchestrator.residency.policy["chunk_nbytes"] = 1  # noqa: SLF001 -- a page an op
         await serve(cache, matches, 0.5)
-        alone_s = await stand_in_s(backend)
+        alone_s = await stand_in_s(backend, pool)
         gaps: list[float] = []
         ticker = asyncio.create_task(tick(gaps))
         begun_s, cpu_s = time.perf_counter(), time.process_time()
@@ -87,18 +89,25 @@ async def stored(cache: Cache, pool: OwnedPool, k: int) -> Any:
     return await cache.match(tokens)
 
 
-async def stand_in_s(backend: MemoryBackend) -> float:
-    """CPU seconds of one page through the stand-in alone."""
+async def stand_in_s(backend: MemoryBackend, pool: OwnedPool) -> float:
+    """CPU seconds of one page through the stand-in and the copy alone."""
     entries = backend.entries()
-    batch = np.zeros(1, TRANSFER)
-    batch["key"], batch["frame"] = entries.keys[:1], entries.frames[:1]
-    batch["nbytes"] = backend.page_nbytes
-    buffers = np.zeros((1, backend.page_nbytes), np.uint8)
-    begun_s, times = time.process_time(), 5000
+    batch = np.zeros(PAGES, TRANSFER)
+    batch["key"], batch["frame"] = entries.keys[:PAGES], entries.frames[:PAGES]
+    batch["slot"], batch["nbytes"] = np.arange(PAGES), backend.page_nbytes
+    host = OwnedPool(Layout(LayoutKind.PAGE, GROUP, PAGE_TOKENS, PAGES))
+    copies = Copies(pool, host)
+    send = ToldInPython(lambda positions: _send(copies, positions))
+    begun_s, times = time.process_time(), 100
     for _ in range(times):
-        transfer = backend.get(batch, buffers, deadline_s=np.inf)
+        transfer = backend.get(batch, host.rows, deadline_s=np.inf, on_landed=send)
         await transfer.finished()
-    return (time.process_time() - begun_s) / times
+    copies.close()
+    return (time.process_time() - begun_s) / times / PAGES
+
+
+def _send(copies: Copies, positions: NDArray[np.int64]) -> None:
+    copies.to_device(positions, positions)
 
 
 async def tick(gaps: list[float]) -> None:
@@ -110,15 +119,15 @@ async def tick(gaps: list[float]) -> None:
 
 
 async def serve(cache: Cache, matches: list[Any], seconds: float) -> tuple[int, int]:
-    """Loads at OPS_PER_S, eight at a time; how many ops, and pages that did not come."""
+    """Loads at OPS_PER_S, some at a time; how many ops, and pages that did not come."""
     residency = cache._orchestrator.residency  # noqa: SLF001 -- to leave the pages on disk alone
-    rng, ops, lost, eight = np.random.default_rng(0), 0, 0, 8
+    rng, ops, lost = np.random.default_rng(0), 0, 0
     end_s = time.perf_counter() + seconds
     next_s = time.perf_counter()
     while time.perf_counter() < end_s:
         for tier in (Tier.DEVICE, Tier.HOST):
             residency._evict(tier, PROMPTS * PAGES)  # noqa: SLF001
-        chosen = [matches[k] for k in rng.choice(PROMPTS, eight, replace=False)]
+        chosen = [matches[k] for k in rng.choice(PROMPTS, AT_ONCE, replace=False)]
         loads = [cache.load(match, start_s=10.0) for match in chosen]
         for load in loads:
             loaded = await load
@@ -126,7 +135,7 @@ async def serve(cache: Cache, matches: list[Any], seconds: float) -> tuple[int, 
             ops += PAGES
             load.close()
             await load.released
-        next_s += eight * PAGES / OPS_PER_S
+        next_s += AT_ONCE * PAGES / OPS_PER_S
         await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
     return ops, lost
 
