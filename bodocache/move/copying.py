@@ -86,7 +86,7 @@ class Copying:
         if not (part.load.terms.is_layered and self._copies.runs_here and len(part.left)):
             return
         chosen = part.take(len(part.left))
-        self._by_layer = _ByLayer(part, chosen, self._copies, self._lander, self._now_s())
+        self._by_layer = _ByLayer(part, chosen, self._copies, self._lander, self._now_s)
         if part.ticket is not None:
             part.link.queue.start(part.ticket, float(self._by_layer.due_s[0]))
 
@@ -104,6 +104,7 @@ class Copying:
         """Copy pages ``chosen`` and compare the digests of what was moved. Any thread."""
         part = self.part
         raw = self._copies.to_device(part.host_slots[chosen], part.device_slots[chosen])
+        part.landed_s = max(part.landed_s, self._now_s())
         found = digest.seeded(raw, part.keys[chosen])
         verified: NDArray[np.bool_] = (found == part.digests[chosen]).all(axis=1)
         return verified
@@ -144,16 +145,22 @@ class _ByLayer:
     """What was left of a part at the commit: copied by layer, and checked meanwhile."""
 
     def __init__(
-        self, part: Part, chosen: RowArray, copies: Copies, lander: Lander, now_s: float
+        self,
+        part: Part,
+        chosen: RowArray,
+        copies: Copies,
+        lander: Lander,
+        now_s: Callable[[], float],
     ) -> None:
         self._part = part
         self._chosen = chosen
         self._copies = copies
         self._lander = lander
+        self._now_s = now_s
         self._checked = 0  # pages
         self._is_checks_turn = True  # the last turn was: layers come first
         self._layer = self._done = 0  # and pages of this layer that are there
-        self.due_s = part.load.terms.layers_due_s(now_s)
+        self.due_s = part.load.terms.layers_due_s(now_s())
 
     @property
     def is_over(self) -> bool:
@@ -201,6 +208,7 @@ class _ByLayer:
                 part.link.queue.start(part.ticket, float(self.due_s[self._layer]))
             return
         self._end()
+        part.landed_s = max(part.landed_s, self._now_s())
         self._lander.land(part, all_chosen, np.ones(len(all_chosen), np.bool_))
 
     def _end(self) -> None:
