@@ -29,6 +29,7 @@ from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
 from bodocache.move.load import Load
+from bodocache.move.mover import Mover
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.regret import Accesses, Regret
 from bodocache.move.store import Store
@@ -75,7 +76,7 @@ class CacheStats:
 class Cache:
     """A hierarchical KV cache over one device pool."""
 
-    def __init__(self, orchestrator: Orchestrator, domain: Domain, root: Root) -> None:
+    def __init__(self, orchestrator: Mover, domain: Domain, root: Root) -> None:
         """Use :meth:`open`."""
         self._orchestrator = orchestrator
         self._domain = domain
@@ -199,7 +200,7 @@ class Cache:
         keys = await self._hashed(
             len(engine_keys), lambda chain: chain.engine_keys(engine_keys), self._chain
         )
-        return self._orchestrator.residency.holds(keys)
+        return await self._holds(keys)
 
     def load(
         self,
@@ -395,15 +396,25 @@ class Cache:
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
+        tiers, reasons = await self._find(keys)
+        if self._older is not None and (reasons == Reason.NEVER_STORED).any():
+            before = await self._hashed(pages, hasher, self._older)
+            stored = await self._holds(before[len(tiers) :])
+            reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
+        return Match(version, keys, len(tiers), tiers, reasons, said)
+
+    # What a cache on a node asks its node (node/client.py)
+
+    async def _find(self, keys: KeyArray) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The fastest Tier of each leading page that is there, the Reason of each behind them."""
         residency = self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)
-        reasons = residency.why_missing(keys, len(rows))
-        if self._older is not None and (reasons == Reason.NEVER_STORED).any():
-            before = await self._hashed(pages, hasher, self._older)
-            stored = residency.holds(before[len(rows) :])
-            reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        return Match(version, keys, len(rows), tiers, reasons, said)
+        return tiers, residency.why_missing(keys, len(rows))
+
+    async def _holds(self, keys: KeyArray) -> NDArray[np.bool_]:
+        """Whether each of ``keys`` lies in some tier, reachable or not."""
+        return self._orchestrator.residency.holds(keys)
 
     def _misses_by_reason(self) -> dict[Reason, int]:
         return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}

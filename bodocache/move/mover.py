@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cache asks of whoever moves its pages: an orchestrator, or an engine's side of a node."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from bodocache.hints.actions import Action, Outcome
+from bodocache.hints.reuse import Said
+from bodocache.hints.stats import HintStats
+from bodocache.move.load import Load
+from bodocache.move.orchestrator import Traffic
+from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.store import Store
+from bodocache.move.storer import Origin
+
+
+class Hearer(Protocol):
+    """Who is told what callers say; see :class:`bodocache.move.hints.Hints`."""
+
+    def loaded(self, keys: KeyArray, rows: RowArray, said: Said) -> None:
+        """A request loads the leading ``rows`` of the pages with ``keys``."""
+
+    def execute(self, action: Action, keys: KeyArray | None) -> Outcome:
+        """Carry out ``action``; ``keys`` of a span's prompt."""
+        ...
+
+    def forget_all(self) -> None:
+        """The weights changed."""
+
+    def stats(self) -> HintStats:
+        """Everything counted, and what is held."""
+        ...
+
+
+class Mover(Protocol):
+    """Loads and stores pages; what it does is as :class:`bodocache.cache.Cache` says."""
+
+    @property
+    def residency(self) -> Residency:
+        """The pages it keeps track of, those on the device among them."""
+        ...
+
+    @property
+    def hints(self) -> Hearer:
+        """Who hears what callers say."""
+        ...
+
+    def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
+        """Begin to bring pages to the device."""
+        ...
+
+    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
+        """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
+        ...
+
+    def refuse(self, slots: SlotArray) -> Store:
+        """A store of nothing, for pages that could not be reached."""
+        ...
+
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """``with``: no write to disk begins inside."""
+        ...
+
+    def traffic(self) -> Traffic:
+        """What moved up to now."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel loads, finish stores, and let go of everything."""
