@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from bodocache.errors import WireError
-from bodocache.hints.actions import Outcome
-from bodocache.move.operation import Operation
+from bodocache.hints.actions import Operation, Outcome
 from bodocache.node import messages
 from bodocache.node.host import Host
 from bodocache.node.said import actions_from_json, outcome_to_json, said_from_json
@@ -39,28 +38,10 @@ class Answers:
 
     def answer(self, session: Session, message: Any, note: Note) -> Any:
         """The answer to ``message``, a coroutine that gives it, or None where it needs none."""
-        match message:
-            case messages.Find():
-                return self._find(message)
-            case messages.Holds():
-                present = self.host.residency.holds(message.keys)
-                return messages.Held(present.astype(np.uint8))
-            case messages.Fetch():
-                return self._fetch(session, message, note)
-            case messages.EndFetch():
-                return session.end_fetch(message.load, message.bad)
-            case messages.Reserve():
-                return self._reserve(session, message)
-            case messages.Publish():
-                return self._publish(session, message, note)
-            case messages.Rotate():
-                return self._rotate(session, message)
-            case messages.Act():
-                return self._act(session, message, note)
-            case messages.Cancel():
-                operation = session.operations.get(message.operation)
-                return None if operation is None else operation.cancel()
-        raise WireError(f"{type(message).__name__} is no request")
+        answer = _ANSWERS.get(type(message))
+        if answer is None:
+            raise WireError(f"{type(message).__name__} is no request")
+        return answer(self, session, message, note)
 
     def host_figures(self) -> dict[str, object]:
         """How full the tiers are and what the links moved."""
@@ -78,11 +59,22 @@ class Answers:
             "task_failures": host.nursery.failures,
         }
 
-    def _find(self, message: messages.Find) -> messages.Found:
+    def _find(self, _: Session, message: messages.Find, __: Note) -> messages.Found:
         residency = self.host.residency
         rows = residency.leading(message.keys)
         tiers = residency.fastest(rows).astype(np.uint8)
         return messages.Found(tiers, residency.why_missing(message.keys, len(rows)))
+
+    def _holds(self, _: Session, message: messages.Holds, __: Note) -> messages.Held:
+        return messages.Held(self.host.residency.holds(message.keys).astype(np.uint8))
+
+    def _end_fetch(self, session: Session, message: messages.EndFetch, _: Note) -> None:
+        session.end_fetch(message.load, message.bad)
+
+    def _cancel(self, session: Session, message: messages.Cancel, _: Note) -> None:
+        operation = session.operations.get(message.operation)
+        if operation is not None:
+            operation.cancel()
 
     def _fetch(
         self, session: Session, message: messages.Fetch, note: Note
@@ -109,7 +101,7 @@ class Answers:
         self.host.hints.loaded(message.keys, fetch.rows, said)
         return _joined(told)
 
-    def _reserve(self, session: Session, message: messages.Reserve) -> messages.Reserved:
+    def _reserve(self, session: Session, message: messages.Reserve, _: Note) -> messages.Reserved:
         if message.store in session.stages:
             raise WireError(f"store {message.store} is under way already")
         stage = self.host.stager.reserve(message.keys, message.supplied, session.version)
@@ -142,7 +134,7 @@ class Answers:
             ticket.close()
         return messages.Published(shown, known)
 
-    def _rotate(self, session: Session, message: messages.Rotate) -> messages.Done:
+    def _rotate(self, session: Session, message: messages.Rotate, _: Note) -> messages.Done:
         is_new = message.weights.tobytes() not in self._weights
         session.version = self.version_of(message.weights.tobytes())
         if is_new:
@@ -167,16 +159,13 @@ class Answers:
         operation = outcome.operation
         if operation is None:
             return 0
-        assert isinstance(operation, Operation), "ours are"
         self._numbers += 1
         number = self._numbers
         session.operations[number] = operation
         self.host.nursery.spawn(self._watch(session, number, operation, note))
         return number
 
-    async def _watch(
-        self, session: Session, number: int, operation: Operation, note: Note
-    ) -> None:
+    async def _watch(self, session: Session, number: int, operation: Operation, note: Note) -> None:
         pages = await operation
         session.operations.pop(number, None)
         note(messages.Over(number, pages))
@@ -187,3 +176,16 @@ def _joined(told: list[messages.Arrived]) -> messages.Arrived:
     columns = ("positions", "slots", "tiers", "digests", "lost", "reasons")
     joined = (np.concatenate([getattr(it, name) for it in told]) for name in columns)
     return messages.Arrived(told[0].load, *joined)
+
+
+_ANSWERS: dict[type[Any], Callable[[Answers, Session, Any, Note], Any]] = {
+    messages.Find: Answers._find,  # noqa: SLF001 -- a table of its own methods
+    messages.Holds: Answers._holds,  # noqa: SLF001
+    messages.Fetch: Answers._fetch,  # noqa: SLF001
+    messages.EndFetch: Answers._end_fetch,  # noqa: SLF001
+    messages.Reserve: Answers._reserve,  # noqa: SLF001
+    messages.Publish: Answers._publish,  # noqa: SLF001
+    messages.Rotate: Answers._rotate,  # noqa: SLF001
+    messages.Act: Answers._act,  # noqa: SLF001
+    messages.Cancel: Answers._cancel,  # noqa: SLF001
+}

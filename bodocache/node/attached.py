@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from bodocache.move.copies import Copies
 from bodocache.node import memory, messages
 from bodocache.node.channel import Channel, connect
 from bodocache.pools import BorrowedPool
+
+T = TypeVar("T")
 
 
 class Attached:
@@ -27,7 +29,7 @@ class Attached:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def run(self, pages: int, copy: Callable[[], Any]) -> Any:
+    async def run(self, pages: int, copy: Callable[[], T]) -> T:
         """See :meth:`bodocache.move.copies.Copies.run`; called by tasks that nobody cancels."""
         self._copying += 1
         self._idle.clear()

@@ -25,9 +25,7 @@ Message = Any
 class Channel(asyncio.Protocol):
     """A connection to the node."""
 
-    def __init__(
-        self, welcome: messages.Welcome, on_note: Callable[[Message], None]
-    ) -> None:
+    def __init__(self, welcome: messages.Welcome, on_note: Callable[[Message], None]) -> None:
         """Made by :func:`connect`."""
         self.welcome = welcome
         self.on_fenced: Callable[[], None] = lambda: None
@@ -143,23 +141,14 @@ async def connect(
         NodeLost: nobody serves there, or does not answer within ``patience_s``.
         NodeRefused: the node does not serve such pages.
     """
-    loop = asyncio.get_running_loop()
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer.setblocking(False)  # noqa: FBT003 -- the socket's own signature
     received: list[int] = []
     try:
-        peer.setblocking(False)
         async with asyncio.timeout(patience_s):
-            await loop.sock_connect(peer, str(path))
-            kind = messages.KIND_OF[type(hello)]
-            await loop.sock_sendall(peer, codec.encode(kind, 1, 0, hello))
-            answer = decoded(await _first_frame(peer, received))
-        if isinstance(answer, messages.Failed):
-            raise error_of(answer)
-        if not isinstance(answer, messages.Welcome) or len(received) != 1:
-            raise NodeRefused(f"{path}: what serves there is no node of ours")
-        _, channel = await loop.create_unix_connection(
-            lambda: Channel(answer, on_note), sock=peer
-        )
+            welcome = await _greet(peer, path, hello, received)
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.create_unix_connection(lambda: Channel(welcome, on_note), sock=peer)
     except BaseException as error:
         peer.close()
         for descriptor in received:
@@ -172,6 +161,22 @@ async def connect(
             ) from error
         raise
     return channel, received[0]
+
+
+async def _greet(
+    peer: socket.socket, path: Path, hello: messages.Hello, received: list[int]
+) -> messages.Welcome:
+    """Say who we are; descriptors that come with the answer go to ``received``."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(peer, str(path))
+    kind = messages.KIND_OF[type(hello)]
+    await loop.sock_sendall(peer, codec.encode(kind, 1, 0, hello))
+    answer = decoded(await _first_frame(peer, received))
+    if isinstance(answer, messages.Failed):
+        raise error_of(answer)
+    if not isinstance(answer, messages.Welcome) or len(received) != 1:
+        raise NodeRefused(f"{path}: what serves there is no node of ours")
+    return answer
 
 
 async def _first_frame(peer: socket.socket, received: list[int]) -> Frame:

@@ -75,7 +75,7 @@ class NodeCache(Cache):
         cache = cls(engine, domain, root, patience_s)
 
         async def reach() -> Any:
-            hello = terms.hello_of(domain, cache._chain.root, layout)  # noqa: SLF001 -- ours
+            hello = terms.hello_of(domain, cache._chain.root, layout)
             return await attach(path, hello, pool, layout, engine.heard, patience_s=patience_s)
 
         await engine.open(reach)
@@ -152,4 +152,3 @@ class NodeCache(Cache):
     def _with_operation(self, outcome: Outcome, number: int) -> Outcome:
         operation = self._engine.operation(number) if number else None
         return replace(outcome, operation=operation)
-

@@ -7,7 +7,7 @@ little-endian. What cannot be read is a WireError that says what is wrong.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import field, fields
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +29,17 @@ class Frame(NamedTuple):
     payload: memoryview
 
 
-def column(dtype: str, width: int = 0) -> Any:
-    """A field that is an array of ``dtype``, [n] or [n, width]."""
-    return field(metadata={"dtype": np.dtype(dtype), "width": width})
+class Column(NamedTuple):
+    """What is in a field that is an array: ``Annotated[..., Column(dtype, width)]``."""
+
+    dtype: str
+    width: int = 0  # of each element; 0: it is a number
+
+
+def _column(annotated: Any) -> Column:
+    (column,) = annotated.__metadata__
+    assert isinstance(column, Column), "a field is a number, a text or a column"
+    return column
 
 
 def encode(kind: int, number: int, epoch: int, message: Any) -> bytes:
@@ -47,7 +55,8 @@ def encode(kind: int, number: int, epoch: int, message: Any) -> bytes:
             text = value.encode()
             parts += (_COUNT.pack(len(text)), text)
         else:
-            array = np.ascontiguousarray(value, it.metadata["dtype"])
+            column = _column(it.type)
+            array = np.ascontiguousarray(value, column.dtype)
             parts += (_COUNT.pack(len(array)), array.tobytes())
     nbytes = sum(map(len, parts))
     if nbytes > MOST_NBYTES:
@@ -76,10 +85,10 @@ def decode(shape: type[Any], payload: memoryview) -> Any:
                 values.append(str(_cut(payload, at, count), "utf-8"))
                 at += count
                 continue
-            dtype, width = it.metadata["dtype"], it.metadata["width"]
-            nbytes = count * dtype.itemsize * (width or 1)
-            array = np.frombuffer(bytearray(_cut(payload, at, nbytes)), dtype)
-            values.append(array.reshape(count, width) if width else array)
+            column = _column(it.type)
+            nbytes = count * np.dtype(column.dtype).itemsize * (column.width or 1)
+            array = np.frombuffer(bytearray(_cut(payload, at, nbytes)), column.dtype)
+            values.append(array.reshape(count, column.width) if column.width else array)
             at += nbytes
     except (struct.error, UnicodeDecodeError) as error:
         raise WireError(f"{shape.__name__}: {error}") from error

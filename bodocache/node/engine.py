@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
-
 from bodocache.clock import Clock
 from bodocache.config import CacheConfig
 from bodocache.errors import NodeError, NodeFenced, NodeLost
+from bodocache.hints.actions import Action, Outcome
 from bodocache.hints.reuse import Said
 from bodocache.hints.stats import HintStats
 from bodocache.layout import Layout
@@ -267,6 +267,10 @@ class _Elsewhere:
 
     def loaded(self, keys: KeyArray, rows: RowArray, said: Said) -> None:
         """The node knows by the load."""
+
+    def execute(self, action: Action, keys: KeyArray | None) -> Outcome:
+        """Never asked: :meth:`bodocache.node.client.NodeCache.hint` asks the node."""
+        raise NodeError(f"{type(action).__name__}: only the node carries out actions")
 
     def forget_all(self) -> None:
         """The node knows by the rotation."""

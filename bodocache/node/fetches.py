@@ -46,9 +46,7 @@ class Fetch:
         digests = residency.table.digests[self.rows[positions]]
         tiers = np.full(len(positions), int(tier), np.uint8)
         none = np.empty(0, np.uint8)
-        return Arrived(
-            self.number, positions, self.slots[positions], tiers, digests, _NONE, none
-        )
+        return Arrived(self.number, positions, self.slots[positions], tiers, digests, _NONE, none)
 
     def lost(self, positions: RowArray, reasons: RowArray) -> Arrived:
         """The message that pages at ``positions`` will not come."""
@@ -122,7 +120,9 @@ class Fetcher:
         residency = self._residency
         bad = bad[fetch.slots[bad] >= 0]
         rows, slots = fetch.rows[bad], fetch.slots[bad]
-        found = digest.seeded(digest.digest_rows(residency.host.rows, slots), _keys(residency, rows))
+        found = digest.seeded(
+            digest.digest_rows(residency.host.rows, slots), _keys(residency, rows)
+        )
         wrong = (found != residency.table.digests[rows]).any(axis=1)
         there = residency.slots(rows, Tier.HOST) == slots
         if (wrong & there).any():

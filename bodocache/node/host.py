@@ -58,8 +58,7 @@ class Host:
             recompute=recompute,
             now_s=now_s,
         )
-        shared = {"nursery": self.nursery, "now_s": now_s}
-        self.fetcher = Fetcher(self.residency, link=self.links["disk->host"], **shared)
+        self.fetcher = Fetcher(self.residency, link=self.links["disk->host"], nursery=self.nursery, now_s=now_s)
         self._writer = None
         self._prefetcher = None
         if backend is not None:
@@ -77,7 +76,7 @@ class Host:
                 backend,
                 link=self.links["disk->host"],
                 disk_idle=self.fetcher.disk_idle,
-                **shared,
+                nursery=self.nursery, now_s=now_s,
             )
         self._copies = Copies(nowhere, pool)
         self._demoter = Demoter(
@@ -85,7 +84,7 @@ class Host:
             writer=self._writer,
             copies=self._copies,
             link=self.links["device->host"],
-            **shared,
+            nursery=self.nursery, now_s=now_s,
         )
         self.hints = Hints(
             self.residency,

@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import digest
-from bodocache.errors import NodeError
 from bodocache.hints.reuse import Said
 from bodocache.move.link import Link
 from bodocache.move.load import Load
-from bodocache.move.residency import KeyArray, RowArray, SlotArray
+from bodocache.move.residency import KeyArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.node import messages
 from bodocache.node.attached import Attached
@@ -150,7 +149,7 @@ class NodeLoader:
         if coming.attached is None:
             self._lose(coming)
             return
-        first = int(np.argmin(np.append(coming.targets.there, False)))  # noqa: FBT003 -- an element
+        first = int(np.argmin(np.append(coming.targets.there, False)))
         fetch = messages.Fetch(
             coming.number, first, max(0.0, within_s), said_to_json(said), coming.keys
         )
@@ -203,14 +202,14 @@ class NodeLoader:
     async def _copy_all(self, coming: _Coming, attached: Attached) -> None:
         """Turn by turn, the loop's other work between two; a cut takes effect at the next."""
         try:
-            while coming.waiting and not coming.load.done:
-                for part in _split(coming.waiting.popleft(), attached.copies.turn_pages):
-                    if coming.load.done:
-                        break
-                    send = partial(self._send, coming, attached, part)
-                    good = await attached.run(len(part.slots), send)
-                    self._land(coming, part, good)
-                    await asyncio.sleep(0)
+            while coming.waiting:  # a cut empties it
+                part, rest = _split(coming.waiting.popleft(), attached.copies.turn_pages)
+                if rest is not None:
+                    coming.waiting.appendleft(rest)
+                send = partial(self._send, coming, attached, part)
+                good = await attached.run(len(part.slots), send)
+                self._land(coming, part, good)
+                await asyncio.sleep(0)
         except Exception:
             self._lose(coming)
             raise
@@ -227,9 +226,7 @@ class NodeLoader:
         good: NDArray[np.bool_] = (found == part.digests).all(axis=1)
         return good
 
-    def _land(
-        self, coming: _Coming, part: messages.Arrived, good: NDArray[np.bool_]
-    ) -> None:
+    def _land(self, coming: _Coming, part: messages.Arrived, good: NDArray[np.bool_]) -> None:
         positions, bad = part.positions, part.positions[~good]
         if len(bad):
             self.failed_checks += len(bad)
@@ -266,11 +263,22 @@ class NodeLoader:
         self._device.close_load(targets)
 
 
-def _split(message: messages.Arrived, pages: int) -> list[messages.Arrived]:
-    """``message`` in parts of at most ``pages``."""
-    none: tuple[RowArray, NDArray[np.uint8]] = (np.empty(0, np.int64), np.empty(0, np.uint8))
-    columns = (message.positions, message.slots, message.tiers, message.digests)
-    return [
-        messages.Arrived(message.load, *(it[first : first + pages] for it in columns), *none)
-        for first in range(0, len(message.positions), pages)
-    ]
+def _split(
+    message: messages.Arrived, pages: int
+) -> tuple[messages.Arrived, messages.Arrived | None]:
+    """The first ``pages`` of ``message``, and the rest if there is any."""
+    if len(message.positions) <= pages:
+        return message, None
+    return _cut(message, slice(None, pages)), _cut(message, slice(pages, None))
+
+
+def _cut(message: messages.Arrived, chosen: slice) -> messages.Arrived:
+    return messages.Arrived(
+        message.load,
+        message.positions[chosen],
+        message.slots[chosen],
+        message.tiers[chosen],
+        message.digests[chosen],
+        np.empty(0, np.int64),
+        np.empty(0, np.uint8),
+    )

@@ -8,14 +8,10 @@ maps it is gone. It is sealed, so that no engine can take it from under the othe
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING
 
 from bodocache.errors import BodoCacheError
 from bodocache.layout import Layout
 from bodocache.pools import OwnedPool, pin
-
-if TYPE_CHECKING:
-    import torch
 
 
 def create(nbytes: int) -> int:

@@ -7,19 +7,20 @@ is named by its position in the keys that came with the request.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.node.codec import column
+from bodocache.node.codec import Column
 from bodocache.pages import KEY_NBYTES
 
 PROTOCOL = 1
 
-Keys = NDArray[np.uint8]  # [n, 32]
-Indices = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
-Digests = NDArray[np.uint64]  # [n, 2]
+Keys = Annotated[NDArray[np.uint8], Column("u1", KEY_NBYTES)]
+Indices = Annotated[NDArray[np.int64], Column("<i8")]
+Bytes = Annotated[NDArray[np.uint8], Column("u1")]
+Digests = Annotated[NDArray[np.uint64], Column("<u8", 2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Hello:
 
     protocol: int
     pages: str  # JSON: what a page is (terms.py)
-    identity: Bytes = column("u1")  # key_0 of the engine's root without its weights
-    weights: Bytes = column("u1")  # key_0 of the root
+    identity: Bytes  # key_0 of the engine's root without its weights
+    weights: Bytes  # key_0 of the root
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +74,29 @@ class Bye:
 class Find:
     """What lies in host memory or on disk of a chain? Answer: Found."""
 
-    keys: Keys = column("u1", KEY_NBYTES)
+    keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """The Tier of each leading page that is there, the Reason of each behind them."""
 
-    tiers: Bytes = column("u1")
-    reasons: Bytes = column("u1")
+    tiers: Bytes
+    reasons: Bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Holds:
     """Which of these pages lie in some tier, reachable or not? Answer: Held."""
 
-    keys: Keys = column("u1", KEY_NBYTES)
+    keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """1 for each page that does."""
 
-    present: Bytes = column("u1")
+    present: Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Fetch:
     first: int  # the pages before lie on the engine's device
     deadline_s: float
     said: str  # JSON: Said
-    keys: Keys = column("u1", KEY_NBYTES)
+    keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +118,12 @@ class Arrived:
     """Pages that lie in host slots, with their seeded digests; pages that will not come."""
 
     load: int
-    positions: Indices = column("<i8")
-    slots: Indices = column("<i8")
-    tiers: Bytes = column("u1")  # where each came from
-    digests: Digests = column("<u8", 2)
-    lost: Indices = column("<i8")
-    reasons: Bytes = column("u1")
+    positions: Indices
+    slots: Indices
+    tiers: Bytes  # where each came from
+    digests: Digests
+    lost: Indices
+    reasons: Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class EndFetch:
     """A note: the load needs its host slots no more. Pages ``bad`` had other bytes than stored."""
 
     load: int
-    bad: Indices = column("<i8")
+    bad: Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +143,16 @@ class Reserve:
 
     store: int
     supplied: int
-    keys: Keys = column("u1", KEY_NBYTES)
+    keys: Keys
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
     """The slot for each page that is new and fits; none where the pages before are not there."""
 
-    positions: Indices = column("<i8")
-    slots: Indices = column("<i8")
-    known: Indices = column("<i8")
+    positions: Indices
+    slots: Indices
+    known: Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +164,15 @@ class Publish:
 
     store: int
     said: str
-    digests: Digests = column("<u8", 2)
+    digests: Digests
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """Pages that can be found now; the others of Reserved were stored by somebody else, or lost."""
 
-    shown: Indices = column("<i8")
-    known: Indices = column("<i8")
+    shown: Indices
+    known: Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ class Written:
 class Rotate:
     """The engine's weights are those of root ``weights`` now. Answer: Done."""
 
-    weights: Bytes = column("u1")
+    weights: Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +195,8 @@ class Act:
     """Actions on pages (bodocache.hints), as JSON; the keys of their spans. Answer: Told."""
 
     actions: str
-    counts: Indices = column("<i8")  # of keys, by action
-    keys: Keys = column("u1", KEY_NBYTES)
+    counts: Indices  # of keys, by action
+    keys: Keys
 
 
 @dataclass(frozen=True, slots=True)

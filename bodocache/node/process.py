@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import signal
 import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -84,6 +85,22 @@ async def serve(
         finally:
             door.close()
             await host.close()
+
+
+async def run_until_told(config: CacheConfig, path: Path) -> None:
+    """Serve at ``path`` until SIGTERM or SIGINT. Raises as :func:`serve` does."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    async with serve(config, path) as node:
+        pool = node.host.residency.host
+        _log.info(
+            "serving at %s: %d host pages of %d bytes, %d pages found on disk, pid %d",
+            *(path, pool.num_pages, pool.layout.page_nbytes, node.recovered_pages, os.getpid()),
+        )
+        await told.wait()
+        _log.info("told to end; writing what was admitted")
+    _log.info("ended")
 
 
 def _sized(config: CacheConfig, layout: Layout) -> Layout:

@@ -24,19 +24,20 @@ from bodocache.hints.actions import (
     Session,
     Span,
     Status,
+    Target,
     Unknown,
     Unpin,
 )
 from bodocache.hints.reuse import Reuse, Said, TokenRange
 from bodocache.pages import Tier
 
-_ACTIONS = {kind.__name__: kind for kind in (Retain, Pin, Unpin, Demote, Prefetch, Release)}
+_ACTIONS: dict[str, Any] = {kind.__name__: kind for kind in (Retain, Pin, Unpin, Demote, Prefetch, Release)}
 _ENUMS: dict[str, type[Enum]] = {"to": Tier, "leave": Leave}
 _REQUESTS_PER_ENGINE = 1 << 40  # requests of two engines must have different numbers
 
 
 def said_to_json(said: Said) -> str:
-    """``said`` as text; empty where nothing is said and the tenant is the first."""
+    """``said`` as text."""
     return json.dumps(asdict(said))
 
 
@@ -65,11 +66,11 @@ def _of_action(action: Action) -> dict[str, object]:
     names = [name for name in type(action).__slots__ if name not in ("on", "action_id")]
     values = {name: getattr(action, name) for name in names}
     values = {name: it.value if isinstance(it, Enum) else it for name, it in values.items()}
-    on, target = action.on, {}
+    on, target = action.on, dict[str, object]()
     if isinstance(on, Session):
-        target = {"session": on.name, "tenant": on.tenant}
+        target |= {"session": on.name, "tenant": on.tenant}
     else:
-        target = {"start": on.start, "stop": on.stop, "tenant": on.tenant}
+        target |= {"start": on.start, "stop": on.stop, "tenant": on.tenant}
     kind = type(action).__name__
     return {"kind": kind, "on": target, "values": values, "id": action.action_id}
 
@@ -85,17 +86,18 @@ def actions_from_json(text: str) -> list[Action]:
 def _action(it: dict[str, Any]) -> Action:
     if it["kind"] == "Unknown":
         return Unknown(it["name"], it["why"], it["id"])
-    target, on = it["on"], None
-    if "session" in target:
-        on = Session(target["session"], target["tenant"])
-    else:
-        on = Span(np.empty(0, np.uint32), **target)
-    values = {
+    values: dict[str, Any] = {
         name: _ENUMS[name](value) if name in _ENUMS else value
         for name, value in it["values"].items()
     }
-    action: Action = _ACTIONS[it["kind"]](on, **values, action_id=it["id"])
+    action: Action = _ACTIONS[it["kind"]](_target(it["on"]), **values, action_id=it["id"])
     return action
+
+
+def _target(on: dict[str, Any]) -> Target:
+    if "session" in on:
+        return Session(on["session"], on["tenant"])
+    return Span(np.empty(0, np.uint32), **on)
 
 
 def outcome_to_json(outcome: Outcome, operation: int) -> dict[str, object]:

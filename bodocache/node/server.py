@@ -14,7 +14,6 @@ import struct
 from functools import partial
 from typing import Any
 
-
 from bodocache.clock import Clock
 from bodocache.errors import BodoCacheError, NodeFenced, NodeRefused, WireError
 from bodocache.node import codec, messages, terms
@@ -306,5 +305,3 @@ def _send_with(transport: asyncio.Transport, data: bytes, descriptor: int) -> No
         sent = socket.send_fds(peer, [data], [descriptor])
     if sent < len(data):
         transport.write(data[sent:])
-
-

@@ -6,10 +6,9 @@ what it held for reading goes back at once. Slots that it may still write to are
 until it says that it does not (Resume, Bye) or its process is gone.
 """
 
-
 import numpy as np
 
-from bodocache.move.operation import Operation
+from bodocache.hints.actions import Operation
 from bodocache.move.residency import RowArray, SlotArray
 from bodocache.node.fetches import Fetch, Fetcher
 from bodocache.node.stages import Stage, Stager

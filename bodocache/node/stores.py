@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.errors import BodoCacheError
@@ -87,7 +88,7 @@ class NodeStorer:
         for store in list(self._live):
             await store
 
-    async def _run(  # noqa: PLR0913, PLR0917 -- what one store is of
+    async def _run(
         self,
         store: Store,
         keys: KeyArray,
@@ -132,7 +133,7 @@ class NodeStorer:
 
     async def _copy(
         self, slots: SlotArray, host_slots: SlotArray, attached: Attached
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
+    ) -> NDArray[np.uint64]:
         """Copy device slots to host slots; the digests of what was copied, without seeds."""
         begun_s, landed = self._now_s(), 0
         self._link.begin(begun_s)

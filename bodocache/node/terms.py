@@ -50,7 +50,9 @@ def check(hello: Hello, ours: Hello) -> None:
     theirs, mine = json.loads(hello.pages), json.loads(ours.pages)
     differs = sorted(name for name in theirs.keys() | mine.keys() if _differs(name, theirs, mine))
     if differs:
-        said = "; ".join(f"{it}: engine {theirs.get(it)!r}, node {mine.get(it)!r}" for it in differs)
+        said = "; ".join(
+            f"{it}: engine {theirs.get(it)!r}, node {mine.get(it)!r}" for it in differs
+        )
         raise NodeRefused(f"the engine's pages are not the node's: {said}")
     if hello.identity.tobytes() != ours.identity.tobytes():
         raise NodeRefused(
@@ -65,4 +67,3 @@ def _differs(name: str, theirs: dict[str, str], mine: dict[str, str]) -> bool:
 
 def _bytes(key: bytes) -> Bytes:
     return np.frombuffer(bytearray(key), np.uint8)
-
