@@ -58,7 +58,9 @@ class Host:
             recompute=recompute,
             now_s=now_s,
         )
-        self.fetcher = Fetcher(self.residency, link=self.links["disk->host"], nursery=self.nursery, now_s=now_s)
+        self.fetcher = Fetcher(
+            self.residency, link=self.links["disk->host"], nursery=self.nursery, now_s=now_s
+        )
         self._writer = None
         self._prefetcher = None
         if backend is not None:
@@ -76,7 +78,8 @@ class Host:
                 backend,
                 link=self.links["disk->host"],
                 disk_idle=self.fetcher.disk_idle,
-                nursery=self.nursery, now_s=now_s,
+                nursery=self.nursery,
+                now_s=now_s,
             )
         self._copies = Copies(nowhere, pool)
         self._demoter = Demoter(
@@ -84,7 +87,8 @@ class Host:
             writer=self._writer,
             copies=self._copies,
             link=self.links["device->host"],
-            nursery=self.nursery, now_s=now_s,
+            nursery=self.nursery,
+            now_s=now_s,
         )
         self.hints = Hints(
             self.residency,

@@ -31,7 +31,9 @@ from bodocache.hints.actions import (
 from bodocache.hints.reuse import Reuse, Said, TokenRange
 from bodocache.pages import Tier
 
-_ACTIONS: dict[str, Any] = {kind.__name__: kind for kind in (Retain, Pin, Unpin, Demote, Prefetch, Release)}
+_ACTIONS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Retain, Pin, Unpin, Demote, Prefetch, Release)
+}
 _ENUMS: dict[str, type[Enum]] = {"to": Tier, "leave": Leave}
 _REQUESTS_PER_ENGINE = 1 << 40  # requests of two engines must have different numbers
 

@@ -47,8 +47,13 @@ def settings(directory=None, *, host=16, disk=64, silence_s=10.0, **identity):
         "tiers": tiers,
         "features": {"admit": False},
         "node": {
-            **{"page_tokens": PAGE_TOKENS, "layers": 4, "heads": 1, "head_dim": 32},
-            **{"itemsize": 2, "group": "kv", "silence_s": silence_s},
+            "page_tokens": PAGE_TOKENS,
+            "layers": 4,
+            "heads": 1,
+            "head_dim": 32,
+            "itemsize": 2,
+            "group": "kv",
+            "silence_s": silence_s,
         },
     }
 

@@ -51,9 +51,11 @@ def test_slots_of_a_stopped_engine_are_not_reused_before_it_is_dead(tmp_path, ho
             async with house.attach(path, values) as it:
                 await it.serve(house.prompt(8))  # others go on, in the slots that are left
                 await it.serve(house.prompt(8, of=1))
-                assert node.host.residency.host.num_pages - node.host.residency.stats()[
-                    Tier.HOST
-                ].pages >= 4
+                assert (
+                    node.host.residency.host.num_pages
+                    - node.host.residency.stats()[Tier.HOST].pages
+                    >= 4
+                )
             os.kill(pid, signal.SIGKILL)
             await house.until(lambda: not engines_of(node))
 
@@ -110,9 +112,7 @@ def test_a_hundred_engines_killed_at_any_moment_leave_only_right_pages(tmp_path,
     asyncio.run(scenario())
 
 
-def test_when_the_node_is_killed_pages_are_misses_until_it_is_back(
-    tmp_path, house, zygote, caplog
-):
+def test_when_the_node_is_killed_pages_are_misses_until_it_is_back(tmp_path, house, zygote, caplog):
     async def scenario():
         values, path = house.settings(tmp_path), tmp_path / "s"
         pid = await zygote.start("be_a_node", path, values)
@@ -179,4 +179,3 @@ def test_a_node_that_stands_still_costs_no_load_its_deadline(tmp_path, house, zy
         assert await zygote.hears(pid, "ended")
 
     asyncio.run(scenario())
-
