@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         HintError,
         LayoutError,
         LeaseError,
+        LoadFailed,
         TierFull,
         TraceError,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "LayoutKind",
     "LeaseError",
     "Load",
+    "LoadFailed",
     "Loaded",
     "Match",
     "OwnedPool",

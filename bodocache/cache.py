@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, ConfigError, HintError, LayoutError, LeaseError
+from bodocache.errors import CacheClosed, HintError, LayoutError, LeaseError
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
 from bodocache.hints.reuse import Reuse, Said
 from bodocache.hints.stats import HintStats
@@ -34,6 +34,7 @@ from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.regret import Accesses, Regret
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
+from bodocache.move.terms import Terms
 from bodocache.pages import KEY_NBYTES, NOWHERE, Reason, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import (
@@ -207,25 +208,47 @@ class Cache:
         match: Match,
         slots: SlotArray | None = None,
         *,
+        start_s: float | None = None,
+        compute_s: ArrayLike | None = None,
+        n_waiting: int = 0,
         deadline_s: float = math.inf,
     ) -> Load:
         """Begin at once to bring the pages of ``match`` to the device.
 
         The pool's own slots are used, or ``slots`` (one per page of ``match.pages``) of a borrowed
-        pool. ``deadline_s`` counts from now. ``await load`` gives the pages that landed, exactly
-        the bytes that were stored; ``load.recompute`` is the rest. Close the load when the pages
-        are no longer used.
+        pool. ``await load`` gives the pages that landed, exactly the bytes that were stored;
+        ``load.recompute`` is the rest. ``load.commit()`` fixes what is loaded before all of it is
+        there. Close the load when the pages are no longer used.
+
+        Args:
+            match: what to load.
+            slots: of a borrowed pool.
+            start_s: when the engine is free to begin the step, in seconds from now.
+            compute_s: seconds of each layer of the step, of the tokens that are new in any case;
+                with it, layers come one after the other from the commit on.
+            n_waiting: requests that wait at the engine behind this one.
+            deadline_s: seconds from now; what has not landed by then is not delivered.
+
+        With a ``start_s`` or a deadline, pages that are predicted to come later than the engine
+        computes them are not loaded, or cut off; without either, all are.
 
         Raises:
             LayoutError: ``slots`` of an owned pool, or not one per page of a borrowed one.
-            ConfigError: a deadline that is negative or not a number.
+            ConfigError: seconds or a number that cannot be.
         """
         self._check_open()
-        if not deadline_s >= 0:
-            raise ConfigError(f"load: deadline_s = {deadline_s}: expected seconds from now, >= 0")
+        orchestrator = self._orchestrator
+        terms = Terms.said(
+            orchestrator.now_s(),
+            deadline_s=deadline_s,
+            start_s=start_s,
+            compute_s=compute_s,
+            n_waiting=n_waiting,
+            layers=orchestrator.num_layers,
+        )
         slots = self._checked(slots, match.pages)
         pages = match.pages if match.version == self._version else 0
-        load = self._orchestrator.load(match.keys[:pages], slots, deadline_s)
+        load = orchestrator.load(match.keys[:pages], slots, terms)
         if match.version == self._version:
             accesses = self._orchestrator.residency.accesses
             accesses.record(match.keys, match.tiers[: len(load.rows)])

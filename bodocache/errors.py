@@ -16,6 +16,7 @@ BodoCacheError
 │   ├── NodeLost             the node is gone, or does not answer
 │   ├── NodeRefused          the node serves other pages, or speaks another version
 │   └── NodeFenced           this engine was silent for too long: what it held is others' now
+├── LoadFailed           a committed load did not come whole; it says which pages did
 ├── CacheClosed          the cache was closed; the call came too late
 └── LeaseError           a slot released twice, or used without a lease
 """
@@ -79,6 +80,18 @@ class NodeRefused(NodeError):
 
 class NodeFenced(NodeError):
     """This engine was silent for too long: its leases have ended, and what it publishes is late."""
+
+
+class LoadFailed(BodoCacheError):
+    """A committed load did not come whole: run the step again from page ``pages`` on."""
+
+    def __init__(self, pages: int, committed: int, reason: str) -> None:
+        super().__init__(
+            f"load: of {committed} committed pages the first {pages} came, not all others"
+            f" ({reason}); run the step again with the first {pages}"
+        )
+        self.pages = pages
+        self.committed = committed
 
 
 class CacheClosed(BodoCacheError):

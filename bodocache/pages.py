@@ -54,6 +54,7 @@ class Reason(IntEnum):
     OVER_BUDGET = 16  # the day's bytes of writing are spent
     UNAVAILABLE = 17  # its directory is out of service
     RELEASED = 18  # its owner said that it is not needed any more
+    CUT = 19  # the engine was to compute it sooner than it would have come
 
 
 # One record: what the planner knows of a page. GPU kernels read the same 128 bytes.

@@ -15,8 +15,8 @@ PUBLIC = sorted(
     {
         *("BackendError", "BackendLocked", "BackendUnavailable", "BodoCacheError", "CacheClosed"),
         *("ConfigError", "LayoutError", "LeaseError", "TierFull", "TraceError"),
-        *("Cache", "CacheConfig", "CacheStats", "Load", "Loaded", "Match", "Reason", "Store"),
-        *("Stored", "Tier", "load_config", "HintError", "Reuse"),
+        *("Cache", "CacheConfig", "CacheStats", "Load", "Loaded", "LoadFailed", "Match"),
+        *("Reason", "Store", "Stored", "Tier", "load_config", "HintError", "Reuse"),
         *("BorrowedPool", "Group", "KVShape", "Layout", "LayoutKind", "OwnedPool", "PagedMemory"),
     }
 )

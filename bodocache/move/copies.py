@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bodocache.digest import digest_rows
 from bodocache.kernels import gather_pages, scatter_pages
+from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.landing import LandingPad
 from bodocache.kernels.prepared import PreparedCopies
 from bodocache.pools import BorrowedPool, OwnedPool, SlotArray
@@ -32,12 +34,17 @@ class Copies:
     def __init__(self, device: BorrowedPool, host: OwnedPool) -> None:
         self._device = device.memory
         self._host = host.pages
+        self._pools = (host, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bodocache-copy")
         self.runs_here = self._device.device.type == "cpu"
         self._prepared = PreparedCopies(self._device, self._host) if self.runs_here else None
         # For threads that send pages on without Python's lock; None where they cannot.
         self.pad = LandingPad(self._device, self._host) if self.runs_here else None
+        self.turn_nbytes = TURN_NBYTES
         self.turn_pages = max(1, TURN_NBYTES // host.layout.page_nbytes)
+        self.num_layers = self._device.layers
+        self.layer_nbytes = host.layout.page_nbytes // self.num_layers  # of one page
+        self._of_layers: dict[int, PageCopy] = {}
 
     def to_device(self, host_slots: SlotArray, device_slots: SlotArray) -> U64Array:
         """Copy host slots to device slots; the digests are of the bytes that were moved."""
@@ -45,6 +52,19 @@ class Copies:
             return self._prepared.scatter(host_slots, device_slots)
         staged = self._host[torch.from_numpy(host_slots)].to(self._device.device)
         return _digests(scatter_pages(staged, self._device, self._on_device(device_slots)))
+
+    def digests_on_host(self, host_slots: SlotArray) -> U64Array:
+        """The digests of host slots, where they lie."""
+        return digest_rows(self._pools[0].rows, host_slots)
+
+    def copy_layer(self, layer: int, host_slots: SlotArray, device_slots: SlotArray) -> None:
+        """Copy one layer of host slots to device slots, between CPU pools."""
+        if layer not in self._of_layers:
+            host, device = (pool.memory for pool in self._pools)
+            self._of_layers[layer] = PageCopy(host, device, layers=range(layer, layer + 1))
+        self._of_layers[layer].copy_on_host(
+            torch.from_numpy(host_slots), torch.from_numpy(device_slots)
+        )
 
     def to_host(self, device_slots: SlotArray, host_slots: SlotArray) -> U64Array:
         """Copy device slots to host slots; the digests are of the bytes that were moved."""

@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links: the paths bytes travel, with what was measured on each."""
+"""Links: the paths bytes travel, with what was measured on each, and when work will have crossed.
+
+A link has a queue (queue.py); two links of one device share it, and what is known of its rate.
+"""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.move.calibration import FLOOR, Accuracy, Calibration, Prediction
+from bodocache.move.queue import LinkQueue, Ticket
 from bodocache.move.rate import Estimate, LinkRate
+from bodocache.plan.records import LINK
+from bodocache.plan.tardiness import Z90, predicted_finish_s
 
 LATENCIES_KEPT = 65_536  # the newest, for percentiles and histograms
 
@@ -17,6 +28,7 @@ class LinkStats:
     pages: int
     nbytes: int
     busy_s: float
+    accuracy: Accuracy  # of predicted finishes
     latencies_s: tuple[float, ...] = field(repr=False)
 
     @property
@@ -26,37 +38,62 @@ class LinkStats:
 
 
 class Link:
-    """Counts ops in flight on one path, one direction. Used from the orchestrator's loop only."""
+    """One path, one direction. Used from the orchestrator's loop only."""
 
     __slots__ = (
         "_busy_s",
         "_busy_since_s",
         "_latencies_s",
         "_nbytes",
+        "_now_s",
         "_ops",
         "_pages",
-        "_rate",
+        "_record",
+        "calibration",
         "in_flight",
         "name",
+        "queue",
+        "rate",
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        now_s: Callable[[], float],
+        beside: "Link | None" = None,
+        runs_here: bool = False,
+    ) -> None:
+        """``beside``: another link of the same device. ``runs_here``: see :class:`LinkQueue`."""
         self.name = name
         self.in_flight = 0
+        self._now_s = now_s
         self._busy_since_s = 0.0
         self._busy_s = 0.0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._nbytes = 0
         self._ops = 0
         self._pages = 0
-        self._rate = LinkRate()
+        self._record = np.zeros(1, LINK)
+        self.rate = LinkRate()
+        self.calibration = Calibration()
+        if beside is None:
+            self.queue = LinkQueue(now_s=now_s, rate=self._bytes_per_s, runs_here=runs_here)
+        else:
+            self.queue = beside.queue
+
+    # Counting
 
     def begin(self, now_s: float) -> None:
         """An op was called for."""
         if self.in_flight == 0:
             self._busy_since_s = now_s
-            self._rate.resume(now_s)
+            self.rate.resume(now_s)
         self.in_flight += 1
+
+    def moved(self, now_s: float, nbytes: int) -> None:
+        """A chunk of ``nbytes`` has arrived: the rate learns of it."""
+        self.rate.add(now_s, nbytes)
 
     def end(self, now_s: float, *, begun_s: float, pages: int, nbytes: int) -> None:
         """An op that began at ``begun_s`` is over; ``nbytes`` of it arrived."""
@@ -68,11 +105,10 @@ class Link:
         self._pages += pages
         self._nbytes += nbytes
         self._latencies_s.append(now_s - begun_s)
-        self._rate.add(now_s, nbytes)
 
-    def estimate(self) -> Estimate | None:
+    def estimate(self, nbytes: int | None = None) -> Estimate | None:
         """Its rate, spread and drift as they are learned; None while too little has moved."""
-        return self._rate.estimate()
+        return self.rate.estimate(nbytes)
 
     def stats(self, now_s: float) -> LinkStats:
         """What the link moved up to now."""
@@ -82,5 +118,49 @@ class Link:
             pages=self._pages,
             nbytes=self._nbytes,
             busy_s=self._busy_s + open_s,
+            accuracy=self.calibration.accuracy,
             latencies_s=tuple(self._latencies_s),
         )
+
+    # Predicting
+
+    def record(self, queued_nbytes: int, nbytes: int | None = None) -> NDArray[np.void] | None:
+        """LINK[1] as it is believed now, for work of ``nbytes``; None while nothing is known.
+
+        A link that has completed nothing for longer than its chunks take is believed to stand still
+        for as long again. The next call writes over it.
+        """
+        known = self.estimate(nbytes)
+        if known is None:
+            return None
+        doubt, record = self.calibration.doubt, self._record
+        record["rate"] = known.rate
+        record["spread"] = known.spread * doubt
+        record["drift"] = max(known.drift, FLOOR) * doubt
+        record["queued_nbytes"] = queued_nbytes + int(self.stalled_s() * known.rate)
+        return record
+
+    def stalled_s(self) -> float:
+        """How long it has completed nothing, beyond what the chunks in flight should take."""
+        known = self.estimate() if self.in_flight else None
+        if known is None:
+            return 0.0
+        expected_s = self.queue.chunk_nbytes / known.rate
+        return max(0.0, self._now_s() - self.rate.since_s - 2.0 * expected_s)
+
+    def predict(self, nbytes: int, ahead_nbytes: int = 0) -> Prediction | None:
+        """When ``nbytes`` will have crossed, behind ``ahead_nbytes``; None if nobody knows."""
+        record, now_s = self.record(ahead_nbytes, nbytes), self._now_s()
+        if record is None:
+            return None
+        mean_s = predicted_finish_s(record, float(nbytes), now_s, 0.0)
+        return Prediction(now_s, mean_s, predicted_finish_s(record, float(nbytes), now_s, Z90))
+
+    def predict_ticket(self, ticket: Ticket) -> Prediction | None:
+        """When the last byte of ``ticket`` will have crossed."""
+        own = ticket.work.left_nbytes
+        return self.predict(own, self.queue.ahead_nbytes(ticket) - own)
+
+    def _bytes_per_s(self) -> float | None:
+        known = self.estimate()
+        return None if known is None else known.rate

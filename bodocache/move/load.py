@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """One load, from the call until its pages landed; the handle an engine holds.
 
-The handle owns a pin on every page it delivered until ``close``. Its slots belong to the I/O until
-``released``, whether the load finished, was late or was cancelled.
+Until its commit it may be cut at any page. The commit fixes the range of tokens: then it completes,
+or fails whole and says which pages are whole. The handle owns a pin on every page it delivered
+until ``close``. Its slots belong to the I/O until ``released``, whether the load finished, was cut,
+late or cancelled.
 """
 
 import asyncio
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.errors import BodoCacheError, LoadFailed
+from bodocache.move.calibration import Prediction  # noqa: TC001 -- as the others
+from bodocache.move.layers import Layers
+from bodocache.move.terms import Terms
 from bodocache.pages import Reason, Tier
 
 RowArray = NDArray[np.int64]
@@ -28,6 +34,18 @@ class Loaded:
     reasons: NDArray[np.uint8]  # Reason of each matched page that was not delivered
 
 
+class Source(Protocol):
+    """What moves pages of a load, as the load sees it."""
+
+    def trim(self) -> None:
+        """Begin nothing that the load no longer wants: pages from ``load.wanted`` on."""
+        ...
+
+    def hurry(self) -> None:
+        """The load was committed: what is left goes as the engine needs it."""
+        ...
+
+
 class Load:
     """A load on its way. ``await load`` gives what it delivered, at the latest at its deadline."""
 
@@ -37,21 +55,29 @@ class Load:
         rows: RowArray,
         slots: NDArray[np.int64],
         page_tokens: int,
+        layers: int,
         begun_s: float,
-        deadline_s: float,
+        terms: Terms,
         on_close: Callable[["Load"], None],
     ) -> None:
         self.rows = rows
         self.slots = slots
         self.begun_s = begun_s
-        self.deadline_s = deadline_s
+        self.terms = terms
         self.parts = 0  # parts that may still write to our slots
+        self.wanted = len(rows)  # pages that are still to come or have come: all before a cut
+        self.prediction: Prediction | None = None  # of its last byte, as last looked at
+        self.before_commit: Callable[[Load], None] = lambda _: None  # the last chance to cut
         self._page_tokens = page_tokens
-        self._arrived = np.zeros(len(rows), np.bool_)
+        self._num_layers = layers
         self._came_from = np.zeros(len(rows), np.uint8)
         self._reasons = np.full(len(rows), Reason.LATE, np.uint8)
+        self._has_failed = np.zeros(len(rows), np.bool_)
+        self._whole_layers = np.zeros(len(rows), np.int64)  # of each page; all: it has arrived
+        self._layers = Layers()
+        self._committed: int | None = None
         self._on_close = on_close
-        self._on_cancel: list[Callable[[], None]] = []
+        self._sources: list[Source] = []
         self._on_settled: list[Callable[[], None]] = []
         loop = asyncio.get_running_loop()
         self._result: asyncio.Future[Loaded] = loop.create_future()
@@ -59,8 +85,12 @@ class Load:
         self._closed = False
 
     def __await__(self) -> Generator[object, None, Loaded]:
-        """Wait for the result; cancelling the wait leaves the load as it is."""
-        return asyncio.shield(self._result).__await__()
+        """Wait for the result; cancelling the wait leaves the load as it is.
+
+        Raises:
+            LoadFailed: it was committed, and not all of the range came.
+        """
+        return self._get().__await__()
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +104,11 @@ class Load:
         return self._result.done()
 
     @property
+    def deadline_s(self) -> float:
+        """When it ends, on the cache's clock."""
+        return self.terms.deadline_s
+
+    @property
     def landed(self) -> int:
         """Whole pages, from the first on, that are in their slots and verified."""
         if self._result.done():
@@ -81,9 +116,15 @@ class Load:
         return self._leading()
 
     @property
+    def committed(self) -> range | None:
+        """The tokens that :meth:`commit` fixed; None before it."""
+        return None if self._committed is None else self._tokens(0, self._committed)
+
+    @property
     def recompute(self) -> range:
-        """The tokens, of those matched, that did not land; final once the load is done."""
-        return range(self.landed * self._page_tokens, len(self.rows) * self._page_tokens)
+        """The tokens, of those matched, that the engine must compute; final from the commit on."""
+        kept = self.landed if self._committed is None else self._committed
+        return self._tokens(kept, len(self.rows))
 
     @property
     def hits(self) -> NDArray[np.int64]:
@@ -100,10 +141,77 @@ class Load:
         """Awaitable: from then on nothing writes to the load's slots."""
         return asyncio.shield(self._released)
 
+    def cut(self, pages: int) -> None:
+        """Load no more than the first ``pages``: the engine computes the rest sooner.
+
+        What has landed is kept. Harmless where no more was wanted.
+
+        Raises:
+            BodoCacheError: it was committed; then nothing but a cancel ends it.
+        """
+        if self._committed is not None:
+            raise BodoCacheError(
+                f"load: cut at page {pages} after the commit of {self._committed} pages"
+            )
+        if not self.done:
+            self._keep(max(pages, self._leading()))
+            self._settle_if_whole()
+
+    def commit(self, pages: int | None = None) -> range:
+        """Fix the tokens that are loaded, and return them: the step begins. Twice is harmless.
+
+        They are the pages that have landed and those still on their way, but for what a cut that is
+        due now takes away. ``pages``: what another rank has committed; where this one cannot bring
+        as many, the load fails.
+
+        Raises:
+            BodoCacheError: ``pages`` is not what was committed before, or more than were matched.
+        """
+        self._check_commit(pages)
+        if self._committed is None:
+            if not self.done and pages is None:
+                self.before_commit(self)
+            self._commit(self._possible() if pages is None else pages)
+        committed = self.committed
+        assert committed is not None
+        return committed
+
+    async def layer(self, index: int) -> None:
+        """Wait until layer ``index`` of every committed page is in its slot.
+
+        Raises:
+            LoadFailed: it will not come.
+            BodoCacheError: nothing was committed, or there is no such layer.
+        """
+        self._check_layer(index)
+        await self._layers.wait(index)
+
+    def wait_layer(
+        self, index: int, stream: object | None = None, *, timeout_s: float | None = None
+    ) -> None:
+        """The same for a thread that is not the loop's, which waits without Python's lock.
+
+        ``stream`` is the engine's CUDA stream: what it was given before goes on meanwhile, what
+        comes after finds the layer. Between CPU pools there is none.
+
+        Raises:
+            TimeoutError: the layer did not come within ``timeout_s``.
+            LoadFailed, BodoCacheError: as :meth:`layer`; or the loop's own thread would wait.
+        """
+        del stream  # a layer that was waited for here has ended on the copies' stream, too
+        self._check_layer(index)
+        if self._layers.is_loops_thread and self._layers.whole <= index and not self.done:
+            raise BodoCacheError(
+                f"load: wait_layer({index}) in the event loop's thread would wait for itself;"
+                f" there it is `await load.layer({index})`"
+            )
+        self._layers.wait_here(index, timeout_s)
+
     def cancel(self) -> None:
         """Begin nothing more; what has landed is the result. Harmless when done."""
         if not self.done:
-            self._reasons[~self._arrived] = Reason.CANCELLED
+            lost = self._are_missing() & ~self._has_failed
+            self._reasons[: self.wanted][lost[: self.wanted]] = Reason.CANCELLED
             self.settle()
         self.abandon()
 
@@ -116,9 +224,9 @@ class Load:
 
     # What follows is the orchestrator's side.
 
-    def on_cancel(self, abandon: Callable[[], None]) -> None:
-        """Have ``abandon`` called when the rest of the load is no longer wanted."""
-        self._on_cancel.append(abandon)
+    def add_source(self, source: Source) -> None:
+        """``source`` moves pages of this load, and is told of cuts and of the commit."""
+        self._sources.append(source)
 
     def on_settled(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when the result is final: at once if it is."""
@@ -128,27 +236,49 @@ class Load:
             self._on_settled.append(callback)
 
     def abandon(self) -> None:
-        """Tell the parts under way to begin nothing more."""
-        while self._on_cancel:
-            self._on_cancel.pop()()
+        """Nothing more is wanted of what has not arrived."""
+        self.wanted = 0
+        for source in list(self._sources):
+            source.trim()
+
+    def is_wanted(self, positions: RowArray) -> NDArray[np.bool_]:
+        """Whether each page is still to come."""
+        wanted: NDArray[np.bool_] = positions < self.wanted
+        return wanted
 
     def arrive(self, positions: RowArray, source: Tier) -> None:
         """The pages at ``positions`` are in their slots and verified; they came from ``source``."""
         if not self.done:
-            self._arrived[positions] = True
             self._came_from[positions] = source
+            self.arrive_by_layer(positions, self._num_layers)
+
+    def arrive_by_layer(self, positions: RowArray, layers: int) -> None:
+        """The first ``layers`` layers of the pages at ``positions`` are in their slots."""
+        if self.done:
+            return
+        self._whole_layers[positions] = layers
+        if self._committed is not None:
+            self._layers.advance(int(self._whole_layers[: self._committed].min(initial=layers)))
+        self._settle_if_whole()
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
         """The pages at ``positions`` will not come."""
-        if not self.done:
-            self._reasons[positions] = reasons
+        if self.done or not len(positions):
+            return
+        self._reasons[positions] = reasons
+        self._has_failed[positions] = True
+        if self._committed is not None and (positions < self._committed).any():
+            self.settle()
+            self.abandon()
 
     def begin_part(self) -> None:
         """One more part of the load may write to its slots."""
         self.parts += 1
 
-    def end_part(self) -> None:
+    def end_part(self, source: Source | None = None) -> None:
         """A part has drained; with the last one the load is settled and its slots are free."""
+        if source is not None:
+            self._sources.remove(source)
         self.parts -= 1
         if self.parts == 0:
             self.settle()
@@ -159,18 +289,103 @@ class Load:
         if self.done:
             return
         pages = self._leading()
-        self._reasons[self._arrived] = Reason.UNREACHABLE  # those behind one that did not come
+        came = ~self._are_missing()[: self.wanted]  # those behind one that did not come:
+        self._reasons[: self.wanted][came] = Reason.UNREACHABLE
         self._result.set_result(
             Loaded(
                 pages=pages,
                 slots=self.slots[:pages],
-                recompute=range(pages * self._page_tokens, len(self.rows) * self._page_tokens),
+                recompute=self._tokens(pages, len(self.rows)),
                 reasons=self._reasons[pages:].copy(),
             )
         )
+        if self._committed is not None:
+            self._end_layers()
         for callback in self._on_settled:
             callback()
 
+    def _commit(self, pages: int) -> None:
+        possible, self._committed = self._possible(), pages
+        if self.done or pages > possible:
+            self.settle()
+            self._end_layers()
+            self.abandon()
+            return
+        self._keep(pages)
+        self._layers.advance(int(self._whole_layers[:pages].min(initial=self._num_layers)))
+        self._settle_if_whole()
+        for source in list(self._sources):
+            source.hurry()
+
+    def _possible(self) -> int:
+        """How many leading pages have landed or may still come."""
+        if self.done:
+            return self.landed
+        failed = np.flatnonzero(self._has_failed[: self.wanted])
+        return int(failed[0]) if len(failed) else self.wanted
+
+    def _keep(self, pages: int) -> None:
+        """Want no more than the first ``pages``."""
+        if pages >= self.wanted:
+            return
+        self.wanted = pages
+        behind = np.arange(len(self.rows)) >= pages
+        self._reasons[behind & ~self._has_failed] = Reason.CUT
+        for source in list(self._sources):
+            source.trim()
+
+    def _settle_if_whole(self) -> None:
+        """A load that is cut or committed is done with its last page, whatever still drains."""
+        is_short = self._committed is not None or self.wanted < len(self.rows)
+        if is_short and not self.done and self._leading() == self.wanted:
+            self.settle()
+
+    def _end_layers(self) -> None:
+        failure = self._failure()
+        if failure is None:
+            self._layers.advance(self._num_layers)
+        else:
+            self._layers.fail(failure)
+
+    def _failure(self) -> LoadFailed | None:
+        """Why the commit could not be kept; None where it was, or where there was none."""
+        loaded = self._result.result()
+        if self._committed is None or loaded.pages >= self._committed:
+            return None
+        failed = np.flatnonzero(self._has_failed[: self._committed])
+        why = self._reasons[failed[0] if len(failed) else loaded.pages]
+        return LoadFailed(loaded.pages, self._committed, Reason(int(why)).name)
+
+    async def _get(self) -> Loaded:
+        loaded = await asyncio.shield(self._result)
+        if (failure := self._failure()) is not None:
+            raise failure
+        return loaded
+
+    def _are_missing(self) -> NDArray[np.bool_]:
+        missing: NDArray[np.bool_] = self._whole_layers < self._num_layers
+        return missing
+
     def _leading(self) -> int:
-        missing = np.flatnonzero(~self._arrived)
-        return int(missing[0]) if len(missing) else len(self.rows)
+        missing = np.flatnonzero(self._are_missing()[: self.wanted])
+        return int(missing[0]) if len(missing) else self.wanted
+
+    def _tokens(self, first: int, end: int) -> range:
+        return range(first * self._page_tokens, end * self._page_tokens)
+
+    def _check_commit(self, pages: int | None) -> None:
+        if pages is None:
+            return
+        if not 0 <= pages <= len(self.rows):
+            raise BodoCacheError(f"load: commit of {pages} pages; {len(self.rows)} were found")
+        if self._committed is not None and pages != self._committed:
+            raise BodoCacheError(
+                f"load: commit of {pages} pages after that of {self._committed}; it is final"
+            )
+
+    def _check_layer(self, index: int) -> None:
+        if self._committed is None or not 0 <= index < self._num_layers:
+            raise BodoCacheError(
+                f"load: layer {index} of {self._num_layers}; commit first, then 0 to"
+                f" {self._num_layers - 1}"
+            )

@@ -12,6 +12,7 @@ from bodocache.move.orchestrator import Traffic
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
+from bodocache.move.terms import Terms
 
 
 class Hearer(Protocol):
@@ -45,7 +46,16 @@ class Mover(Protocol):
         """Who hears what callers say."""
         ...
 
-    def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
+    @property
+    def num_layers(self) -> int:
+        """Layers of a page."""
+        ...
+
+    def now_s(self) -> float:
+        """The cache's clock."""
+        ...
+
+    def load(self, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """Begin to bring pages to the device."""
         ...
 

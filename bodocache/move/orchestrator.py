@@ -17,6 +17,7 @@ from bodocache.config import HintsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
 from bodocache.move.copies import Copies
+from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
@@ -27,6 +28,7 @@ from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotAr
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
 from bodocache.move.tasks import Nursery
+from bodocache.move.terms import Terms
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool, OwnedPool
@@ -64,8 +66,7 @@ class Orchestrator:
         self._backend = backend
         self._copies = Copies(device, host)
         self._nursery = Nursery()
-        names = ("host->device", "disk->device", "disk->host", "device->host", "host->disk")
-        self._links = {name: Link(name) for name in names}
+        self._links = _links(clock, runs_here=self._copies.runs_here)
         self.residency = Residency(
             device=device,
             host=host,
@@ -82,6 +83,7 @@ class Orchestrator:
             },
             copies=self._copies,
             nursery=self._nursery,
+            decider=Decider(now_s=clock.now_s),
             now_s=clock.now_s,
             page_tokens=recompute.page_tokens,
         )
@@ -92,7 +94,6 @@ class Orchestrator:
                 self.residency,
                 backend,
                 link=self._links["host->disk"],
-                disk_idle=self._loader.disk_idle,
                 now_s=clock.now_s,
                 backlog_pages=max(1, host.num_pages // 4),
                 rules=rules,
@@ -114,7 +115,6 @@ class Orchestrator:
                 self.residency,
                 backend,
                 link=self._links["disk->host"],
-                disk_idle=self._loader.disk_idle,
                 nursery=self._nursery,
                 now_s=clock.now_s,
             )
@@ -145,9 +145,18 @@ class Orchestrator:
         self._nursery.spawn(self._writer.run())
         return found
 
-    def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
+    @property
+    def num_layers(self) -> int:
+        """Layers of a page."""
+        return self._copies.num_layers
+
+    def now_s(self) -> float:
+        """The cache's clock."""
+        return self._clock.now_s()
+
+    def load(self, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
-        return self._loader.begin(keys, slots, self._clock.now_s() + deadline_s)
+        return self._loader.begin(keys, slots, terms)
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
@@ -191,3 +200,16 @@ class Orchestrator:
             await self._backend.close()
         if isinstance(self.residency.device, OwnedPool):
             self.residency.empty_device()
+
+
+def _links(clock: Clock, *, runs_here: bool) -> dict[str, Link]:
+    """The links of one cache. All that touches the disk waits in one queue."""
+    disk = Link("disk->device", now_s=clock.now_s)
+    links = [
+        Link("host->device", now_s=clock.now_s, runs_here=runs_here),
+        disk,
+        Link("disk->host", now_s=clock.now_s, beside=disk),
+        Link("device->host", now_s=clock.now_s),
+        Link("host->disk", now_s=clock.now_s, beside=disk),
+    ]
+    return {link.name: link for link in links}

@@ -2,12 +2,11 @@
 """Reads pages from disk into host memory before anybody asks for them.
 
 Pages stay pinned, and host slots leased, until the reads have drained, cancelled or not. A page
-whose bytes fail the digest is dropped from the disk, as by a load. Batches begin while no load
-reads from disk, so that they slow none.
+whose bytes fail the digest is dropped from the disk, as by a load. Batches wait for their turn
+behind the loads (queue.py), so that they slow none.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -19,13 +18,13 @@ from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Backend, Status
 from bodocache.move.link import Link
 from bodocache.move.operation import Operation
+from bodocache.move.queue import Priority
 from bodocache.move.residency import Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.pages import Reason, Tier
 
 _log = logging.getLogger(__name__)
 
-PATIENCE_S = 0.25  # a batch that has waited so long for the disk is read beside the loads
 BATCH_NBYTES = 4 << 20  # about 2 ms of a disk: what a load that comes meanwhile waits for
 
 
@@ -38,14 +37,12 @@ class Prefetcher:
         backend: Backend,
         *,
         link: Link,
-        disk_idle: asyncio.Event,
         nursery: Nursery,
         now_s: Callable[[], float],
     ) -> None:
         self._residency = residency
         self._backend = backend
         self._link = link
-        self._disk_idle = disk_idle
         self._nursery = nursery
         self._now_s = now_s
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
@@ -74,10 +71,12 @@ class Prefetcher:
         arrived = 0
         try:
             for first in range(0, len(rows), self._batch_pages):
-                await self._wait_for_the_disk()
-                if operation.is_cancelled:
-                    break
-                arrived += await self._read(operation, rows[first : first + self._batch_pages])
+                batch = rows[first : first + self._batch_pages]
+                nbytes = len(batch) * self._backend.page_nbytes
+                async with self._link.queue.turn(Priority.PREFETCH, nbytes):
+                    if operation.is_cancelled:
+                        break
+                    arrived += await self._read(operation, batch)
         except (BodoCacheError, OSError) as error:
             _log.warning("prefetch: %s", error)
         finally:
@@ -86,11 +85,6 @@ class Prefetcher:
             self._residency.unpin(rows)
             self._live.discard(operation)
             operation.end(arrived)
-
-    async def _wait_for_the_disk(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                await self._disk_idle.wait()
 
     async def _read(self, operation: Operation, rows: RowArray) -> int:
         """Read those that no load has brought meanwhile, as many as the host has room for."""

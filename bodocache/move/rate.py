@@ -12,13 +12,17 @@ with n new for each chunk and N for each block of 32 chunks. After a block of X 
     drift^2  = mean of ((T - X / rate) rate / X)^2 - spread^2 rate^2 / X,       rate: before it
     rate     = sum of X / sum of T
 
-each averaged over blocks, of which the newest weighs 1/k (the k-th) but at least a tenth.
+each averaged over blocks, of which the newest weighs 1/k (the k-th) but at least a tenth. Each
+class of chunk sizes learns by itself: what a small chunk costs says little of what a large one
+does.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 BLOCK_CHUNKS = 32
 NEWEST_WEIGHT = 0.1  # of the newest block, once there are ten: 320 chunks of 2 ms are 0.6 s
+CLASSES_NBYTES = (64 << 10, 1 << 20)  # where one class of sizes ends and the next begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +35,58 @@ class Estimate:
 
 
 class LinkRate:
-    """Learns an :class:`Estimate`, chunk by chunk. Used from the orchestrator's loop only."""
+    """Learns an :class:`Estimate` for each class of sizes. Used from the orchestrator's loop."""
 
-    __slots__ = ("_block", "_blocks", "_drift2", "_nbytes", "_seconds", "_since_s", "_spread2")
+    __slots__ = ("_classes", "_since_s")
 
     def __init__(self) -> None:
         self._since_s = 0.0
-        self._block: list[tuple[float, int]] = []  # seconds and bytes of its chunks
-        self._blocks = 0
-        self._nbytes = self._seconds = 0.0  # of a block, on average
-        self._spread2 = self._drift2 = 0.0
+        self._classes = [_Class() for _ in range(len(CLASSES_NBYTES) + 1)]
 
     def resume(self, now_s: float) -> None:
         """The link was idle and is busy from now on."""
         self._since_s = now_s
 
+    @property
+    def since_s(self) -> float:
+        """When it last completed a chunk, or became busy."""
+        return self._since_s
+
     def add(self, now_s: float, nbytes: int) -> None:
         """A chunk of ``nbytes`` is over at ``now_s``. One that failed (0 bytes) says nothing."""
         taken_s, self._since_s = now_s - self._since_s, now_s
-        if nbytes == 0:
-            return
+        if nbytes:
+            self._classes[bisect_right(CLASSES_NBYTES, nbytes)].add(taken_s, nbytes)
+
+    def estimate(self, nbytes: int | None = None) -> Estimate | None:
+        """What is known for ``nbytes`` (None: many), or None before a first block is complete.
+
+        Where its own class is not known: the nearest, of larger chunks if there is one.
+        """
+        first = len(CLASSES_NBYTES) if nbytes is None else bisect_right(CLASSES_NBYTES, nbytes)
+        order = [*range(first, len(self._classes)), *range(first - 1, -1, -1)]
+        found = (self._classes[k].estimate() for k in order)
+        return next((estimate for estimate in found if estimate is not None), None)
+
+
+class _Class:
+    """Learns from chunks of about one size."""
+
+    __slots__ = ("_block", "_blocks", "_drift2", "_nbytes", "_seconds", "_spread2")
+
+    def __init__(self) -> None:
+        self._block: list[tuple[float, int]] = []  # seconds and bytes of its chunks
+        self._blocks = 0
+        self._nbytes = self._seconds = 0.0  # of a block, on average
+        self._spread2 = self._drift2 = 0.0
+
+    def add(self, taken_s: float, nbytes: int) -> None:
         self._block.append((taken_s, nbytes))
         if len(self._block) == BLOCK_CHUNKS:
             self._learn()
             self._block.clear()
 
     def estimate(self) -> Estimate | None:
-        """What is known of the link, or None before its first block is complete."""
         if self._seconds <= 0.0:
             return None
         return Estimate(self._nbytes / self._seconds, self._spread2**0.5, self._drift2**0.5)

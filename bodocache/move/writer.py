@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write-through: host pages that are admitted go to disk, behind the loads.
 
-Writes start while no load reads from disk, so that they slow none; a store waits while the backlog
-is long, so that writes are never starved by the loads of those who make them.
+Writes start while no load reads from disk, so that they slow none, or out of patience (queue.py); a
+store waits while the backlog is long, so that writes are never starved by the loads of those who
+make them.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Durability, Status
 from bodocache.move.link import Link
+from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind
@@ -25,7 +27,6 @@ from bodocache.plan.records import DEMAND, OpKind
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0  # how long a store waits for a long backlog: a disk that hangs stops no engine
-STARVED_S = 0.25  # a page that has waited so long is written beside the loads
 BATCH_NBYTES = 4 << 20  # about 2 ms of a disk: what a load that comes meanwhile waits for
 
 
@@ -69,7 +70,6 @@ class Writer:
         backend: Backend,
         *,
         link: Link,
-        disk_idle: asyncio.Event,
         now_s: Callable[[], float],
         backlog_pages: int,
         rules: WriteRules,
@@ -79,7 +79,6 @@ class Writer:
         self._residency = residency
         self._backend = backend
         self._link = link
-        self._disk_idle = disk_idle
         self._now_s = now_s
         self._admits = rules.admits
         self._durability = rules.durability
@@ -137,22 +136,13 @@ class Writer:
                 await self._change()
             if not self._queue:
                 return
-            await self._turn()
-            try:
-                await self._write(self._next_batch())
-            except Exception:  # noqa: BLE001 -- stores wait for the queue: it must go on
-                self.failures += 1
-                _log.exception("disk tier: a batch could not be written")
-
-    async def _turn(self) -> None:
-        """Wait until no load reads from disk, or until the oldest page has waited long enough."""
-        patience_s = self._queue[0].since_s + STARVED_S - self._now_s()
-        if patience_s > 0 and not self._closing:
-            try:
-                async with asyncio.timeout(patience_s):
-                    await self._disk_idle.wait()
-            except TimeoutError:
-                return
+            nbytes = self._batch_pages * self._backend.page_nbytes
+            async with self._link.queue.turn(Priority.WRITE, nbytes):
+                try:
+                    await self._write(self._next_batch())
+                except Exception:  # noqa: BLE001 -- stores wait for the queue: it must go on
+                    self.failures += 1
+                    _log.exception("disk tier: a batch could not be written")
 
     def _next_batch(self) -> list[_Waiting]:
         batch, pages = [], 0

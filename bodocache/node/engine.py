@@ -28,6 +28,7 @@ from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.tasks import Nursery
+from bodocache.move.terms import Terms
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device
@@ -61,7 +62,8 @@ class Engine:
         self._operations: dict[int, Operation] = {}
         self._nursery = Nursery()
         self._now_s = now_s
-        self._links = {name: Link(name) for name in ("host->device", "device->host")}
+        names = ("host->device", "device->host")
+        self._links = {name: Link(name, now_s=now_s) for name in names}
         # Host memory is the node's: one page stands for it.
         host = OwnedPool(replace(layout, num_pages=1), name="host")
         self.residency = Residency(
@@ -78,6 +80,7 @@ class Engine:
             link=self._links["host->device"],
             page_nbytes=layout.page_nbytes,
             page_tokens=recompute.page_tokens,
+            layers=self.num_layers,
             nursery=self._nursery,
             now_s=now_s,
         )
@@ -130,11 +133,19 @@ class Engine:
 
     # What a cache asks of an orchestrator
 
-    def load(self, keys: KeyArray, slots: SlotArray | None, deadline_s: float) -> Load:
+    @property
+    def num_layers(self) -> int:
+        """Layers of a page."""
+        return self.residency.device.memory.layers
+
+    def now_s(self) -> float:
+        """The cache's clock."""
+        return self._now_s()
+
+    def load(self, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
         said, self.said = self.said, NOTHING_SAID
-        until_s = self._now_s() + deadline_s
-        return self._loader.begin(keys, slots, until_s, said, self._attached)
+        return self._loader.begin(keys, slots, terms, said, self._attached)
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
@@ -268,7 +279,7 @@ class _Elsewhere:
     def loaded(self, keys: KeyArray, rows: RowArray, said: Said) -> None:
         """The node knows by the load."""
 
-    def execute(self, action: Action, keys: KeyArray | None) -> Outcome:
+    def execute(self, action: Action, keys: KeyArray | None) -> Outcome:  # noqa: ARG002 -- one signature
         """Never asked: :meth:`bodocache.node.client.NodeCache.hint` asks the node."""
         raise NodeError(f"{type(action).__name__}: only the node carries out actions")
 

@@ -2,9 +2,9 @@
 """Brings pages to host slots for an engine's load, and keeps them there until it has copied them.
 
 A fetch pins its pages and leases their host slots until it is ended and its reads have drained.
+Reads wait for their turn in the disk's queue, by deadline, whatever engine they are for.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from bodocache import digest
 from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Status, Transfer
 from bodocache.move.link import Link
+from bodocache.move.queue import Priority, Ticket
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.node.messages import Arrived
@@ -37,9 +38,8 @@ class Fetch:
     tell: Tell
     slots: SlotArray  # by position; -1 where none is leased
     spare: list[int] = field(default_factory=list)  # leased slots that hold no page of the cache
-    reading: bool = False
+    reading: "_Reading | None" = None
     ended: bool = False
-    on_end: Callable[[], None] | None = None
 
     def arrived(self, residency: Residency, positions: RowArray, tier: Tier) -> Arrived:
         """The message that pages at ``positions`` lie in their slots."""
@@ -63,13 +63,10 @@ class Fetcher:
     def __init__(
         self, residency: Residency, *, link: Link, nursery: Nursery, now_s: Callable[[], float]
     ) -> None:
-        self.disk_idle = asyncio.Event()  # set while no fetch reads
-        self.disk_idle.set()
         self._residency = residency
         self._link = link
         self._nursery = nursery
         self._now_s = now_s
-        self._reading = 0
 
     def begin(
         self, number: int, keys: KeyArray, first: int, deadline_s: float, tell: Tell
@@ -101,9 +98,9 @@ class Fetcher:
             return
         fetch.ended = True
         self._drop_corrupt(fetch, bad[(bad >= 0) & (bad < len(fetch.rows))])
-        if fetch.on_end is not None:
-            fetch.on_end()
-        if not fetch.reading:
+        if fetch.reading is not None:
+            fetch.reading.stop()
+        if fetch.reading is None:
             self._let_go(fetch)
 
     def _lease(self, fetch: Fetch, positions: RowArray, slots: SlotArray) -> None:
@@ -142,20 +139,40 @@ class Fetcher:
         positions = self._in_order(fetch, positions[: len(slots)], deadline_s)
         self._lease(fetch, positions, slots)
         fetch.spare = slots.tolist()
-        begun_s = self._now_s()
+        reading = _Reading(self, fetch, positions, deadline_s)
+        ticket = self._link.queue.enter(reading, Priority.LOAD, deadline_s=deadline_s)
+        if ticket is None:
+            fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.NO_ROOM)))
+            return
+        fetch.reading, reading.ticket = reading, ticket
+        self._link.begin(reading.begun_s)
+        self._link.queue.start(ticket)
+
+    def read_chunk(self, reading: "_Reading", positions: RowArray) -> bool:
+        """Begin to read ``positions``; whether it was begun."""
+        residency, backend, fetch = self._residency, self._residency.backend, reading.fetch
+        assert backend is not None, "a page lies on disk only where there is a disk tier"
         try:
-            batch = residency.describe(fetch.rows[positions], slots)
-            transfer = backend.get(batch, residency.host.rows, deadline_s=deadline_s)
+            batch = residency.describe(fetch.rows[positions], fetch.slots[positions])
+            transfer = backend.get(batch, residency.host.rows, deadline_s=reading.deadline_s)
         except Exception as error:  # noqa: BLE001 -- what cannot be read is a miss
             expected = isinstance(error, BodoCacheError | OSError)
             _log.warning("disk tier: %s", error, exc_info=None if expected else error)
             fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.IO_ERROR)))
-            return
-        self._link.begin(begun_s)
-        self._reading += 1
-        self.disk_idle.clear()
-        fetch.reading, fetch.on_end = True, transfer.abandon
-        self._nursery.spawn(self._follow(fetch, positions, transfer, begun_s))
+            return False
+        reading.transfers.append(transfer)
+        self._nursery.spawn(self._follow(reading, positions, transfer))
+        return True
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page."""
+        return self._residency.host.layout.page_nbytes
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """What the disk moves before it looks for something more urgent."""
+        return self._link.queue.chunk_nbytes
 
     def _in_order(self, fetch: Fetch, positions: RowArray, deadline_s: float) -> RowArray:
         """The positions in the order in which the planner would have them read."""
@@ -166,11 +183,9 @@ class Fetcher:
         demands["arrival_s"] = self._now_s()
         return positions[self._residency.plan_load(demands).demands]
 
-    async def _follow(
-        self, fetch: Fetch, positions: RowArray, transfer: Transfer, begun_s: float
-    ) -> None:
+    async def _follow(self, reading: "_Reading", positions: RowArray, transfer: Transfer) -> None:
         """Tell of pages as they become final, until nothing can touch the slots any more."""
-        seen, more, landed = np.zeros(len(positions), np.bool_), True, 0
+        fetch, seen, more, landed = reading.fetch, np.zeros(len(positions), np.bool_), True, 0
         try:
             while more:
                 more = await transfer.progress()
@@ -186,14 +201,30 @@ class Fetcher:
         finally:
             transfer.abandon()
             await transfer.drained()
-            nbytes = landed * self._residency.host.layout.page_nbytes
-            self._link.end(self._now_s(), begun_s=begun_s, pages=landed, nbytes=nbytes)
-            self._reading -= 1
-            if not self._reading:
-                self.disk_idle.set()
-            fetch.reading = False
-            if fetch.ended:
-                self._let_go(fetch)
+            reading.transfers.remove(transfer)
+            reading.landed += landed
+            self._link.moved(self._now_s(), landed * self.page_nbytes)
+            assert reading.ticket is not None, "it has one before it begins"
+            self._link.queue.done(reading.ticket, len(positions) * self.page_nbytes)
+            self.end_if_over(reading)
+
+    def end_if_over(self, reading: "_Reading") -> None:
+        """Nothing of it is under way, or will be."""
+        fetch = reading.fetch
+        if reading.transfers or len(reading.left) or fetch.reading is not reading:
+            return
+        fetch.reading = None
+        assert reading.ticket is not None, "it has one before it begins"
+        self._link.queue.leave(reading.ticket)
+        nbytes = reading.landed * self.page_nbytes
+        self._link.end(self._now_s(), begun_s=reading.begun_s, pages=reading.landed, nbytes=nbytes)
+        if fetch.ended:
+            self._let_go(fetch)
+
+    @property
+    def now_s(self) -> Callable[[], float]:
+        """The clock."""
+        return self._now_s
 
     def _keep(self, fetch: Fetch, positions: RowArray) -> None:
         """Pages that landed stay on the host, unless another fetch brought them first."""
@@ -216,6 +247,48 @@ class Fetcher:
             residency.drop(rows[gone & (reasons == reason)], Tier.DISK, Reason(reason))
         if not fetch.ended:
             fetch.tell(fetch.lost(positions, reasons))
+
+
+class _Reading:
+    """What a fetch reads, chunk by chunk. Implements :class:`bodocache.move.queue.Work`."""
+
+    def __init__(
+        self, fetcher: Fetcher, fetch: Fetch, positions: RowArray, deadline_s: float
+    ) -> None:
+        self.fetch = fetch
+        self.deadline_s = deadline_s
+        self.begun_s = fetcher.now_s()
+        self.left = positions  # not begun
+        self.transfers: list[Transfer] = []
+        self.landed = 0
+        self.ticket: Ticket | None = None
+        self._fetcher = fetcher
+
+    @property
+    def left_nbytes(self) -> int:
+        """What has not been begun."""
+        return len(self.left) * self._fetcher.page_nbytes
+
+    def begin(self, nbytes: int) -> int:
+        """Begin to read a chunk: no more than one, so that something more urgent never waits."""
+        nbytes = min(nbytes, self._fetcher.chunk_nbytes)
+        pages = max(1, nbytes // self._fetcher.page_nbytes)
+        while len(self.left):
+            chunk, self.left = self.left[:pages], self.left[pages:]
+            if self._fetcher.read_chunk(self, chunk):
+                return len(chunk) * self._fetcher.page_nbytes
+        self._fetcher.end_if_over(self)
+        return 0
+
+    def withdraw(self) -> None:
+        """What has begun is one chunk: it goes on."""
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self.left = self.left[:0]
+        for transfer in self.transfers:
+            transfer.abandon()
+        self._fetcher.end_if_over(self)
 
 
 def _keys(residency: Residency, rows: RowArray) -> KeyArray:

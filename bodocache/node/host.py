@@ -44,8 +44,10 @@ class Host:
     def __init__(self, parts: Parts) -> None:
         config, pool, backend, clock = parts.config, parts.pool, parts.backend, parts.clock
         recompute, now_s = recompute_of(config, pool.layout), clock.now_s
-        names = ("disk->host", "host->disk", "device->host")
-        self.links = {name: Link(name) for name in names}
+        disk = Link("disk->host", now_s=now_s)  # all that touches the disk waits in one queue
+        writes = Link("host->disk", now_s=now_s, beside=disk)
+        demoting = Link("device->host", now_s=now_s)  # never used: no page lies on a device here
+        self.links = {link.name: link for link in (disk, writes)}
         self.now_s = now_s
         self.nursery = Nursery()
         self._backend = backend
@@ -58,17 +60,14 @@ class Host:
             recompute=recompute,
             now_s=now_s,
         )
-        self.fetcher = Fetcher(
-            self.residency, link=self.links["disk->host"], nursery=self.nursery, now_s=now_s
-        )
+        self.fetcher = Fetcher(self.residency, link=disk, nursery=self.nursery, now_s=now_s)
         self._writer = None
         self._prefetcher = None
         if backend is not None:
             self._writer = Writer(
                 self.residency,
                 backend,
-                link=self.links["host->disk"],
-                disk_idle=self.fetcher.disk_idle,
+                link=writes,
                 now_s=now_s,
                 backlog_pages=max(1, pool.num_pages // 4),
                 rules=rules_of(config),
@@ -76,8 +75,7 @@ class Host:
             self._prefetcher = Prefetcher(
                 self.residency,
                 backend,
-                link=self.links["disk->host"],
-                disk_idle=self.fetcher.disk_idle,
+                link=disk,
                 nursery=self.nursery,
                 now_s=now_s,
             )
@@ -86,7 +84,7 @@ class Host:
             self.residency,
             writer=self._writer,
             copies=self._copies,
-            link=self.links["device->host"],
+            link=demoting,
             nursery=self.nursery,
             now_s=now_s,
         )

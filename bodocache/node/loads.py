@@ -25,6 +25,7 @@ from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.residency import KeyArray, SlotArray
 from bodocache.move.tasks import Nursery
+from bodocache.move.terms import Terms
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device, Targets
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Coming:
-    """A load whose pages are on their way."""
+    """A load whose pages are on their way. Implements :class:`bodocache.move.load.Source`."""
 
     number: int
     load: Load
@@ -44,11 +45,25 @@ class _Coming:
     targets: Targets
     attached: Attached | None
     open: NDArray[np.bool_]  # pages of which nothing was heard
+    on_change: Callable[["_Coming"], None]
     waiting: deque[messages.Arrived] = field(default_factory=deque)  # to be copied
     bad: list[int] = field(default_factory=list)
     pages: int = 0  # copied
     is_copying: bool = False
     is_over: bool = False
+
+    def trim(self) -> None:
+        """The load was cut, is late, or was cancelled: what it does not want is not copied."""
+        self.open[self.load.wanted :] = False
+        self.on_change(self)
+
+    def still_wanted(self, message: messages.Arrived) -> messages.Arrived:
+        """The pages of ``message`` that are."""
+        wanted = message.positions < self.load.wanted
+        return message if wanted.all() else _cut(message, wanted)
+
+    def hurry(self) -> None:
+        """The load was committed. Pages come whole here, so each goes on as it is."""
 
 
 class NodeLoader:
@@ -61,6 +76,7 @@ class NodeLoader:
         link: Link,
         page_nbytes: int,
         page_tokens: int,
+        layers: int,
         nursery: Nursery,
         now_s: Callable[[], float],
     ) -> None:
@@ -70,6 +86,7 @@ class NodeLoader:
         self._link = link
         self._page_nbytes = page_nbytes
         self._page_tokens = page_tokens
+        self._layers = layers
         self._nursery = nursery
         self._now_s = now_s
         self._loop = asyncio.get_running_loop()
@@ -86,19 +103,20 @@ class NodeLoader:
         self,
         keys: KeyArray,
         slots: SlotArray | None,
-        deadline_s: float,
+        terms: Terms,
         said: Said,
         attached: Attached | None,
     ) -> Load:
-        """Begin to bring the pages of ``keys`` to the device, in time for ``deadline_s``."""
-        begun_s = self._now_s()
+        """Begin to bring the pages of ``keys`` to the device, on its engine's ``terms``."""
+        begun_s, deadline_s = self._now_s(), terms.deadline_s
         targets = self._device.begin_load(keys, slots)
         load = Load(
             rows=targets.rows,
             slots=targets.slots,
             page_tokens=self._page_tokens,
+            layers=self._layers,
             begun_s=begun_s,
-            deadline_s=deadline_s,
+            terms=terms,
             on_close=partial(self._close, targets),
         )
         self._live.add(load)
@@ -107,9 +125,11 @@ class NodeLoader:
         without = targets.slots == NOWHERE
         load.fail(np.flatnonzero(without), np.full(int(without.sum()), Reason.NO_ROOM, np.uint8))
         open_ = ~targets.there & ~without
-        coming = _Coming(next(self._numbers), load, keys, targets, attached, open_)
+        coming = _Coming(
+            next(self._numbers), load, keys, targets, attached, open_, on_change=self._go_on
+        )
         load.on_settled(partial(self._settled, coming))
-        load.on_cancel(partial(self._stop, coming))
+        load.add_source(coming)
         self._coming[coming.number] = coming
         self._link.begin(begun_s)
         self._ask(coming, said, deadline_s - begun_s)
@@ -175,11 +195,6 @@ class NodeLoader:
         load.settle()
         load.abandon()
 
-    def _stop(self, coming: _Coming) -> None:
-        """The rest is not wanted."""
-        coming.waiting.clear()
-        self._go_on(coming)
-
     # Host to device
 
     def _go_on(self, coming: _Coming) -> None:
@@ -187,23 +202,27 @@ class NodeLoader:
         if coming.is_copying:
             return
         attached = coming.attached
-        if coming.waiting and not coming.load.done and attached is not None:
+        if coming.load.done:
+            coming.waiting.clear()
+        if coming.waiting and attached is not None:
             first = coming.waiting[0]
             is_short = len(coming.waiting) == 1 and len(first.slots) <= attached.copies.turn_pages
             if not (attached.copies.runs_here and is_short):
                 coming.is_copying = True
                 self._nursery.spawn(self._copy_all(coming, attached))
                 return
-            self._land(coming, first, self._send(coming, attached, first))
             coming.waiting.clear()
+            first = coming.still_wanted(first)
+            self._land(coming, first, self._send(coming, attached, first))
         if coming.load.done or not coming.open.any():
             self._end(coming)
 
     async def _copy_all(self, coming: _Coming, attached: Attached) -> None:
         """Turn by turn, the loop's other work between two; a cut takes effect at the next."""
         try:
-            while coming.waiting:  # a cut empties it
-                part, rest = _split(coming.waiting.popleft(), attached.copies.turn_pages)
+            while coming.waiting and not coming.load.done:
+                part = coming.still_wanted(coming.waiting.popleft())
+                part, rest = _split(part, attached.copies.turn_pages)
                 if rest is not None:
                     coming.waiting.appendleft(rest)
                 send = partial(self._send, coming, attached, part)
@@ -256,7 +275,7 @@ class NodeLoader:
         nbytes = coming.pages * self._page_nbytes
         begun_s, now_s = coming.load.begun_s, self._now_s()
         self._link.end(now_s, begun_s=begun_s, pages=coming.pages, nbytes=nbytes)
-        coming.load.end_part()
+        coming.load.end_part(coming)
 
     def _close(self, targets: Targets, load: Load) -> None:
         self._live.discard(load)
@@ -272,7 +291,7 @@ def _split(
     return _cut(message, slice(None, pages)), _cut(message, slice(pages, None))
 
 
-def _cut(message: messages.Arrived, chosen: slice) -> messages.Arrived:
+def _cut(message: messages.Arrived, chosen: slice | NDArray[np.bool_]) -> messages.Arrived:
     return messages.Arrived(
         message.load,
         message.positions[chosen],

@@ -8,7 +8,7 @@ until it says that it does not (Resume, Bye) or its process is gone.
 
 import numpy as np
 
-from bodocache.hints.actions import Operation
+from bodocache.hints.actions import Operation  # noqa: TC001 -- as the others
 from bodocache.move.residency import RowArray, SlotArray
 from bodocache.node.fetches import Fetch, Fetcher
 from bodocache.node.stages import Stage, Stager
@@ -24,7 +24,7 @@ class Session:
         self.is_fenced = False
         self.fetches: dict[int, Fetch] = {}
         self.stages: dict[int, Stage] = {}
-        self.operations: dict[int, Operation] = {}
+        self.operations: dict[int, Operation] = {}  # prefetches and demotions under way
         self._fetcher = fetcher
         self._stager = stager
         self._quarantine: list[SlotArray] = []

@@ -6,7 +6,7 @@ A page's bytes follow from its key alone, so a wrong byte needs no record of wha
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from bodocache.digest import digest_rows, seeded
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.match import Match
+from bodocache.move.queue import Priority
 from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.replay import payload
@@ -70,6 +71,20 @@ class Valve:
     def open(self):
         self.is_shut = False
         self.flow()
+
+
+class Standing:
+    """Work that fills the link and does not end."""
+
+    left_nbytes = 1 << 30
+    has_begun = False
+
+    def begin(self, _):
+        begun, self.has_begun = self.has_begun, True
+        return 0 if begun else self.left_nbytes
+
+    def withdraw(self):
+        pass
 
 
 class House:
@@ -173,6 +188,18 @@ class House:
     async def begin(self, tokens, **options):
         """A load on its way."""
         return self.cache.load(await self.cache.match(tokens), **options)
+
+    @contextmanager
+    def busy_disk(self):
+        """Inside, a load that never moves has its turn on the disk."""
+        queue = self.orchestrator._links["host->disk"].queue
+        ticket = queue.enter(Standing(), Priority.LOAD, deadline_s=0.0)
+        queue.start(ticket)
+        try:
+            yield
+        finally:
+            queue.done(ticket, Standing.left_nbytes)
+            queue.leave(ticket)
 
     def wrong_bytes(self, keys, loaded):
         return payload.count_wrong_bytes(

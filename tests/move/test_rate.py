@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a link's chunks teach, against chunks made with a known rate, spread and drift."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -73,16 +75,39 @@ def test_nine_of_ten_loads_finish_before_they_are_predicted_to():
 
 
 def test_time_in_which_a_link_had_nothing_to_do_is_not_its_slowness():
-    link, now_s = Link("disk->device"), 0.0
-    for _ in range(BLOCK_CHUNKS):
-        now_s += 5.0  # idle
-        link.begin(now_s)
-        link.begin(now_s)
-        link.end(now_s + 0.5, begun_s=now_s, pages=1, nbytes=500)
-        link.end(now_s + 1.0, begun_s=now_s, pages=1, nbytes=500)
-        now_s += 1.0
-    assert link.estimate().rate == pytest.approx(1000.0)
-    assert link.estimate().spread == pytest.approx(0.0)
+    async def scenario():
+        link, now_s = Link("disk->device", now_s=lambda: 0.0), 0.0
+        for _ in range(BLOCK_CHUNKS):
+            now_s += 5.0  # idle
+            link.begin(now_s)
+            link.begin(now_s)
+            for end_s in (now_s + 0.5, now_s + 1.0):
+                link.moved(end_s, 500)
+                link.end(end_s, begun_s=now_s, pages=1, nbytes=500)
+            now_s += 1.0
+        return link.estimate()
+
+    estimate = asyncio.run(scenario())
+    assert estimate.rate == pytest.approx(1000.0)
+    assert estimate.spread == pytest.approx(0.0)
+
+
+def test_small_chunks_do_not_poison_the_rate_of_large_ones():
+    rate, now_s = LinkRate(), 0.0
+    for _ in range(10 * BLOCK_CHUNKS):
+        for nbytes, latency_s in ((4096, 2e-4), (CHUNK, 2e-4)):
+            now_s += latency_s + nbytes / RATE
+            rate.add(now_s, nbytes)
+    assert rate.estimate().rate == pytest.approx(CHUNK / (2e-4 + CHUNK / RATE))
+    assert rate.estimate(CHUNK) == rate.estimate()
+    assert rate.estimate(4096).rate < RATE / 100
+
+
+def test_what_is_not_known_of_a_size_is_taken_from_the_nearest():
+    rate = LinkRate()
+    for k in range(BLOCK_CHUNKS):
+        rate.add((k + 1) * 1.0, 4096)
+    assert rate.estimate().rate == rate.estimate(4096).rate == pytest.approx(4096)
 
 
 def test_a_chunk_that_failed_says_nothing_of_the_rate():

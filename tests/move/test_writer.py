@@ -4,7 +4,7 @@ import asyncio
 import pytest
 
 from bodocache.errors import BackendError
-from bodocache.move import writer
+from bodocache.move import queue
 from bodocache.pages import Reason, Tier
 from bodocache.testing import Fault, FaultyBackend, Operation
 from bodocache.testing.wrapper import WrappedBackend
@@ -92,14 +92,13 @@ def test_pages_evicted_while_they_wait_are_not_written(house, prompt):
     async def scenario():
         async with house(host=4) as it:
             it.orchestrator._writer._backlog_pages = 100
-            it.orchestrator._loader.disk_idle.clear()
-            store = await it.compute(prompt(3))
-            await store
-            store.close()
-            await asyncio.sleep(0)
-            it.leave_on(Tier.DISK)
-            assert (await it.put(prompt(4, of=2))).new == 4
-            it.orchestrator._loader.disk_idle.set()
+            with it.busy_disk():
+                store = await it.compute(prompt(3))
+                await store
+                store.close()
+                await asyncio.sleep(0)
+                it.leave_on(Tier.DISK)
+                assert (await it.put(prompt(4, of=2))).new == 4
             assert await store.written == 0
             assert await it.tiers(prompt(3)) == []
 
@@ -157,18 +156,17 @@ def test_a_small_disk_turns_over(house, prompt):
 
 
 def test_writes_wait_for_loads_from_disk_but_not_for_ever(house, prompt, monkeypatch):
-    monkeypatch.setattr(writer, "STARVED_S", 0.02)
+    monkeypatch.setattr(queue, "PATIENCE_S", (1.0, 1.0, 1.0, 0.02))
 
     async def scenario():
         async with house() as it, asyncio.timeout(5):
-            it.orchestrator._loader.disk_idle.clear()
-            store = await it.compute(prompt(1))
-            await store
-            await asyncio.sleep(0.005)
-            assert it.backend.usage.used_frames == 0
-            assert await store.written == 1
+            with it.busy_disk():
+                store = await it.compute(prompt(1))
+                await store
+                await asyncio.sleep(0.005)
+                assert it.backend.usage.used_frames == 0
+                assert await store.written == 1
             store.close()
-            it.orchestrator._loader.disk_idle.set()
 
     asyncio.run(scenario())
 
@@ -176,17 +174,16 @@ def test_writes_wait_for_loads_from_disk_but_not_for_ever(house, prompt, monkeyp
 def test_a_page_that_waits_twice_takes_one_frame(house, prompt):
     async def scenario():
         async with house(host=32) as it:
-            it.orchestrator._loader.disk_idle.clear()
             stores = []
-            for _ in range(2):  # stored, evicted, and stored again before it was written
+            with it.busy_disk():
+                for _ in range(2):  # stored, evicted, and stored again before it was written
+                    stores.append(await it.compute(prompt(3)))
+                    await stores[-1]
+                    stores[-1].close()
+                    it.leave_on(Tier.DISK)
                 stores.append(await it.compute(prompt(3)))
                 await stores[-1]
                 stores[-1].close()
-                it.leave_on(Tier.DISK)
-            stores.append(await it.compute(prompt(3)))
-            await stores[-1]
-            stores[-1].close()
-            it.orchestrator._loader.disk_idle.set()
             assert [await store.written for store in stores] == [3] * 3
             assert it.backend.usage.used_frames == 3
 

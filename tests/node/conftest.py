@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes on our own loop or in processes of their own, and engines in processes that can be killed."""
+"""Nodes on our loop or in processes of their own, and engines in processes that can be killed."""
 
 import asyncio
 import json
@@ -115,7 +115,7 @@ def is_clean(node):
 
 async def until(condition, within_s=15.0):
     async with asyncio.timeout(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- of another process, which sets no event
             await asyncio.sleep(0.002)
 
 

@@ -6,6 +6,8 @@ import gc
 import os
 import socket
 import stat
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +24,17 @@ from bodocache.replay import payload
 def test_what_one_engine_stores_another_loads(tmp_path, house):
     async def scenario():
         values, path = house.settings(tmp_path), tmp_path / "s"
-        async with house.node_at(path, values) as node:
-            async with house.attach(path, values) as one, house.attach(path, values) as two:
-                assert await one.serve(house.prompt(6)) == 0
-                assert await two.serve(house.prompt(6)) == 6
-                assert await two.serve(house.prompt(8)) == 6
-                assert await one.serve(house.prompt(8)) == 8
-                hits = one.cache.stats().traffic.hits
-                assert (hits[Tier.DEVICE], hits[Tier.HOST]) == (6, 2)
+        async with (
+            house.node_at(path, values) as node,
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+        ):
+            assert await one.serve(house.prompt(6)) == 0
+            assert await two.serve(house.prompt(6)) == 6
+            assert await two.serve(house.prompt(8)) == 6
+            assert await one.serve(house.prompt(8)) == 8
+            hits = one.cache.stats().traffic.hits
+            assert (hits[Tier.DEVICE], hits[Tier.HOST]) == (6, 2)
             assert node.describe()["fenced"] == 0
 
     asyncio.run(scenario())
@@ -52,17 +57,20 @@ def test_pages_on_disk_come_back_through_a_node_that_started_anew(tmp_path, hous
 def test_a_page_that_changed_in_the_shared_pool_is_a_miss_and_is_dropped(tmp_path, house):
     async def scenario():
         values, path = house.settings(), tmp_path / "s"
-        async with house.node_at(path, values) as node:
-            async with house.attach(path, values) as one, house.attach(path, values) as two:
-                await one.serve(house.prompt(4))
-                residency = node.host.residency
-                rows = residency.leading((await two.cache.match(house.prompt(4))).keys)
-                residency.host.rows[residency.slots(rows, Tier.HOST)[2], 100] ^= 1
-                with two.cache.load(await two.cache.match(house.prompt(4))) as load:
-                    loaded = await load
-                assert loaded.pages == 2
-                assert loaded.reasons.tolist() == [Reason.CORRUPT, Reason.UNREACHABLE]
-                await house.until(lambda: not residency.lies_in(rows[2:3], Tier.HOST).any())
+        async with (
+            house.node_at(path, values) as node,
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+        ):
+            await one.serve(house.prompt(4))
+            residency = node.host.residency
+            rows = residency.leading((await two.cache.match(house.prompt(4))).keys)
+            residency.host.rows[residency.slots(rows, Tier.HOST)[2], 100] ^= 1
+            with two.cache.load(await two.cache.match(house.prompt(4))) as load:
+                loaded = await load
+            assert loaded.pages == 2
+            assert loaded.reasons.tolist() == [Reason.CORRUPT, Reason.UNREACHABLE]
+            await house.until(lambda: not residency.lies_in(rows[2:3], Tier.HOST).any())
 
     asyncio.run(scenario())
 
@@ -104,19 +112,22 @@ def test_a_store_whose_bytes_are_not_what_it_says_shows_nothing(tmp_path, house)
 def test_two_engines_that_compute_the_same_page_store_it_once(tmp_path, house):
     async def scenario():
         values, path = house.settings(), tmp_path / "s"
-        async with house.node_at(path, values) as node:
-            async with house.attach(path, values) as one, house.attach(path, values) as two:
-                stores = []
-                for it in (one, two):
-                    match = await it.cache.match(house.prompt(5))
-                    slots = it.cache.acquire(5)
-                    payload.fill(it.words, slots, payload.seeds(match.keys))
-                    stores.append(it.cache.store(match, slots))
-                done = [await store for store in stores]
-                for store in stores:
-                    store.close()
-                assert sorted((it.new, it.known) for it in done) == [(0, 5), (5, 0)]
-                assert node.host.residency.stats()[Tier.HOST].pages == 5
+        async with (
+            house.node_at(path, values) as node,
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+        ):
+            stores = []
+            for it in (one, two):
+                match = await it.cache.match(house.prompt(5))
+                slots = it.cache.acquire(5)
+                payload.fill(it.words, slots, payload.seeds(match.keys))
+                stores.append(it.cache.store(match, slots))
+            done = [await store for store in stores]
+            for store in stores:
+                store.close()
+            assert sorted((it.new, it.known) for it in done) == [(0, 5), (5, 0)]
+            assert node.host.residency.stats()[Tier.HOST].pages == 5
 
     asyncio.run(scenario())
 
@@ -124,12 +135,15 @@ def test_two_engines_that_compute_the_same_page_store_it_once(tmp_path, house):
 def test_pages_the_host_has_lost_are_stored_again_from_the_device(tmp_path, house):
     async def scenario():
         values, path = house.settings(host=6), tmp_path / "s"
-        async with house.node_at(path, values):
-            async with house.attach(path, values) as one, house.attach(path, values) as two:
-                await one.serve(house.prompt(4))
-                await two.serve(house.prompt(6, of=1))  # the host has no room for both
-                assert await one.serve(house.prompt(6)) == 4
-                assert (await two.cache.match(house.prompt(6))).pages == 6
+        async with (
+            house.node_at(path, values),
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+        ):
+            await one.serve(house.prompt(4))
+            await two.serve(house.prompt(6, of=1))  # the host has no room for both
+            assert await one.serve(house.prompt(6)) == 4
+            assert (await two.cache.match(house.prompt(6))).pages == 6
 
     asyncio.run(scenario())
 
@@ -137,17 +151,20 @@ def test_pages_the_host_has_lost_are_stored_again_from_the_device(tmp_path, hous
 def test_a_rotation_of_one_engine_is_the_others_when_they_rotate_too(tmp_path, house):
     async def scenario():
         values, path = house.settings(), tmp_path / "s"
-        async with house.node_at(path, values):
-            async with house.attach(path, values) as one, house.attach(path, values) as two:
-                await one.serve(house.prompt(3))
-                one.cache.rotate("2")
-                assert await one.serve(house.prompt(3)) == 0
-                assert (await two.cache.match(house.prompt(3))).pages == 3
-                two.cache.rotate("2")
-                assert await two.serve(house.prompt(3)) == 3
-                two.cache.rotate("3")
-                match = await two.cache.match(house.prompt(3))
-                assert match.reasons.tolist() == [Reason.OTHER_VERSION] * 3
+        async with (
+            house.node_at(path, values),
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+        ):
+            await one.serve(house.prompt(3))
+            one.cache.rotate("2")
+            assert await one.serve(house.prompt(3)) == 0
+            assert (await two.cache.match(house.prompt(3))).pages == 3
+            two.cache.rotate("2")
+            assert await two.serve(house.prompt(3)) == 3
+            two.cache.rotate("3")
+            match = await two.cache.match(house.prompt(3))
+            assert match.reasons.tolist() == [Reason.OTHER_VERSION] * 3
 
     asyncio.run(scenario())
 
@@ -204,7 +221,7 @@ def test_an_engine_with_other_pages_is_refused_with_both_sides_named(tmp_path, h
         path, values = tmp_path / "s", house.config_of(house.settings())
         larger = Group("kv", layers=4, heads=2, head_dim=32, itemsize=2)
         async with house.node_at(path, house.settings()):
-            with pytest.raises(NodeRefused, match="heads=2.*heads=1"):
+            with pytest.raises(NodeRefused, match=r"heads=2.*heads=1"):
                 await NodeCache.attach(path, values, house.device_pool(group=larger))
             with pytest.raises(NodeRefused, match="page_tokens: engine '16', node '8'"):
                 await NodeCache.attach(path, values, house.device_pool(page_tokens=16))
@@ -238,7 +255,7 @@ def test_a_socket_that_never_answers_is_an_error_in_time(tmp_path, house):
         with socket.socket(socket.AF_UNIX) as mute:
             mute.bind(str(tmp_path / "s"))
             mute.listen()
-            with pytest.raises(NodeLost, match="does not answer within 0.05 s"):
+            with pytest.raises(NodeLost, match=r"does not answer within 0.05 s"):
                 await NodeCache.attach(
                     *(tmp_path / "s", house.config_of(house.settings()), house.device_pool()),
                     patience_s=0.05,
@@ -256,10 +273,8 @@ def test_bytes_that_are_no_message_end_that_connection_alone(tmp_path, house, da
             writer.write(data)
             hello = codec.encode(messages.KIND_OF[messages.Ping], 1, 0, messages.Ping())
             writer.write(hello)
-            try:
+            with suppress(ConnectionResetError):
                 assert await reader.read() == b""
-            except ConnectionResetError:
-                pass
             writer.close()
             assert await it.serve(house.prompt(2)) == 0
 
@@ -340,6 +355,6 @@ def test_nothing_is_left_when_node_and_engines_are_gone(tmp_path, house):
 
     def count():
         gc.collect()  # a mapping goes with the last reference to it
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     asyncio.run(scenario())

@@ -84,7 +84,7 @@ async def stop_in_mid_store(order):
         tell(late="published")
     except NodeError as error:
         tell(late=f"{type(error).__name__}: {error}")
-    while cache._engine._attached is None:
+    while cache._engine._attached is None:  # noqa: ASYNC110 -- nobody else waits for it
         await asyncio.sleep(0.005)
     async with cache.store(match, slots) as store:
         tell(stored=(await store).new)

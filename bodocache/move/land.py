@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of pages that were moved for a load: they are placed, or lost; and how parts end."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.move.load import Load, Source
+from bodocache.move.part import Part, RowArray
+from bodocache.move.residency import Residency
+from bodocache.pages import NOWHERE, Reason, Tier
+from bodocache.pools import OwnedPool
+
+
+class Lander:
+    """Takes note of what loads move. Only what has its digest is ever placed."""
+
+    def __init__(self, residency: Residency, now_s: Callable[[], float]) -> None:
+        self.failed_checks = 0
+        self._residency = residency
+        self._now_s = now_s
+
+    def land(self, part: Part, chosen: RowArray, verified: NDArray[np.bool_]) -> None:
+        """Pages ``chosen`` were sent; those that did not verify are worth nothing."""
+        good, bad = chosen[verified], chosen[~verified]
+        if len(bad):
+            self.failed_checks += len(bad)
+            self.lose(part, bad, Tier.HOST, np.full(len(bad), Reason.CORRUPT, np.uint8))
+        if not len(good):
+            return
+        if part.source is Tier.DISK:
+            self._keep_on_host(part, good)
+        if isinstance(self._residency.device, OwnedPool):
+            self._settle_on_device(part, good)
+        part.landed += len(good)
+        part.landed_s = max(part.landed_s, self._now_s())
+        part.link.moved(self._now_s(), len(good) * part.page_nbytes)
+        part.load.arrive(part.positions[good], part.source)
+
+    def lose(self, part: Part, chosen: RowArray, tier: Tier, reasons: NDArray[np.uint8]) -> None:
+        """Copies that failed are dropped: the next lookup does not find them."""
+        rows = part.rows[chosen]
+        there = self._residency.lies_in(rows, tier)
+        for reason in np.unique(reasons[there]):
+            self._residency.drop(rows[there & (reasons == reason)], tier, Reason(reason))
+        part.load.fail(part.positions[chosen], reasons)
+
+    def break_off(self, part: Part) -> None:
+        """What of ``part`` has not arrived will not come."""
+        part.left = part.left[:0]
+        part.load.fail(part.positions, np.full(len(part.rows), Reason.IO_ERROR, np.uint8))
+
+    def without_room(self, load: Load, positions: RowArray) -> None:
+        """There is no slot, or no place in a queue, for the pages at ``positions``."""
+        load.fail(positions, np.full(len(positions), Reason.NO_ROOM, np.uint8))
+        self.free_targets(load, positions)
+
+    def end_part(self, part: Part, source: Source) -> None:
+        """Nothing of ``part`` is under way or will be: let go of its pages and slots."""
+        residency, link = self._residency, part.link
+        part.is_over = True
+        residency.host.drop(part.host_slots)
+        residency.device.drop(part.device_slots)
+        if part.source is Tier.DISK:
+            residency.give_back(part.host_slots[~part.kept], Tier.HOST)
+        is_whole = part.landed == len(part.rows)
+        link.end(
+            part.landed_s if is_whole else self._now_s(),
+            begun_s=part.load.begun_s,
+            pages=part.landed,
+            nbytes=part.landed * part.page_nbytes,
+        )
+        ticket = part.ticket
+        if is_whole and part.prediction is not None and ticket and not ticket.was_overtaken:
+            link.calibration.judge(part.prediction, part.landed_s)
+        if not is_whole:
+            self.free_targets(part.load, part.positions)
+        residency.unpin(part.rows)
+        if ticket is not None:
+            link.queue.leave(ticket)
+        part.load.end_part(source)
+
+    def free_targets(self, load: Load, positions: RowArray) -> None:
+        """Give back the device slots of pages that did not come."""
+        if not isinstance(self._residency.device, OwnedPool) or not len(positions):
+            return
+        slots = load.slots[positions]
+        unused = (slots != NOWHERE) & (
+            self._residency.slots(load.rows[positions], Tier.DEVICE) != slots
+        )
+        self._residency.give_back(slots[unused], Tier.DEVICE)
+        load.slots[positions[unused]] = NOWHERE
+
+    def _settle_on_device(self, part: Part, chosen: RowArray) -> None:
+        """Place pages that landed; where another load was faster, its copy is the one."""
+        residency, load = self._residency, part.load
+        rows, positions = part.rows[chosen], part.positions[chosen]
+        beaten = residency.lies_in(rows, Tier.DEVICE)
+        if beaten.any():
+            residency.give_back(load.slots[positions[beaten]], Tier.DEVICE)
+            load.slots[positions[beaten]] = residency.slots(rows[beaten], Tier.DEVICE)
+        residency.place(rows[~beaten], Tier.DEVICE, load.slots[positions[~beaten]])
+
+    def _keep_on_host(self, part: Part, chosen: RowArray) -> None:
+        """Pages read from disk stay on the host, unless another load brought them first."""
+        fresh = chosen[~self._residency.lies_in(part.rows[chosen], Tier.HOST)]
+        self._residency.place(part.rows[fresh], Tier.HOST, part.host_slots[fresh])
+        part.kept[fresh] = True
