@@ -58,6 +58,25 @@ class BlockingLoad:
         """Whole pages, from the first on, that are in their slots and verified."""
         return self._loop.call(lambda: self._load.landed)
 
+    @property
+    def recompute(self) -> range:
+        """The tokens that the engine must compute; final from the commit on."""
+        return self._loop.call(lambda: self._load.recompute)
+
+    def commit(self, pages: int | None = None) -> range:
+        """Fix the tokens that are loaded, and return them; see :meth:`Load.commit`."""
+        return self._loop.call(lambda: self._load.commit(pages))
+
+    def cut(self, pages: int) -> None:
+        """Load no more than the first ``pages``; see :meth:`Load.cut`."""
+        self._loop.call(lambda: self._load.cut(pages))
+
+    def wait_layer(
+        self, index: int, stream: object | None = None, *, timeout_s: float | None = None
+    ) -> None:
+        """Wait for a layer of the committed pages; see :meth:`Load.wait_layer`."""
+        self._load.wait_layer(index, stream, timeout_s=timeout_s)
+
     def cancel(self) -> None:
         """Begin nothing more; what has landed is the result."""
         self._loop.call(self._load.cancel)

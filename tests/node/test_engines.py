@@ -358,3 +358,41 @@ def test_nothing_is_left_when_node_and_engines_are_gone(tmp_path, house):
         return len(list(Path("/proc/self/fd").iterdir()))
 
     asyncio.run(scenario())
+
+
+def test_a_load_that_is_cut_before_its_commit_keeps_what_landed(tmp_path, house):
+    async def scenario():
+        values, path = house.settings(tmp_path), tmp_path / "s"
+        async with house.node_at(path, values), house.attach(path, values) as it:
+            await it.serve(house.prompt(6))
+            async with house.attach(path, values) as other:
+                match = await other.cache.match(house.prompt(6))
+                with other.cache.load(match) as load:
+                    load.cut(2)
+                    assert load.commit() == range(2 * house.PAGE_TOKENS)
+                    loaded = await load
+                    assert loaded.pages == 2
+                    assert loaded.reasons.tolist() == [Reason.CUT] * 4
+                    await load.released
+                assert await other.serve(house.prompt(6)) == 6
+
+    asyncio.run(scenario())
+
+
+def test_layers_of_a_committed_load_come_and_its_bytes_are_right(tmp_path, house):
+    async def scenario():
+        values, path = house.settings(tmp_path), tmp_path / "s"
+        async with house.node_at(path, values), house.attach(path, values) as it:
+            await it.serve(house.prompt(6))
+        async with house.node_at(path, values), house.attach(path, values) as it:
+            match = await it.cache.match(house.prompt(6))
+            with it.cache.load(match, start_s=0.0, compute_s=[1e-3] * 4) as load:
+                committed = load.commit()
+                for layer in range(4):
+                    await load.layer(layer)
+                slots = (await load).slots
+                seeds = payload.seeds(match.keys)[: len(slots)]
+                assert len(slots) * house.PAGE_TOKENS == len(committed) > 0
+                assert payload.count_wrong_bytes(it.words, slots, seeds) == 0
+
+    asyncio.run(scenario())
