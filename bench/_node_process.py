@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node that also measures the gaps of its own loop, for bench/node.py.
 
-Arguments: configuration, socket. A line on standard input is answered with the gaps since the last.
+Arguments: configuration, socket. A line on standard input is answered with the gaps since the last;
+after "sample" they are sampled, after any other line not, so that CPU time is the node's alone.
 """
 
 import asyncio
@@ -20,12 +21,13 @@ class Gaps:
     """How late a timer of 2 ms fires: how long the loop did not turn."""
 
     def __init__(self) -> None:
+        self.is_on = True
         self._late_s: list[float] = []
         self._cpu_s = time.process_time()
 
     async def sample(self) -> None:
-        """Sample until cancelled."""
-        while True:
+        """Sample while it is on."""
+        while self.is_on:
             begun_s = time.perf_counter()
             await asyncio.sleep(EVERY_S)
             self._late_s.append(time.perf_counter() - begun_s - EVERY_S)
@@ -46,11 +48,16 @@ async def _main(config: Path, path: Path) -> None:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with serve(load_config(config), path), asyncio.TaskGroup() as group:
-        sampling = group.create_task(gaps.sample())
         print("ready", flush=True)
-        while await reader.readline():
+        gaps.is_on = False
+        while line := await reader.readline():
             print(json.dumps(gaps.take()), flush=True)
-        sampling.cancel()
+            if line == b"sample\n" and not gaps.is_on:
+                gaps.is_on = True
+                group.create_task(gaps.sample())
+            elif line != b"sample\n":
+                gaps.is_on = False
+        gaps.is_on = False
 
 
 if __name__ == "__main__":

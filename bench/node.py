@@ -67,10 +67,10 @@ class NodeProcess:
         )
         self._line()
 
-    def gaps(self) -> dict[str, float]:
-        """Of its loop, since the last call."""
+    def gaps(self, *, then: str = "rest") -> dict[str, float]:
+        """Of its loop, since the last call; ``then``: "sample" on, or "rest"."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{then}\n")
         self._process.stdin.flush()
         figures: dict[str, float] = json.loads(self._line())
         return figures
@@ -204,7 +204,7 @@ async def _measure(config: Path, path: Path, node: NodeProcess) -> list[dict[str
         rows = await _time_loads(engines, node)
         for beside in ("nothing", "a thread that burns Python"):
             for mode, engine in engines.items():
-                node.gaps()
+                node.gaps(then="sample")
                 if beside == "nothing":
                     ours = await _sample(engine, Gaps())
                 else:

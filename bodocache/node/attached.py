@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bodocache.errors import NodeFenced
 from bodocache.layout import Layout
 from bodocache.move.copies import Copies
 from bodocache.node import memory, messages
@@ -25,9 +26,15 @@ class Attached:
     def __init__(self, channel: Channel, copies: Copies) -> None:
         self.channel = channel
         self.copies = copies
+        self.is_fenced = False  # what was leased before is not ours to write to
         self._copying = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def check_epoch(self, epoch: int) -> None:
+        """Raise NodeFenced if what was leased in ``epoch`` is not ours any more."""
+        if self.is_fenced or self.channel.welcome.epoch != epoch:
+            raise NodeFenced(f"the engine's epoch {epoch} is over; it was silent for too long")
 
     async def run(self, pages: int, copy: Callable[[], T]) -> T:
         """See :meth:`bodocache.move.copies.Copies.run`; called by tasks that nobody cancels."""

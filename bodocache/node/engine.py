@@ -237,7 +237,10 @@ class Engine:
         """We were silent for too long: what we held at the node is others'."""
         if self._attached is not attached:
             return
-        self._attached = None  # until the node knows that we write no more
+        self._attached, attached.is_fenced = (
+            None,
+            True,
+        )  # until the node knows that we write no more
         self.trouble = NodeFenced("this engine was silent for too long; what it held is lost")
         _log.error("%s", self.trouble)
         self._let_go()
@@ -252,7 +255,7 @@ class Engine:
             attached.channel.close()
             self._lost.set()
             return
-        self._attached = attached
+        self._attached, attached.is_fenced = attached, False
 
     # Notes of the node
 

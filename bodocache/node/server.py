@@ -129,7 +129,9 @@ class Connection(asyncio.Protocol):
         if self.session is None:
             self._forget()
             return
-        if not self.session.is_fenced:
+        if self.session.is_fenced:
+            _log.info("engine %d (pid %d) is gone", self.session.epoch, self.session.pid)
+        else:
             self._fence("left without a word" if exc is None else str(exc))
         if self.session.quarantined:
             self._door.gone.add(self)

@@ -5,15 +5,17 @@ What goes wrong between the two is a refusal, with a line in the log: nothing of
 found then.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import digest
-from bodocache.errors import BodoCacheError
+from bodocache.errors import BodoCacheError, NodeLost
 from bodocache.hints.reuse import Said
 from bodocache.move.link import Link
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
@@ -26,6 +28,8 @@ from bodocache.node.said import said_to_json
 from bodocache.pages import Tier
 
 _log = logging.getLogger(__name__)
+
+PATIENCE_S = 5.0  # with the node, which makes a store wait up to 1 s for its disk (move/writer.py)
 
 
 class NodeStorer:
@@ -118,17 +122,20 @@ class NodeStorer:
         self, number: int, keys: KeyArray, slots: SlotArray, said: Said, attached: Attached
     ) -> tuple[RowArray, RowArray]:
         """Positions of the pages that can be found from now on, and of those that could before."""
-        supplied, request = len(keys) - len(slots), attached.channel.request
-        reserved = await request(messages.Reserve(number, supplied, keys))
+        supplied, channel = len(keys) - len(slots), attached.channel
+        epoch = channel.welcome.epoch
+        answer = channel.request(messages.Reserve(number, supplied, keys))
         digests = np.empty((0, 2), np.uint64)
         try:
+            reserved = await _in_time(answer)
             if len(reserved.slots):
+                attached.check_epoch(epoch)  # nothing is awaited from here to the copy
                 mine = slots[reserved.positions - supplied]
                 raw = await self._copy(mine, reserved.slots, attached)
                 digests = digest.seeded(raw, keys[reserved.positions])
-        finally:  # without a digest the slots go back
-            answer = request(messages.Publish(number, said_to_json(said), digests))
-        published = await answer
+        finally:  # without a digest the slots go back, however late they were given
+            answer = channel.request(messages.Publish(number, said_to_json(said), digests))
+        published = await _in_time(answer)
         return published.shown, np.union1d(reserved.known, published.known)
 
     async def _copy(
@@ -153,3 +160,12 @@ class NodeStorer:
             spare = store.spare_slots
             residency.give_back(spare[residency.owners(spare) < 0], Tier.DEVICE)
         residency.unpin(store.held_rows)
+
+
+async def _in_time(answer: "asyncio.Future[Any]") -> Any:
+    """The answer, or NodeLost when the node is silent for PATIENCE_S."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await answer
+    except TimeoutError:
+        raise NodeLost(f"the node did not answer within {PATIENCE_S:g} s") from None

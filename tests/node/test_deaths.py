@@ -152,7 +152,7 @@ def test_when_the_node_is_killed_pages_are_misses_until_it_is_back(tmp_path, hou
     asyncio.run(scenario())
 
 
-def test_a_node_that_stands_still_costs_no_load_its_deadline(tmp_path, house, zygote):
+def test_a_node_that_stands_still_costs_no_load_its_deadline(tmp_path, house, zygote, monkeypatch):
     async def scenario():
         values, path = house.settings(), tmp_path / "s"
         pid = await zygote.start("be_a_node", path, values)
@@ -172,9 +172,14 @@ def test_a_node_that_stands_still_costs_no_load_its_deadline(tmp_path, house, zy
                 assert loaded.reasons.tolist() == [Reason.LATE] * 6
                 lost = await it.cache.match(house.prompt(6))
                 assert lost.reasons.tolist() == [Reason.UNAVAILABLE] * 6
+                monkeypatch.setattr("bodocache.node.stores.PATIENCE_S", 0.05)
+                async with it.cache.store(lost, it.cache.acquire(6)) as store:
+                    assert (await store).refused == 6
+                monkeypatch.undo()
             finally:
                 os.kill(pid, signal.SIGCONT)
             assert await it.serve(house.prompt(6)) == 6
+            assert (await it.cache.node_stats())["leased_slots"] == 0  # of the late store's
         os.kill(pid, signal.SIGTERM)
         assert await zygote.hears(pid, "ended")
 

@@ -396,3 +396,20 @@ def test_layers_of_a_committed_load_come_and_its_bytes_are_right(tmp_path, house
                 assert payload.count_wrong_bytes(it.words, slots, seeds) == 0
 
     asyncio.run(scenario())
+
+
+def test_a_fenced_engine_writes_to_no_slot_that_it_was_leased_before(tmp_path, house):
+    async def scenario():
+        values, path = house.settings(), tmp_path / "s"
+        async with house.node_at(path, values) as node, house.attach(path, values) as it:
+            pool = node.host.residency.host
+            pool.rows[:] = 7
+            match = await it.cache.match(house.prompt(4))
+            slots = it.cache.acquire(4)
+            payload.fill(it.words, slots, payload.seeds(match.keys))
+            it.cache._engine._attached.is_fenced = True
+            async with it.cache.store(match, slots) as store:
+                assert (await store).refused == 4
+            assert (pool.rows == 7).all()
+
+    asyncio.run(scenario())
