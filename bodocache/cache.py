@@ -28,6 +28,7 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
+from bodocache.move.decide import Decide
 from bodocache.move.load import Load
 from bodocache.move.mover import Mover
 from bodocache.move.orchestrator import Orchestrator, Traffic
@@ -99,13 +100,15 @@ class Cache:
         backend: Backend | None = None,
         clock: Clock | None = None,
         on_extent: Callable[[Extent], None] | None = None,
+        decide: Decide | None = None,
     ) -> "Cache":
         """Open a cache that serves the device pool ``pool``.
 
         Planner code is compiled here if no compiled copy is on disk (seconds, once a version).
         ``group`` is what the pages of a borrowed pool hold; an owned pool knows. ``backend`` takes
         the place of ``tiers.disk``; it is closed with the cache. ``on_extent`` is told of every
-        read and write of the disk tier, on the loop.
+        read and write of the disk tier, on the loop. ``decide``: of an engine whose ranks must do
+        the same; told of every cut that this rank's clock proposes (docs/loads.md).
 
         Raises:
             ConfigError: a tier is too small for one page, or a field is out of range.
@@ -138,6 +141,8 @@ class Cache:
             rules=rules_of(config),
             hints=config.hints,
         )
+        if decide is not None:
+            orchestrator.decider.consult(decide)
         cache = cls(orchestrator, config.identity.tenant_domain, root)
         try:
             cache.recovered_pages = await orchestrator.open()
@@ -424,7 +429,8 @@ class Cache:
             before = await self._hashed(pages, hasher, self._older)
             stored = await self._holds(before[len(tiers) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        return Match(version, keys, len(tiers), tiers, reasons, said)
+        forecast = self._orchestrator.forecast(tiers)
+        return Match(version, keys, len(tiers), tiers, reasons, said, forecast)
 
     # What a cache on a node asks its node (node/client.py)
 

@@ -12,6 +12,15 @@ NOTHING_SAID = Said()
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a load of a match would take if it came at once, in seconds."""
+
+    mean_s: float
+    finish_s: float  # nine of ten are sooner
+    recompute_s: float  # of the same pages, as planner.recompute_s_per_token says
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """What the cache holds of one prompt, as it was when asked."""
 
@@ -21,3 +30,4 @@ class Match:
     tiers: NDArray[np.uint8]  # fastest Tier of each restorable page
     reasons: NDArray[np.uint8]  # Reason of each page behind them
     said: Said = NOTHING_SAID  # what the caller told with the request
+    forecast: Forecast | None = None  # None: a link on the way was never measured

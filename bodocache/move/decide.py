@@ -1,40 +1,238 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides loads: whether, from where, how much of it, and when it has taken too long."""
+"""Decides loads: whether and from where, how much of each, and when it has taken too long.
 
+Only loads whose engines said when they need them. All are looked at together, whenever something of
+one has arrived, at most every millisecond; and when nothing arrives that should have. Two looks
+must agree on a cut. A rank that follows another decides nothing by its own clock: its engine calls
+``load.cut`` and ``load.commit`` with what the other has decided.
+"""
+
+import asyncio
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.match import Forecast
+from bodocache.move.choice import Choice, Proposal, Why
+from bodocache.move.link import Link
 from bodocache.move.load import Load
+from bodocache.move.outlook import Outlook, Watched, nowhere
 from bodocache.move.part import Part
+from bodocache.move.queue import CHUNK_S, PATIENCE_S, Priority
+from bodocache.pages import Tier
+
+RowArray = NDArray[np.int64]
+
+GAP_S = 1e-3  # between two looks
+LONGEST_GAP_S = 0.1  # while nothing arrives
+
+
+Decide = Callable[[Load, Proposal], int | None]
+"""Told of every proposal; how many pages to keep, or None: not decided here. For the rank that
+decides it returns ``proposal.pages`` and tells the others; for one that follows, None."""
+
+
+def decide_alone(_: Load, proposal: Proposal) -> int | None:
+    """What is proposed is done."""
+    return proposal.pages
 
 
 class Decider:
     """Looks at loads whose engines said when they need them."""
 
-    def __init__(self, *, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        outlook: Outlook,
+        links: dict[Tier, Link],
+        *,
+        lies_in: Callable[[RowArray, Tier], NDArray[np.bool_]],
+        is_on: bool,
+        now_s: Callable[[], float],
+    ) -> None:
+        """``is_on``: off, nothing is cut before its deadline (features.tardiness). ``lies_in``:
+        whether each row of the page table has a copy in a tier.
+        """
+        self.cuts = dict.fromkeys(Why, 0)
+        self.reroute: Callable[[Part, Tier], None] = lambda _part, _tier: None
+        self._outlook = outlook
+        self._links = links
+        self._lies_in = lies_in
+        self._decide: Decide = decide_alone
+        self._is_alone = True
+        self._is_on = is_on
         self._now_s = now_s
+        self._loop = asyncio.get_running_loop()
+        self._watched: dict[Load, Watched] = {}
+        self._looked_s = -np.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle_gap_s = 2 * CHUNK_S
+
+    def consult(self, decide: Decide) -> None:
+        """Ask ``decide`` from now on: other ranks must do as this one, or this one as they."""
+        self._decide, self._is_alone = decide, False
 
     def before_first_byte(
         self, load: Load, wanted: NDArray[np.int64], sources: NDArray[np.int64]
     ) -> None:
-        """Cut what would come later than the engine computes it."""
+        """Cut what would come later than the engine computes it. Nothing has begun yet."""
+        if not self._is_on or not len(wanted):
+            return
+        self._choose_sources(load, wanted, sources)
+        one = Watched(load, nowhere(len(load.rows)))
+        one.sources[wanted] = sources
+        self._watched[load] = one
+        load.before_commit = self._before_commit
+        self._apply_first(one)
+        load.on_settled(lambda: self._watched.__delitem__(load))
 
     def watch(self, part: Part) -> None:
-        """``part`` waits for its turn."""
+        """``part`` is about to wait for its turn."""
+        one = self._watched.get(part.load)
+        if one is not None:
+            one.parts.append(part)
+            one.sources[part.positions] = part.source
+            self._look_again(self._idle_gap_s)
 
     def progress(self, part: Part) -> None:
-        """Something of ``part`` has arrived."""
+        """Something of ``part`` has arrived, or failed."""
+        if part.load in self._watched:
+            self._idle_gap_s = 2 * CHUNK_S
+            if self._now_s() - self._looked_s >= GAP_S:
+                self._look()
+            else:
+                self._look_again(GAP_S)
 
     def too_late(self, load: Load) -> None:
-        """The deadline has passed."""
-        load.settle()
-        load.abandon()
+        """The deadline has passed: what has landed is the result."""
+        if load.done:
+            return
+        if self._decide(load, Proposal(load.landed, Why.DEADLINE)) is not None:
+            self.cuts[Why.DEADLINE] += 1
+            load.settle()
+            load.abandon()
+
+    def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
+        """When a load that comes now would be there; None where a link was never measured."""
+        mean_s = finish_s = 0.0
+        due_s = self._now_s() + PATIENCE_S[Priority.LOAD]
+        for tier, link in self._links.items():
+            nbytes = int(np.count_nonzero(tiers == tier)) * self._outlook.page_nbytes
+            if nbytes:
+                one = link.predict(nbytes, link.queue.ahead_of(due_s))
+                if one is None:
+                    return None
+                mean_s = max(mean_s, one.mean_s - one.made_s)
+                finish_s = max(finish_s, one.finish_s - one.made_s)
+        return Forecast(mean_s, finish_s, self._outlook.recompute_s(len(tiers)))
 
     def backend_deadline_s(self, load: Load) -> float:
-        """When storage gives up by itself."""
-        return load.deadline_s
+        """When storage gives up by itself: where others decide, it does not."""
+        return load.deadline_s if self._is_alone else np.inf
 
     def close(self) -> None:
         """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _before_commit(self, load: Load) -> None:
+        if load in self._watched:
+            self._look()
+
+    def _look_again(self, delay_s: float) -> None:
+        """Look in ``delay_s``, or before."""
+        at_s = self._loop.time() + delay_s
+        if self._timer is not None:
+            if self._timer.when() <= at_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, self._look_by_timer)
+
+    def _look_by_timer(self) -> None:
+        self._timer = None
+        if self._watched:
+            self._idle_gap_s = min(LONGEST_GAP_S, 1.5 * self._idle_gap_s)
+            self._look()
+
+    def _apply_first(self, one: Watched) -> None:
+        """Decide a load before its first byte, behind and beside all others."""
+        now_s, watched = self._now_s(), list(self._watched.values())
+        choice = self._outlook.look(watched, now_s)[-1]
+        if choice is not None:
+            self._apply(one, choice, now_s)
+
+    def _choose_sources(self, load: Load, wanted: RowArray, sources: NDArray[np.int64]) -> None:
+        """Read from disk what lies on the host too, where that is predicted to be sooner."""
+        on_host = np.flatnonzero(sources == Tier.HOST)
+        if not len(on_host):
+            return
+        on_both = on_host[self._lies_in(load.rows[wanted[on_host]], Tier.DISK)]
+        if len(on_both) and self._is_sooner(load, len(on_both), Tier.DISK, Tier.HOST):
+            sources[on_both] = Tier.DISK
+
+    def _is_sooner(self, load: Load, pages: int, tier: Tier, than: Tier) -> bool:
+        """Whether ``pages`` are predicted to come sooner, by more than a chunk, from ``tier``."""
+        due_s = load.terms.due_s(self._now_s())
+        there, here = (
+            self._links[one].predict(
+                pages * self._outlook.page_nbytes, self._links[one].queue.ahead_of(due_s)
+            )
+            for one in (tier, than)
+        )
+        return bool(there and here and there.finish_s + CHUNK_S < here.finish_s)
+
+    def _look(self) -> None:
+        self._looked_s = now_s = self._now_s()
+        watched = list(self._watched.values())
+        choices = self._outlook.look(watched, now_s)
+        for one, choice in zip(watched, choices, strict=True):
+            if choice is not None and not one.load.done:
+                one.cut_at = choice.cut_at
+                self._apply(one, choice, now_s)
+        if any(one.cut_at >= 0 for one in self._watched.values()):
+            self._look_again(GAP_S)  # once more, and it is cut
+        elif any(one.parts for one in self._watched.values()):
+            self._look_again(self._idle_gap_s)
+
+    def _apply(self, one: Watched, choice: Choice, now_s: float) -> None:
+        load = one.load
+        load.outlook = choice
+        if choice.is_whole:
+            self._order(one, choice, now_s)
+            return
+        if one.is_begun and self._nearly_over(one):
+            return
+        why = Why.TARDY if one.is_begun else Why.BEFORE
+        pages = self._decide(load, Proposal(choice.pages, why))
+        if pages is not None and pages < load.wanted:
+            self.cuts[why] += 1
+            one.cut_at = -1
+            load.cut(pages)
+
+    def _order(self, one: Watched, choice: Choice, now_s: float) -> None:
+        """Let a load that its link cannot serve in time go after those that it can."""
+        due_s, last_s = one.load.terms.due_s(one.load.begun_s), now_s + PATIENCE_S[Priority.LOAD]
+        for part in list(one.parts):
+            if part.is_over or part.ticket is None:
+                continue
+            if not choice.is_demoted and np.isfinite(due_s) and part.ticket.due_s != due_s:
+                part.link.queue.start(part.ticket, due_s)
+            elif choice.is_demoted and part.ticket.due_s < last_s - GAP_S:
+                part.link.queue.start(part.ticket, max(due_s, last_s))
+            if choice.late_s > 0 and len(part.left):
+                self._ask_another(part)
+
+    def _ask_another(self, part: Part) -> None:
+        """What turned late and has not begun may come sooner from another tier that holds it."""
+        other = Tier.HOST if part.source is Tier.DISK else Tier.DISK
+        pages = np.count_nonzero(self._lies_in(part.rows[part.left], other))
+        if pages and self._is_sooner(part.load, int(pages), other, part.source):
+            self.reroute(part, other)
+
+    def _nearly_over(self, one: Watched) -> bool:
+        """Whether so little is left that it is there by the time a cut has taken effect."""
+        for part in one.parts:
+            known = part.link.estimate()
+            if known is None or part.left_nbytes > 2 * CHUNK_S * known.rate:
+                return False
+        return True

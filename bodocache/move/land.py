@@ -49,7 +49,8 @@ class Lander:
     def break_off(self, part: Part) -> None:
         """What of ``part`` has not arrived will not come."""
         part.left = part.left[:0]
-        part.load.fail(part.positions, np.full(len(part.rows), Reason.IO_ERROR, np.uint8))
+        lost = part.positions[part.ours]
+        part.load.fail(lost, np.full(len(lost), Reason.IO_ERROR, np.uint8))
 
     def without_room(self, load: Load, positions: RowArray) -> None:
         """There is no slot, or no place in a queue, for the pages at ``positions``."""
@@ -64,7 +65,7 @@ class Lander:
         residency.device.drop(part.device_slots)
         if part.source is Tier.DISK:
             residency.give_back(part.host_slots[~part.kept], Tier.HOST)
-        is_whole = part.landed == len(part.rows)
+        is_whole = part.landed == np.count_nonzero(part.ours)
         link.end(
             part.landed_s if is_whole else self._now_s(),
             begun_s=part.load.begun_s,
@@ -75,7 +76,7 @@ class Lander:
         if is_whole and part.prediction is not None and ticket and not ticket.was_overtaken:
             link.calibration.judge(part.prediction, part.landed_s)
         if not is_whole:
-            self.free_targets(part.load, part.positions)
+            self.free_targets(part.load, part.positions[part.ours])
         residency.unpin(part.rows)
         if ticket is not None:
             link.queue.leave(ticket)

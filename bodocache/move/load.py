@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError, LoadFailed
-from bodocache.move.calibration import Prediction  # noqa: TC001 -- as the others
+from bodocache.move.choice import Choice  # noqa: TC001 -- as the others
 from bodocache.move.layers import Layers
 from bodocache.move.terms import Terms
 from bodocache.pages import Reason, Tier
@@ -66,7 +66,7 @@ class Load:
         self.terms = terms
         self.parts = 0  # parts that may still write to our slots
         self.wanted = len(rows)  # pages that are still to come or have come: all before a cut
-        self.prediction: Prediction | None = None  # of its last byte, as last looked at
+        self.outlook: Choice | None = None  # as last looked at, of a load that may be cut
         self.before_commit: Callable[[Load], None] = lambda _: None  # the last chance to cut
         self._page_tokens = page_tokens
         self._num_layers = layers
@@ -210,7 +210,7 @@ class Load:
     def cancel(self) -> None:
         """Begin nothing more; what has landed is the result. Harmless when done."""
         if not self.done:
-            lost = self._are_missing() & ~self._has_failed
+            lost = self.are_missing & ~self._has_failed
             self._reasons[: self.wanted][lost[: self.wanted]] = Reason.CANCELLED
             self.settle()
         self.abandon()
@@ -238,6 +238,10 @@ class Load:
     def abandon(self) -> None:
         """Nothing more is wanted of what has not arrived."""
         self.wanted = 0
+        self.look_over()
+
+    def look_over(self) -> None:
+        """Let sources begin nothing that is not wanted any more of them."""
         for source in list(self._sources):
             source.trim()
 
@@ -289,7 +293,7 @@ class Load:
         if self.done:
             return
         pages = self._leading()
-        came = ~self._are_missing()[: self.wanted]  # those behind one that did not come:
+        came = ~self.are_missing[: self.wanted]  # those behind one that did not come:
         self._reasons[: self.wanted][came] = Reason.UNREACHABLE
         self._result.set_result(
             Loaded(
@@ -331,8 +335,7 @@ class Load:
         self.wanted = pages
         behind = np.arange(len(self.rows)) >= pages
         self._reasons[behind & ~self._has_failed] = Reason.CUT
-        for source in list(self._sources):
-            source.trim()
+        self.look_over()
 
     def _settle_if_whole(self) -> None:
         """A load that is cut or committed is done with its last page, whatever still drains."""
@@ -362,12 +365,14 @@ class Load:
             raise failure
         return loaded
 
-    def _are_missing(self) -> NDArray[np.bool_]:
+    @property
+    def are_missing(self) -> NDArray[np.bool_]:
+        """Which pages have not arrived."""
         missing: NDArray[np.bool_] = self._whole_layers < self._num_layers
         return missing
 
     def _leading(self) -> int:
-        missing = np.flatnonzero(self._are_missing()[: self.wanted])
+        missing = np.flatnonzero(self.are_missing[: self.wanted])
         return int(missing[0]) if len(missing) else self.wanted
 
     def _tokens(self, first: int, end: int) -> range:

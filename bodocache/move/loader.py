@@ -50,6 +50,7 @@ class Loader:
         self._page_tokens = page_tokens
         self._loop = asyncio.get_running_loop()
         self._live: set[Load] = set()
+        decider.reroute = self._reroute
 
     @property
     def hits(self) -> dict[Tier, int]:
@@ -166,6 +167,7 @@ class Loader:
                 digests=residency.table.digests[rows],
                 kept=np.zeros(len(rows), np.bool_),
                 left=np.arange(len(rows)),
+                ours=np.ones(len(rows), np.bool_),
             )
         )
 
@@ -179,6 +181,13 @@ class Loader:
         part.prediction = part.link.predict_ticket(part.ticket)
         self._decider.watch(part)
         queue.start(part.ticket)
+
+    def _reroute(self, part: Part, tier: Tier) -> None:
+        """Bring what of ``part`` has not begun from ``tier``, as far as it lies there."""
+        chosen = part.left[self._residency.lies_in(part.rows[part.left], tier)]
+        part.give_up(chosen)
+        self._begin_part(part.load, tier, part.positions[chosen])
+        part.load.look_over()
 
     def _work(self, part: Part) -> Reads | Copying:
         if part.source is Tier.DISK:

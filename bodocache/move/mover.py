@@ -4,9 +4,13 @@
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bodocache.hints.actions import Action, Outcome
 from bodocache.hints.reuse import Said
 from bodocache.hints.stats import HintStats
+from bodocache.match import Forecast
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Traffic
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
@@ -57,6 +61,10 @@ class Mover(Protocol):
 
     def load(self, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """Begin to bring pages to the device."""
+        ...
+
+    def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
+        """When a load of pages that lie in ``tiers`` would be there; None if nobody knows."""
         ...
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:

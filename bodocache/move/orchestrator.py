@@ -16,6 +16,8 @@ from bodocache.clock import Clock
 from bodocache.config import HintsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
+from bodocache.match import Forecast
+from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
@@ -23,7 +25,9 @@ from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
+from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
+from bodocache.move.queue import CHUNK_S
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
@@ -31,6 +35,7 @@ from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Tier
+from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 
 
@@ -43,6 +48,7 @@ class Traffic:
     hits: dict[Tier, int]  # pages delivered by loads, by the tier they came from
     evicted: dict[Tier, int]
     failed_checks: int  # pages whose bytes failed the digest between host and device
+    cuts: dict[Why, int]  # of loads
     not_admitted: int
     task_failures: int
 
@@ -75,15 +81,32 @@ class Orchestrator:
             recompute=recompute,
             now_s=clock.now_s,
         )
+        loading = {
+            Tier.HOST: self._links["host->device"],
+            Tier.DISK: self._links["disk->device"],
+        }
+        outlook = Outlook(
+            loading,
+            page_nbytes=host.layout.page_nbytes,
+            page_tokens=recompute.page_tokens,
+            token_s=recompute.base_s,
+            slope_s=recompute.slope_s,
+            layers=self._copies.num_layers,
+            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
+        )
+        self.decider = Decider(
+            outlook,
+            loading,
+            lies_in=self.residency.lies_in,
+            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
+            now_s=clock.now_s,
+        )
         self._loader = Loader(
             self.residency,
-            links={
-                Tier.HOST: self._links["host->device"],
-                Tier.DISK: self._links["disk->device"],
-            },
+            links=loading,
             copies=self._copies,
             nursery=self._nursery,
-            decider=Decider(now_s=clock.now_s),
+            decider=self.decider,
             now_s=clock.now_s,
             page_tokens=recompute.page_tokens,
         )
@@ -158,6 +181,10 @@ class Orchestrator:
         """See :meth:`bodocache.cache.Cache.load`."""
         return self._loader.begin(keys, slots, terms)
 
+    def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
+        """When a load of pages that lie in ``tiers`` would be there, if it came now."""
+        return self.decider.forecast(tiers)
+
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         store = self._storer.begin(keys, slots, origin)
@@ -181,6 +208,7 @@ class Orchestrator:
             hits=self._loader.hits,
             evicted=dict(self.residency.evicted),
             failed_checks=self._loader.failed_checks,
+            cuts=dict(self.decider.cuts),
             not_admitted=self._writer.refused if self._writer else 0,
             task_failures=self._nursery.failures + (self._writer.failures if self._writer else 0),
         )

@@ -39,6 +39,7 @@ class Part:
     digests: NDArray[np.uint64]  # seeded
     kept: NDArray[np.bool_]  # pages read from disk whose host slot is the cache's from then on
     left: RowArray  # which have not begun
+    ours: NDArray[np.bool_]  # which no other source was asked for since
     ticket: Ticket | None = None  # its place in the link's queue
     prediction: Prediction | None = None  # made when it entered the queue
     under_way: int = 0  # pages that have begun and not ended
@@ -61,6 +62,11 @@ class Part:
     def put_back(self, chosen: RowArray) -> None:
         """Pages that had begun, and were withdrawn, wait again."""
         self.left = np.sort(np.concatenate((self.left, chosen)))
+
+    def give_up(self, chosen: RowArray) -> None:
+        """Another source brings pages ``chosen``, which have not begun."""
+        self.ours[chosen] = False
+        self.left = self.left[self.ours[self.left]]
 
     def drop_unwanted(self) -> None:
         """Forget what waits and is not wanted any more."""

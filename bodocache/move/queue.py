@@ -16,6 +16,7 @@ import heapq
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -216,6 +217,16 @@ class LinkQueue:
         ahead = 0
         for other in self._open:
             if other is ticket or other < ticket:
+                ahead += other.work.left_nbytes
+            else:
+                ahead += min(other.in_flight, other.work.left_nbytes)
+        return ahead
+
+    def ahead_of(self, due_s: float, *, without: AbstractSet[Ticket | None] = frozenset()) -> int:
+        """What moves before a load that comes now and is due at ``due_s``, but for some."""
+        ahead = 0
+        for other in self._open - without:
+            if other.priority is Priority.LOAD and other.due_s <= due_s:
                 ahead += other.work.left_nbytes
             else:
                 ahead += min(other.in_flight, other.work.left_nbytes)

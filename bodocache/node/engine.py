@@ -12,6 +12,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bodocache.clock import Clock
 from bodocache.config import CacheConfig
 from bodocache.errors import NodeError, NodeFenced, NodeLost
@@ -19,7 +22,7 @@ from bodocache.hints.actions import Action, Outcome
 from bodocache.hints.reuse import Said
 from bodocache.hints.stats import HintStats
 from bodocache.layout import Layout
-from bodocache.match import NOTHING_SAID
+from bodocache.match import NOTHING_SAID, Forecast
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.operation import Operation
@@ -147,6 +150,11 @@ class Engine:
         said, self.said = self.said, NOTHING_SAID
         return self._loader.begin(keys, slots, terms, said, self._attached)
 
+    def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
+        """Nobody knows: the disk's link is the node's."""
+        del tiers
+        return None
+
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         del origin  # the node knows our weights, and the tenant is said
@@ -169,6 +177,7 @@ class Engine:
             hits=self._loader.hits,
             evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
             failed_checks=self._loader.failed_checks,
+            cuts={},  # none is predicted here; see docs/node.md
             not_admitted=0,
             task_failures=self._nursery.failures,
         )

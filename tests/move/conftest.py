@@ -267,6 +267,23 @@ class House:
 
 
 @pytest.fixture
+def another_house():
+    """The same for several in one loop: what each leaves behind is not looked at."""
+
+    @asynccontextmanager
+    async def opened(**options):
+        it = House(8, 8, 32, lambda backend: backend, **options)
+        await it.open(admit=False)
+        try:
+            yield it
+        finally:
+            it.valve.open()
+            await it.cache.close()
+
+    return opened
+
+
+@pytest.fixture
 def house():
     """``async with house(device=8, ...) as it``: opened, closed at the end, nothing left behind."""
 
@@ -287,8 +304,10 @@ def house():
             it.borrow()
         threads = set(threading.enumerate())
         await it.open(admit)
-        yield it
-        it.valve.open()
+        try:
+            yield it
+        finally:
+            it.valve.open()  # a test that failed ends, too
         await it.cache.close()
         it.check(failures=failures)
         assert {t for t in set(threading.enumerate()) - threads if "asyncio" not in t.name} == set()

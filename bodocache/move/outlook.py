@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is predicted of the loads under way, as plan/late.py decides them: records in, choices out.
+
+A page that is read from disk goes on to the device from the thread that reads it: it crosses the
+first link, and on the second it counts one byte, so that what it waits for is not forgotten. A load
+without pages from the host has a second link of its own, which takes no time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.move.choice import Choice
+from bodocache.move.link import Link
+from bodocache.move.load import Load
+from bodocache.move.part import Part
+from bodocache.pages import NOWHERE, Tier
+from bodocache.plan import late, loads
+from bodocache.plan.records import LINK
+
+DISK, HOST, NONE = 0, 1, 2  # rows of the links
+MAX_BOUNDARIES = 256  # of one load: a longer one is cut at every so many pages
+_AT_ONCE = np.zeros((), LINK)  # a link that takes no time, or that none of the loads needs
+_AT_ONCE["rate"] = 1e15
+
+
+@dataclass(slots=True, eq=False)
+class Watched:
+    """A load that may be cut, and what was seen of it."""
+
+    load: Load
+    sources: NDArray[np.int64]  # of each page: the Tier it comes from, or NOWHERE
+    parts: list[Part] = field(default_factory=list)
+    cut_at: int = -1  # tokens at which it was last to be cut; -1: nowhere
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it waits or moves already."""
+        return bool(self.parts)
+
+
+class Outlook:
+    """Predicts loads on the links as they are measured; keeps its memory from look to look."""
+
+    def __init__(
+        self,
+        links: dict[Tier, Link],
+        *,
+        page_nbytes: int,
+        page_tokens: int,
+        token_s: float,
+        slope_s: float,
+        layers: int,
+        switch_s: float,
+    ) -> None:
+        self._links = (links[Tier.DISK], links[Tier.HOST])
+        self.page_nbytes = page_nbytes
+        self._page_tokens = page_tokens
+        self._token_s, self._slope_s = token_s, slope_s
+        self._layers = layers
+        self._switch_s = switch_s
+        self._records = np.full(len(self._links) + 1, _AT_ONCE)
+        self._room = 0
+        self._grow(4)
+
+    def look(self, watched: Sequence[Watched], now_s: float) -> list[Choice | None]:
+        """The best for each of ``watched``; None where too little is known, or it is committed.
+
+        They are served in the order of their deadlines.
+        """
+        if len(watched) > self._room:
+            self._grow(2 * len(watched))
+        choices: list[Choice | None] = [None] * len(watched)
+        dues_s = [one.load.terms.due_s(now_s) for one in watched]
+        order = sorted(range(len(watched)), key=dues_s.__getitem__)
+        self._measure(watched, min(dues_s, default=np.inf))
+        listed: list[tuple[int, int]] = []
+        end = 0
+        for i in order:
+            count = self._list(watched[i], dues_s[i], now_s, len(listed), end)
+            if count:
+                listed.append((i, end))
+                end += count
+        if not listed:
+            return choices
+        window = loads.Loads(
+            self._loads[: len(listed)], self._bounds[:end], self._first[:end], self._second[:end]
+        )
+        late.decide(window, self._records, self._switch_s, now_s, self._scratch, self._decisions)
+        for k, (i, first) in enumerate(listed):
+            choices[i] = self._choice(k, first)
+        return choices
+
+    def recompute_s(self, pages: int) -> float:
+        """Seconds to compute the first ``pages`` of a prompt again."""
+        tokens = pages * self._page_tokens
+        return self._token_s * tokens + self._slope_s * tokens * tokens / 2
+
+    def _measure(self, watched: Sequence[Watched], first_due_s: float) -> None:
+        """The links as they are believed now, and what others have queued ahead of the loads."""
+        tickets = {part.ticket for one in watched for part in one.parts}
+        for k, link in enumerate(self._links):
+            record = link.record(link.queue.ahead_of(first_due_s, without=tickets))
+            self._records[k] = _AT_ONCE if record is None else record[0]
+
+    def _list(self, one: Watched, due_s: float, now_s: float, k: int, end: int) -> int:
+        """Write load k, and its boundaries from ``end`` on; return how many.
+
+        None where nothing of it is to come, or a link that it needs was never measured.
+        """
+        load = one.load
+        landed, last = load.landed, load.wanted
+        if load.done or load.committed is not None or last <= landed:
+            return 0
+        coming = load.are_missing[landed:last]
+        from_disk = coming & (one.sources[landed:last] == Tier.DISK)
+        from_host = coming & (one.sources[landed:last] == Tier.HOST)
+        for link, pages in zip(self._links, (from_disk, from_host), strict=True):
+            if pages.any() and link.estimate() is None:
+                return 0
+        stride = -(-(last - landed) // MAX_BOUNDARIES)
+        bounds = np.append(np.arange(0, last - landed, stride), last - landed)
+        first, second = (
+            np.append(0, np.cumsum(pages))[bounds] * self.page_nbytes
+            for pages in (from_disk, from_host)
+        )
+        place = slice(end, end + len(bounds))
+        self._bounds[place] = (landed + bounds) * self._page_tokens
+        self._first[place] = first[:, None]
+        self._second[place] = second + (first > 0)
+        self._describe(self._loads[k], one, due_s, now_s)
+        self._loads[k]["second"] = HOST if from_host.any() else NONE
+        self._loads[k]["first"], self._loads[k]["count"] = end, len(bounds)
+        return len(bounds)
+
+    def _describe(self, record: np.void, one: Watched, due_s: float, now_s: float) -> None:
+        terms = one.load.terms
+        record["deadline_s"] = due_s
+        record["wait_s"] = 0.0 if terms.start_s is None else max(0.0, terms.start_s - now_s)
+        record["new_compute_s"] = terms.compute_s.sum()
+        record["token_s"], record["slope_s"] = self._token_s, self._slope_s
+        record["n_waiting"] = terms.n_waiting
+        record["layers"] = self._layers if terms.is_layered else 0
+        record["links"] = DISK
+        record["copies"], record["copy"] = 1, 0 if one.is_begun else -1
+        record["cut_at"] = one.cut_at
+
+    def _choice(self, k: int, first: int) -> Choice:
+        decision = self._decisions[k]
+        tokens = int(self._bounds[first + int(decision["cut"])])
+        return Choice(
+            pages=tokens // self._page_tokens,
+            is_whole=int(decision["verdict"]) == loads.Verdict.WHOLE,
+            is_demoted=bool(decision["demoted"]),
+            cut_at=int(decision["cut_at"]),
+            finish_s=float(decision["finish_s"]),
+            late_s=float(decision["late_s"]),
+            step_s=float(decision["step_s"]),
+            head_layers=int(decision["head_layers"]),
+            layers_ahead=int(decision["layers_ahead"]),
+        )
+
+    def _grow(self, room: int) -> None:
+        most = room * (MAX_BOUNDARIES + 2)
+        self._room = room
+        self._loads = np.zeros(room, loads.LOAD)
+        self._decisions = np.zeros(room, loads.DECISION)
+        self._bounds = np.empty(most, np.int64)
+        self._first = np.empty((most, loads.COPIES), np.int64)
+        self._second = np.empty(most, np.int64)
+        self._scratch = loads.scratch_for(room, len(self._records))
+
+
+def nowhere(pages: int) -> NDArray[np.int64]:
+    """Sources of a load of which nothing is known yet."""
+    return np.full(pages, NOWHERE)
