@@ -14,10 +14,11 @@ import pytest
 
 from bodocache.errors import BackendLocked, ConfigError, NodeError, NodeLost, NodeRefused
 from bodocache.hints import Pin, Prefetch, Reuse, Session, Span, Status, Unpin
-from bodocache.layout import Group
+from bodocache.layout import Group, PagedMemory
 from bodocache.node import codec, messages
 from bodocache.node.client import NodeCache
 from bodocache.pages import Reason, Tier
+from bodocache.pools import BorrowedPool
 from bodocache.replay import payload
 
 
@@ -411,5 +412,64 @@ def test_a_fenced_engine_writes_to_no_slot_that_it_was_leased_before(tmp_path, h
             async with it.cache.store(match, slots) as store:
                 assert (await store).refused == 4
             assert (pool.rows == 7).all()
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_lends_its_own_pool(tmp_path, house):
+    async def scenario():
+        values, path, owned = house.settings(), tmp_path / "s", house.device_pool()
+        pool = BorrowedPool(PagedMemory.of_layout(owned.buffer, owned.layout))
+        words = payload.words_of(owned)
+        config = house.config_of(values)
+        async with (
+            house.node_at(path, values),
+            await NodeCache.attach(path, config, pool, group=house.GROUP) as cache,
+        ):
+            match = await cache.match(house.prompt(4))
+            seeds = payload.seeds(match.keys)
+            payload.fill(words, np.arange(4), seeds)
+            async with cache.store(match, np.arange(4)) as store:
+                assert (await store).new == 4
+            slots = np.array([9, 15, 4, 12])
+            with cache.load(await cache.match(house.prompt(4)), slots) as load:
+                assert (await load).pages == 4
+            assert payload.count_wrong_bytes(words, slots, seeds) == 0
+        assert pool.leased == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_full_host_refuses_what_it_has_no_room_for_and_keeps_the_prefix(tmp_path, house):
+    async def scenario():
+        values, path = house.settings(host=4), tmp_path / "s"
+        async with house.node_at(path, values), house.attach(path, values) as it:
+            match = await it.cache.match(house.prompt(6))
+            slots = it.cache.acquire(6)
+            payload.fill(it.words, slots, payload.seeds(match.keys))
+            async with it.cache.store(match, slots) as store:
+                done = await store
+            assert (done.new, done.refused) == (4, 2)
+            assert await it.serve(house.prompt(4)) == 4
+
+    asyncio.run(scenario())
+
+
+def test_slots_leased_to_a_load_are_not_given_to_a_store(tmp_path, house):
+    async def scenario():
+        values, path = house.settings(host=6), tmp_path / "s"
+        async with (
+            house.node_at(path, values) as node,
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+        ):
+            await one.serve(house.prompt(4))
+            match = await two.cache.match(house.prompt(4))
+            channel = two.cache._engine._attached.channel
+            arrived = await channel.request(messages.Fetch(1 << 40, 0, 9.0, SILENT, match.keys))
+            held = node.host.residency.host.rows[arrived.slots].copy()
+            await one.serve(house.prompt(6, of=1))
+            assert np.array_equal(node.host.residency.host.rows[arrived.slots], held)
+            channel.note(messages.EndFetch(1 << 40, np.empty(0, np.int64)))
 
     asyncio.run(scenario())
