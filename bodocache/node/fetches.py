@@ -2,7 +2,8 @@
 """Brings pages to host slots for an engine's load, and keeps them there until it has copied them.
 
 A fetch pins its pages and leases their host slots until it is ended and its reads have drained.
-Reads wait for their turn in the disk's queue, by deadline, whatever engine they are for.
+Reads wait for their turn in the disk's queue, by deadline, whatever engine they are for; a page
+that several ask for is read once.
 """
 
 import logging
@@ -10,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Status, Transfer
 from bodocache.move.link import Link
-from bodocache.move.queue import Priority, Ticket
+from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.node.messages import Arrived
+from bodocache.node.reading import Reading
 from bodocache.pages import Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind
 
@@ -38,7 +41,7 @@ class Fetch:
     tell: Tell
     slots: SlotArray  # by position; -1 where none is leased
     spare: list[int] = field(default_factory=list)  # leased slots that hold no page of the cache
-    reading: "_Reading | None" = None
+    readings: list[Reading] = field(default_factory=list)  # under way
     ended: bool = False
 
     def arrived(self, residency: Residency, positions: RowArray, tier: Tier) -> Arrived:
@@ -57,6 +60,14 @@ class Fetch:
         )
 
 
+@dataclass(slots=True, eq=False)
+class _Coming:
+    """A page that is being read, and who else waits for it: fetch, position, until when."""
+
+    reading: Reading
+    followers: list[tuple[Fetch, int, float]] = field(default_factory=list)
+
+
 class Fetcher:
     """Begins fetches and ends them."""
 
@@ -67,6 +78,7 @@ class Fetcher:
         self._link = link
         self._nursery = nursery
         self._now_s = now_s
+        self._coming: dict[int, _Coming] = {}  # by row
 
     def begin(
         self, number: int, keys: KeyArray, first: int, deadline_s: float, tell: Tell
@@ -86,7 +98,8 @@ class Fetcher:
         if len(vanished):
             tell(fetch.lost(vanished, np.full(len(vanished), Reason.EVICTED)))
         if not here.all():
-            self._read(fetch, wanted[~here], self._now_s() + deadline_s)
+            until_s = self._now_s() + deadline_s
+            self._read(fetch, self._without_coming(fetch, wanted[~here], until_s), until_s)
         return fetch
 
     def end(self, fetch: Fetch, bad: RowArray = _NONE) -> None:
@@ -98,9 +111,9 @@ class Fetcher:
             return
         fetch.ended = True
         self._drop_corrupt(fetch, bad[(bad >= 0) & (bad < len(fetch.rows))])
-        if fetch.reading is not None:
-            fetch.reading.stop()
-        if fetch.reading is None:
+        for reading in list(fetch.readings):
+            reading.stop()
+        if not fetch.readings:
             self._let_go(fetch)
 
     def _lease(self, fetch: Fetch, positions: RowArray, slots: SlotArray) -> None:
@@ -138,17 +151,20 @@ class Fetcher:
             return
         positions = self._in_order(fetch, positions[: len(slots)], deadline_s)
         self._lease(fetch, positions, slots)
-        fetch.spare = slots.tolist()
-        reading = _Reading(self, fetch, positions, deadline_s)
+        fetch.spare += slots.tolist()
+        reading = Reading(self, fetch, positions, deadline_s)
         ticket = self._link.queue.enter(reading, Priority.LOAD, deadline_s=deadline_s)
         if ticket is None:
             fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.NO_ROOM)))
             return
-        fetch.reading, reading.ticket = reading, ticket
+        fetch.readings.append(reading)
+        reading.ticket = ticket
+        for row in fetch.rows[positions].tolist():
+            self._coming[row] = _Coming(reading)
         self._link.begin(reading.begun_s)
         self._link.queue.start(ticket)
 
-    def read_chunk(self, reading: "_Reading", positions: RowArray) -> bool:
+    def read_chunk(self, reading: Reading, positions: RowArray) -> bool:
         """Begin to read ``positions``; whether it was begun."""
         residency, backend, fetch = self._residency, self._residency.backend, reading.fetch
         assert backend is not None, "a page lies on disk only where there is a disk tier"
@@ -158,7 +174,7 @@ class Fetcher:
         except Exception as error:  # noqa: BLE001 -- what cannot be read is a miss
             expected = isinstance(error, BodoCacheError | OSError)
             _log.warning("disk tier: %s", error, exc_info=None if expected else error)
-            fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.IO_ERROR)))
+            self._tell_lost(fetch, positions, np.full(len(positions), Reason.IO_ERROR))
             return False
         reading.transfers.append(transfer)
         self._nursery.spawn(self._follow(reading, positions, transfer))
@@ -183,7 +199,7 @@ class Fetcher:
         demands["arrival_s"] = self._now_s()
         return positions[self._residency.plan_load(demands).demands]
 
-    async def _follow(self, reading: "_Reading", positions: RowArray, transfer: Transfer) -> None:
+    async def _follow(self, reading: Reading, positions: RowArray, transfer: Transfer) -> None:
         """Tell of pages as they become final, until nothing can touch the slots any more."""
         fetch, seen, more, landed = reading.fetch, np.zeros(len(positions), np.bool_), True, 0
         try:
@@ -208,17 +224,17 @@ class Fetcher:
             self._link.queue.done(reading.ticket, len(positions) * self.page_nbytes)
             self.end_if_over(reading)
 
-    def end_if_over(self, reading: "_Reading") -> None:
+    def end_if_over(self, reading: Reading) -> None:
         """Nothing of it is under way, or will be."""
         fetch = reading.fetch
-        if reading.transfers or len(reading.left) or fetch.reading is not reading:
+        if reading.transfers or len(reading.left) or reading not in fetch.readings:
             return
-        fetch.reading = None
+        fetch.readings.remove(reading)
         assert reading.ticket is not None, "it has one before it begins"
         self._link.queue.leave(reading.ticket)
         nbytes = reading.landed * self.page_nbytes
         self._link.end(self._now_s(), begun_s=reading.begun_s, pages=reading.landed, nbytes=nbytes)
-        if fetch.ended:
+        if fetch.ended and not fetch.readings:
             self._let_go(fetch)
 
     @property
@@ -236,59 +252,69 @@ class Fetcher:
         fetch.spare = [slot for slot in fetch.spare if slot not in kept]
         if len(positions) and not fetch.ended:
             fetch.tell(fetch.arrived(residency, positions, Tier.DISK))
+        for other, theirs, _ in self._followers(rows):
+            self._lease(other, theirs, residency.slots(other.rows[theirs], Tier.HOST))
+            other.tell(other.arrived(residency, theirs, Tier.DISK))
 
     def _lose(
-        self, fetch: Fetch, positions: RowArray, reasons: RowArray, is_late: RowArray
+        self, fetch: Fetch, positions: RowArray, reasons: RowArray, is_late: NDArray[np.bool_]
     ) -> None:
         """Copies that failed are dropped; those of a directory that is out come again with it."""
         residency, rows = self._residency, fetch.rows[positions]
         gone = ~is_late & (reasons != Reason.UNAVAILABLE) & residency.lies_in(rows, Tier.DISK)
         for reason in np.unique(reasons[gone]):
             residency.drop(rows[gone & (reasons == reason)], Tier.DISK, Reason(reason))
+        self._tell_lost(fetch, positions[~is_late], reasons[~is_late])
+        if is_late.any() and not fetch.ended:
+            fetch.tell(fetch.lost(positions[is_late], reasons[is_late]))
+        self._read_for(self._followers(rows[is_late]))
+
+    def _tell_lost(self, fetch: Fetch, positions: RowArray, reasons: RowArray) -> None:
+        """The pages at ``positions`` come for nobody."""
+        if not len(positions):
+            return
         if not fetch.ended:
             fetch.tell(fetch.lost(positions, reasons))
+        rows = fetch.rows[positions]
+        why = dict(zip(rows.tolist(), reasons.tolist(), strict=True))
+        for other, theirs, _ in self._followers(rows):
+            told = [why[row] for row in other.rows[theirs].tolist()]
+            other.tell(other.lost(theirs, np.array(told)))
 
+    # One read for all who want a page
 
-class _Reading:
-    """What a fetch reads, chunk by chunk. Implements :class:`bodocache.move.queue.Work`."""
+    def _without_coming(self, fetch: Fetch, positions: RowArray, until_s: float) -> RowArray:
+        """The positions that nobody reads already; of the others ``fetch`` is told as they land."""
+        mine = np.ones(len(positions), np.bool_)
+        for i, position in enumerate(positions.tolist()):
+            coming = self._coming.get(int(fetch.rows[position]))
+            if coming is None:
+                continue
+            mine[i] = False
+            coming.followers.append((fetch, position, until_s))
+            ticket = coming.reading.ticket
+            if ticket is not None and until_s < ticket.due_s:
+                self._link.queue.start(ticket, until_s)  # as urgent as the most urgent asker
+        return positions[mine]
 
-    def __init__(
-        self, fetcher: Fetcher, fetch: Fetch, positions: RowArray, deadline_s: float
-    ) -> None:
-        self.fetch = fetch
-        self.deadline_s = deadline_s
-        self.begun_s = fetcher.now_s()
-        self.left = positions  # not begun
-        self.transfers: list[Transfer] = []
-        self.landed = 0
-        self.ticket: Ticket | None = None
-        self._fetcher = fetcher
+    def _followers(self, rows: RowArray) -> list[tuple[Fetch, RowArray, float]]:
+        """Who waits for ``rows``, which nobody reads any more; positions, and until when."""
+        found: dict[int, tuple[Fetch, list[int], float]] = {}
+        for row in rows.tolist():
+            coming = self._coming.pop(row, None)
+            for fetch, position, until_s in () if coming is None else coming.followers:
+                if not fetch.ended:
+                    found.setdefault(id(fetch), (fetch, [], until_s))[1].append(position)
+        return [(fetch, np.array(it, np.int64), until_s) for fetch, it, until_s in found.values()]
 
-    @property
-    def left_nbytes(self) -> int:
-        """What has not been begun."""
-        return len(self.left) * self._fetcher.page_nbytes
+    def _read_for(self, followers: list[tuple[Fetch, RowArray, float]]) -> None:
+        """Whoever was to read their pages does not: they do."""
+        for fetch, positions, until_s in followers:
+            self._read(fetch, self._without_coming(fetch, positions, until_s), until_s)
 
-    def begin(self, nbytes: int) -> int:
-        """Begin to read a chunk: no more than one, so that something more urgent never waits."""
-        nbytes = min(nbytes, self._fetcher.chunk_nbytes)
-        pages = max(1, nbytes // self._fetcher.page_nbytes)
-        while len(self.left):
-            chunk, self.left = self.left[:pages], self.left[pages:]
-            if self._fetcher.read_chunk(self, chunk):
-                return len(chunk) * self._fetcher.page_nbytes
-        self._fetcher.end_if_over(self)
-        return 0
-
-    def withdraw(self) -> None:
-        """What has begun is one chunk: it goes on."""
-
-    def stop(self) -> None:
-        """Begin nothing more."""
-        self.left = self.left[:0]
-        for transfer in self.transfers:
-            transfer.abandon()
-        self._fetcher.end_if_over(self)
+    def hand_over(self, reading: Reading, positions: RowArray) -> None:
+        """``reading`` will not read ``positions``: those who waited for them do."""
+        self._read_for(self._followers(reading.fetch.rows[positions]))
 
 
 def _keys(residency: Residency, rows: RowArray) -> KeyArray:

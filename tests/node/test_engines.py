@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bodocache.clock import RealClock
 from bodocache.errors import BackendLocked, ConfigError, NodeError, NodeLost, NodeRefused
 from bodocache.hints import Pin, Prefetch, Reuse, Session, Span, Status, Unpin
 from bodocache.layout import Group, PagedMemory
@@ -20,6 +21,7 @@ from bodocache.node.client import NodeCache
 from bodocache.pages import Reason, Tier
 from bodocache.pools import BorrowedPool
 from bodocache.replay import payload
+from bodocache.testing import MemoryBackend, MemoryDisk, SlowBackend
 
 
 def test_what_one_engine_stores_another_loads(tmp_path, house):
@@ -471,5 +473,63 @@ def test_slots_leased_to_a_load_are_not_given_to_a_store(tmp_path, house):
             await one.serve(house.prompt(6, of=1))
             assert np.array_equal(node.host.residency.host.rows[arrived.slots], held)
             channel.note(messages.EndFetch(1 << 40, np.empty(0, np.int64)))
+
+    asyncio.run(scenario())
+
+
+def slow_disk(house, seconds):
+    clock = RealClock()
+    disk = MemoryBackend(MemoryDisk(house.PAGE_NBYTES, 64), clock=clock)
+    return SlowBackend(disk, seconds, clock=clock)
+
+
+async def on_disk_alone(house, one):
+    """Six pages of one prompt, which others have pushed out of host memory."""
+    await one.serve(house.prompt(6))
+    await one.serve(house.prompt(8, of=1))
+
+
+def test_a_page_that_two_engines_ask_for_is_read_once(tmp_path, house):
+    async def scenario():
+        values, path = house.settings(host=12), tmp_path / "s"
+        async with (
+            house.node_at(path, values, backend=slow_disk(house, 0.05)) as node,
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+            house.attach(path, values) as three,
+        ):
+            await on_disk_alone(house, one)
+            before = node.host.links["disk->host"].stats(0.0).pages
+            assert await asyncio.gather(*(it.serve(house.prompt(6)) for it in (two, three))) == [
+                6,
+                6,
+            ]
+            await house.until(lambda: not node.host.links["disk->host"].in_flight)
+            read = node.host.links["disk->host"].stats(0.0).pages - before
+            tiers = [it.cache.stats().traffic.hits[Tier.DISK] for it in (two, three)]
+            assert read == max(tiers) > 0
+            assert min(tiers) > 0
+
+    asyncio.run(scenario())
+
+
+def test_when_who_reads_a_page_gives_up_who_waits_for_it_reads_it(tmp_path, house):
+    async def scenario():
+        values, path = house.settings(host=12), tmp_path / "s"
+        async with (
+            house.node_at(path, values, backend=slow_disk(house, 0.05)),
+            house.attach(path, values) as one,
+            house.attach(path, values) as two,
+            house.attach(path, values) as three,
+        ):
+            await on_disk_alone(house, one)
+            match = await two.cache.match(house.prompt(6))
+            assert (match.tiers == Tier.DISK).any()
+            leader = two.cache.load(match)
+            serving = asyncio.ensure_future(three.serve(house.prompt(6)))
+            await three.cache.match(house.prompt(6))
+            await asyncio.sleep(0.01)
+            leader.close()
+            assert await serving == 6
 
     asyncio.run(scenario())
