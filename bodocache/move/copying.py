@@ -2,7 +2,8 @@
 """From host memory to the device: page by page, or layer by layer once the load is committed.
 
 Between CPU pools a turn of the link's queue copies here, on the loop, about 1 ms; the digest is of
-the bytes that were moved. By layer, the digests of what is left are checked first, in host memory.
+the bytes that were moved. By layer, digests are of whole pages in host memory, checked in turns
+between the layers, and the last layer comes when all were right: no step ends on bytes that failed.
 A copy that waits for a GPU runs in a thread, whole pages at a time.
 """
 
@@ -140,7 +141,7 @@ class Copying:
 
 
 class _ByLayer:
-    """What was left of a part at the commit: checked in host memory, then copied by layer."""
+    """What was left of a part at the commit: copied by layer, and checked meanwhile."""
 
     def __init__(
         self, part: Part, chosen: RowArray, copies: Copies, lander: Lander, now_s: float
@@ -150,7 +151,8 @@ class _ByLayer:
         self._copies = copies
         self._lander = lander
         self._checked = 0  # pages
-        self._layer = self._done = 0  # pages of this layer that are there
+        self._is_checks_turn = True  # the last turn was: layers come first
+        self._layer = self._done = 0  # and pages of this layer that are there
         self.due_s = part.load.terms.layers_due_s(now_s)
 
     @property
@@ -161,7 +163,9 @@ class _ByLayer:
     def turn(self, nbytes: int) -> int:
         """Check or copy what one turn allows; the bytes of whole pages that it is worth."""
         nbytes = min(nbytes, self._copies.turn_nbytes)
-        if self._checked < len(self._chosen):
+        is_last = self._layer == self._copies.num_layers - 1
+        self._is_checks_turn = is_last or not self._is_checks_turn
+        if self._is_checks_turn and self._checked < len(self._chosen):
             return self._check(max(1, nbytes // self._part.page_nbytes))
         return self._copy(max(1, nbytes // self._copies.layer_nbytes))
 

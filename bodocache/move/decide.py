@@ -24,7 +24,8 @@ from bodocache.pages import Tier
 
 RowArray = NDArray[np.int64]
 
-GAP_S = 1e-3  # between two looks
+GAP_S = 1e-3  # between two looks, at least
+LOOKING_SHARE = 0.05  # of the loop's time: where many loads make a look long, there are fewer
 LONGEST_GAP_S = 0.1  # while nothing arrives
 
 
@@ -67,6 +68,7 @@ class Decider:
         self._looked_s = -np.inf
         self._timer: asyncio.TimerHandle | None = None
         self._idle_gap_s = 2 * CHUNK_S
+        self._gap_s = GAP_S
 
     def consult(self, decide: Decide) -> None:
         """Ask ``decide`` from now on: other ranks must do as this one, or this one as they."""
@@ -79,7 +81,8 @@ class Decider:
         if not self._is_on or not len(wanted):
             return
         self._choose_sources(load, wanted, sources)
-        one = Watched(load, nowhere(len(load.rows)))
+        template = self._outlook.template(load.terms)
+        one = Watched(load, nowhere(len(load.rows)), template)
         one.sources[wanted] = sources
         self._watched[load] = one
         load.before_commit = self._before_commit
@@ -98,10 +101,11 @@ class Decider:
         """Something of ``part`` has arrived, or failed."""
         if part.load in self._watched:
             self._idle_gap_s = 2 * CHUNK_S
-            if self._now_s() - self._looked_s >= GAP_S:
+            left_s = self._looked_s + self._gap_s - self._now_s()
+            if left_s <= 0:
                 self._look()
             else:
-                self._look_again(GAP_S)
+                self._look_again(left_s)
 
     def too_late(self, load: Load) -> None:
         """The deadline has passed: what has landed is the result."""
@@ -182,6 +186,11 @@ class Decider:
         return bool(there and here and there.finish_s + CHUNK_S < here.finish_s)
 
     def _look(self) -> None:
+        begun_s = self._now_s()
+        self._look_at_all()
+        self._gap_s = max(GAP_S, (self._now_s() - begun_s) / LOOKING_SHARE)
+
+    def _look_at_all(self) -> None:
         self._looked_s = now_s = self._now_s()
         watched = list(self._watched.values())
         choices = self._outlook.look(watched, now_s)
@@ -190,9 +199,9 @@ class Decider:
                 one.cut_at = choice.cut_at
                 self._apply(one, choice, now_s)
         if any(one.cut_at >= 0 for one in self._watched.values()):
-            self._look_again(GAP_S)  # once more, and it is cut
+            self._look_again(self._gap_s)  # once more, and it is cut
         elif any(one.parts for one in self._watched.values()):
-            self._look_again(self._idle_gap_s)
+            self._look_again(max(self._gap_s, self._idle_gap_s))
 
     def _apply(self, one: Watched, choice: Choice, now_s: float) -> None:
         load = one.load
