@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bodocache import jit
-from bodocache.cache import warm
 from bodocache.clock import Clock
 from bodocache.config import CacheConfig
 from bodocache.io.backend import Backend
@@ -125,9 +123,3 @@ def _no_device(layout: Layout) -> BorrowedPool:
     one = replace(layout, kind=LayoutKind.LAYER_FIRST, num_pages=1)
     memory = torch.zeros(one.pool_nbytes, dtype=torch.uint8)
     return BorrowedPool(PagedMemory.of_layout(memory, one))
-
-
-def warm_up() -> None:
-    """Compile what a node runs."""
-    warm()
-    jit.warm()

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bodocache.cache import warm
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig
 from bodocache.errors import ConfigError, NodeError
@@ -23,7 +24,7 @@ from bodocache.io.backend import Backend
 from bodocache.layout import Layout
 from bodocache.node import memory, terms
 from bodocache.node.answers import Answers
-from bodocache.node.host import Host, Parts, warm_up
+from bodocache.node.host import Host, Parts
 from bodocache.node.server import Door
 from bodocache.wiring import disk_tier, root_of
 
@@ -68,7 +69,7 @@ async def serve(
     layout = _sized(config, terms.layout_for(config))
     root = root_of(config, layout)
     ours = terms.hello_of(config.identity.tenant_domain, root, layout)
-    await asyncio.get_running_loop().run_in_executor(None, warm_up)
+    await asyncio.get_running_loop().run_in_executor(None, warm)
     assert config.node is not None, "its layout was read from there"
     with _place(path), _shared(layout) as descriptor:
         if backend is None:
