@@ -5,6 +5,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bodocache.blocking import BlockingCache
     from bodocache.cache import Cache, CacheStats
     from bodocache.config import CacheConfig, load_config
     from bodocache.errors import (
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
         LayoutError,
         LeaseError,
         LoadFailed,
+        NodeError,
+        NodeFenced,
+        NodeLost,
+        NodeRefused,
         TierFull,
         TraceError,
     )
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from bodocache.match import Match
     from bodocache.move.load import Load, Loaded
     from bodocache.move.store import Store, Stored
+    from bodocache.node.client import NodeCache
     from bodocache.pages import Reason, Tier
     from bodocache.pools import BorrowedPool, OwnedPool
 
@@ -33,6 +39,7 @@ __all__ = [
     "BackendError",
     "BackendLocked",
     "BackendUnavailable",
+    "BlockingCache",
     "BodoCacheError",
     "BorrowedPool",
     "Cache",
@@ -51,6 +58,11 @@ __all__ = [
     "LoadFailed",
     "Loaded",
     "Match",
+    "NodeCache",
+    "NodeError",
+    "NodeFenced",
+    "NodeLost",
+    "NodeRefused",
     "OwnedPool",
     "PagedMemory",
     "Reason",
@@ -65,6 +77,7 @@ __all__ = [
 
 if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
     _HOMES = {
+        "blocking": ("BlockingCache",),
         "cache": ("Cache", "CacheStats"),
         "config": ("CacheConfig", "load_config"),
         "hints": ("Reuse",),
@@ -72,6 +85,7 @@ if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
         "match": ("Match",),
         "move.load": ("Load", "Loaded"),
         "move.store": ("Store", "Stored"),
+        "node.client": ("NodeCache",),
         "pages": ("Reason", "Tier"),
         "pools": ("BorrowedPool", "OwnedPool"),
     }

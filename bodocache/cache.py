@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, HintError, LayoutError, LeaseError
+from bodocache.errors import CacheClosed, HintError, LayoutError, LeaseError, WatchError
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
 from bodocache.hints.reuse import Reuse, Said, checked_tenant
 from bodocache.hints.stats import HintStats
@@ -31,6 +31,7 @@ from bodocache.match import Match
 from bodocache.move.decide import Decide
 from bodocache.move.ghosts import Activity
 from bodocache.move.load import Load
+from bodocache.move.mover import Mover
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.regret import Accesses, Regret
 from bodocache.move.store import Store
@@ -82,7 +83,7 @@ class CacheStats:
 class Cache:
     """A hierarchical KV cache over one device pool."""
 
-    def __init__(self, orchestrator: Orchestrator, domain: Domain, root: Root) -> None:
+    def __init__(self, orchestrator: Mover, domain: Domain, root: Root) -> None:
         """Use :meth:`open`."""
         self._orchestrator = orchestrator
         self._domain = domain
@@ -92,6 +93,7 @@ class Cache:
         self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
+        self._watched: Orchestrator | None = None  # None: a node moves the pages
         self._exporter: Exporter | None = None
         self.recovered_pages = 0
 
@@ -151,6 +153,7 @@ class Cache:
         if decide is not None:
             orchestrator.decider.consult(decide)
         cache = cls(orchestrator, config.identity.tenant_domain, root)
+        cache._watched = orchestrator
         try:
             cache.recovered_pages = await orchestrator.open()
             await cache._export(config.metrics.port)
@@ -214,7 +217,7 @@ class Cache:
         keys = await self._hashed(
             len(engine_keys), lambda chain: chain.engine_keys(engine_keys), self._chain
         )
-        return self._orchestrator.residency.holds(keys)
+        return await self._holds(keys)
 
     def load(
         self,
@@ -377,10 +380,16 @@ class Cache:
         return CacheStats(traffic, hits, self._misses_by_reason(), hints, accesses)
 
     def timeline(self) -> "Recording":
-        """What the newest requests asked for and got, and when, to be written to a file."""
+        """What the newest requests asked for and got, and when, to be written to a file.
+
+        Raises:
+            WatchError: a node moves this cache's pages.
+        """
         from bodocache.watch.recording import Recording
 
-        return Recording.of(self._orchestrator)
+        if self._watched is None:
+            raise WatchError("this cache keeps no timeline: its pages are moved by a node")
+        return Recording.of(self._watched)
 
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
@@ -395,12 +404,12 @@ class Cache:
         await self._orchestrator.close()
 
     async def _export(self, port: int) -> None:
-        if not port:
+        if not port or self._watched is None:
             return
         from bodocache.watch.exporter import Exporter
         from bodocache.watch.metrics import Watched
 
-        watched = Watched(self._orchestrator, self._misses_by_reason)
+        watched = Watched(self._watched, self._misses_by_reason)
         self._exporter = await Exporter.open(watched, port)
 
     def _check_open(self) -> None:
@@ -459,16 +468,26 @@ class Cache:
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
+        tiers, reasons = await self._find(keys)
+        if self._older is not None and (reasons == Reason.NEVER_STORED).any():
+            before = await self._hashed(pages, hasher, self._older)
+            stored = await self._holds(before[len(tiers) :])
+            reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
+        forecast = self._orchestrator.forecast(tiers)
+        return Match(version, keys, len(tiers), tiers, reasons, said, forecast)
+
+    # What a cache on a node asks its node (node/client.py)
+
+    async def _find(self, keys: KeyArray) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The fastest Tier of each leading page that is there, the Reason of each behind them."""
         residency = self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)
-        reasons = residency.why_missing(keys, len(rows))
-        if self._older is not None and (reasons == Reason.NEVER_STORED).any():
-            before = await self._hashed(pages, hasher, self._older)
-            stored = residency.holds(before[len(rows) :])
-            reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        forecast = self._orchestrator.forecast(tiers)
-        return Match(version, keys, len(rows), tiers, reasons, said, forecast)
+        return tiers, residency.why_missing(keys, len(rows))
+
+    async def _holds(self, keys: KeyArray) -> NDArray[np.bool_]:
+        """Whether each of ``keys`` lies in some tier, reachable or not."""
+        return self._orchestrator.residency.holds(keys)
 
     def _misses_by_reason(self) -> dict[Reason, int]:
         return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}
