@@ -18,7 +18,7 @@ from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
 from bodocache.match import Forecast
 from bodocache.move.choice import Why
-from bodocache.move.copies import Copies
+from bodocache.move.copies import HostSide
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
@@ -60,7 +60,7 @@ class Orchestrator:
         self,
         *,
         device: BorrowedPool,
-        host: OwnedPool,
+        host: HostSide,
         backend: Backend | None,
         policy: NDArray[np.void],
         clock: Clock,
@@ -70,12 +70,12 @@ class Orchestrator:
     ) -> None:
         self._clock = clock
         self._backend = backend
-        self._copies = Copies(device, host)
+        self._copies = host.copies
         self._nursery = Nursery()
         self._links = _links(clock, runs_here=self._copies.runs_here)
         self.residency = Residency(
             device=device,
-            host=host,
+            host=host.pool,
             backend=backend,
             policy=policy,
             recompute=recompute,
@@ -87,7 +87,7 @@ class Orchestrator:
         }
         outlook = Outlook(
             loading,
-            page_nbytes=host.layout.page_nbytes,
+            page_nbytes=host.pool.layout.page_nbytes,
             page_tokens=recompute.page_tokens,
             token_s=recompute.base_s,
             slope_s=recompute.slope_s,
@@ -118,7 +118,7 @@ class Orchestrator:
                 backend,
                 link=self._links["host->disk"],
                 now_s=clock.now_s,
-                backlog_pages=max(1, host.num_pages // 4),
+                backlog_pages=max(1, host.pool.num_pages // 4),
                 rules=rules,
             )
         )
