@@ -28,6 +28,7 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
+from bodocache.move.copies import HostSide
 from bodocache.move.decide import Decide
 from bodocache.move.ghosts import Activity
 from bodocache.move.load import Load
@@ -107,6 +108,7 @@ class Cache:
         backend: Backend | None = None,
         clock: Clock | None = None,
         on_extent: Callable[[Extent], None] | None = None,
+        host: HostSide | None = None,
         decide: Decide | None = None,
     ) -> "Cache":
         """Open a cache that serves the device pool ``pool``.
@@ -114,8 +116,10 @@ class Cache:
         Planner code is compiled here if no compiled copy is on disk (seconds, once a version).
         ``group`` is what the pages of a borrowed pool hold; an owned pool knows. ``backend`` takes
         the place of ``tiers.disk``; it is closed with the cache. ``on_extent`` is told of every
-        read and write of the disk tier, on the loop. ``decide``: of an engine whose ranks must do
-        the same; told of every cut that this rank's clock proposes (docs/loads.md).
+        read and write of the disk tier, on the loop. ``host`` takes the place of ``tiers.host``,
+        with what moves pages between it and the device: a simulation's. ``decide``: of an engine
+        whose ranks must do the same; told of every cut that this rank's clock proposes
+        (docs/loads.md).
 
         Raises:
             ConfigError: a tier is too small for one page, or a field is out of range.
@@ -128,7 +132,7 @@ class Cache:
         await asyncio.get_running_loop().run_in_executor(None, warm)
         layout = layout_of(pool, group)
         root = root_of(config, layout)
-        host = host_pool(config, layout)
+        host = host or HostSide.of(host_pool(config, layout), pool)
         if backend is None:
             backend = await disk_tier(config, layout, root, clock)
         if backend is not None and backend.page_nbytes != layout.page_nbytes:

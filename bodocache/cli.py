@@ -6,10 +6,10 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from bodocache.replay.commands import trace_app
 from bodocache.replay.policy import Policy
 from bodocache.replay.shapes import WORKLOADS
 from bodocache.replay.shapes import workload as named_workload
+from bodocache.replay.simulate.names import BASELINES, ORACLE, OURS, WEATHERS, shipped
 from bodocache.replay.trace import Source
 from bodocache.slab_commands import slab_app
 from bodocache.watch import commands as watching
@@ -54,6 +55,8 @@ _LIVE_OPTIONS = (
     *("directory", "page_bytes", "in_flight", "device_pages", "host_pages", "disk_pages"),
     *("deadline_ms", "write_through", "timeline", "metrics_port"),
 )
+_OTHERS = (*BASELINES, ORACLE)
+_SIMULATE_OPTIONS = ("load", "weather", "against", "first")
 
 
 @app.callback()
@@ -84,6 +87,35 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     policy_only: Annotated[
         bool, typer.Option("--policy-only", help="Only count hits, with a compiled simulator.")
     ] = False,
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE",
+            help="Simulate an engine, its links and storage on a virtual clock: a TOML file, or one"
+            f" of {', '.join(shipped())}.",
+        ),
+    ] = None,
+    load: Annotated[
+        float,
+        typer.Option(help="With --simulate: seconds of prefill without a cache, each second."),
+    ] = 0.6,
+    weather: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W", help=f"With --simulate: the storage's rate: {', '.join(WEATHERS)}."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help=f"With --simulate: policies beside ours: {', '.join(_OTHERS)}; or all.",
+        ),
+    ] = None,
+    first: Annotated[
+        int,
+        typer.Option(min=0, help="With --simulate: begin at this request, the disk warm."),
+    ] = 0,
     max_requests: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many requests.")
     ] = None,
@@ -180,13 +212,22 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
 
     Every page that a load returns is compared byte by byte with what was stored.
     """
-    if live and policy_only:
-        raise typer.BadParameter("choose one of --live and --policy-only")
+    if live + policy_only + (simulate is not None) > 1:
+        raise typer.BadParameter("choose one of --live, --policy-only and --simulate")
     source: Source = trace
     if trace is not None:
-        _refuse(context, ("workload", "seed"), "not with a trace")
+        of_workload = ("workload",) if simulate is not None else ("workload", "seed")
+        _refuse(context, of_workload, "not with a trace")
     elif workload is not None or seed is not None:
         source = named_workload(workload or "chat", seed=seed, requests=max_requests)
+    if simulate is not None:
+        _refuse(context, (*_LIVE_OPTIONS, *_POLICY_OPTIONS, "report"), "not with --simulate")
+        asked = ",".join(_OTHERS) if against == "all" else against
+        beside = [] if asked is None else _chosen("--against", asked, _OTHERS)
+        chosen = _Simulation(simulate, load, first, max_requests, seed or 0, weather, beside)
+        _replay_simulated(source, chosen, json_file)
+        return
+    _refuse(context, _SIMULATE_OPTIONS, "only with --simulate")
     if policy_only:
         from bodocache.replay import policy_commands
 
@@ -374,6 +415,30 @@ def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"{parameter.opts[0]}: {why}")
+
+
+class _Simulation(NamedTuple):
+    """What the command line says of a simulation."""
+
+    profile: str
+    load: float
+    first: int
+    requests: int | None
+    seed: int
+    weather: str | None
+    beside: Sequence[str]  # policies
+
+
+def _replay_simulated(source: Source, said: _Simulation, json_file: Path | None) -> None:
+    from bodocache.replay.simulate.command import replay_simulated
+    from bodocache.replay.simulate.run import Scenario
+
+    if said.weather is not None:
+        _chosen("--weather", said.weather, WEATHERS)
+    scenario = Scenario(said.load, said.first, said.requests, said.seed)
+    policies = [OURS, *said.beside]
+    if not replay_simulated(source, said.profile, policies, scenario, said.weather, json_file):
+        raise typer.Exit(1)
 
 
 def _replay_live(

@@ -17,6 +17,7 @@ BodoCacheError
 │   ├── NodeLost             the node is gone, or does not answer
 │   ├── NodeRefused          the node serves other pages, or speaks another version
 │   └── NodeFenced           this engine was silent for too long: what it held is others' now
+├── Deadlock             in virtual time: all wait, and nothing is due
 ├── LoadFailed           a committed load did not come whole; it says which pages did
 ├── CacheClosed          the cache was closed; the call came too late
 └── LeaseError           a slot released twice, or used without a lease
@@ -85,6 +86,10 @@ class NodeRefused(NodeError):
 
 class NodeFenced(NodeError):
     """This engine was silent for too long: its leases have ended, and what it publishes is late."""
+
+
+class Deadlock(BodoCacheError):
+    """In virtual time every task waits for another, and no timer is set."""
 
 
 class LoadFailed(BodoCacheError):

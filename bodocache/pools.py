@@ -109,14 +109,21 @@ class OwnedPool(BorrowedPool):
         self.buffer = _allocate(layout.pool_nbytes, device) if memory is None else memory
         super().__init__(PagedMemory.of_layout(self.buffer, layout))
         self.name = name
+        self._free_all()
+
+    def _free_all(self) -> None:
         self._taken[:] = False
-        self._stack[:] = np.arange(layout.num_pages)[::-1]
-        self._count[0] = layout.num_pages
+        self._stack[:] = np.arange(self.num_pages)[::-1]
+        self._count[0] = self.num_pages
 
     @property
     def free(self) -> int:
         """Slots that :meth:`acquire` could give now."""
         return int(self._count[0])
+
+    def free_slots(self) -> SlotArray:
+        """The slots that :meth:`acquire` would give, the last one first."""
+        return self._stack[: self.free].copy()
 
     @functools.cached_property
     def pages(self) -> "torch.Tensor":

@@ -9,7 +9,7 @@ copy itself takes 0.6. A copy that waits for a GPU runs in a thread.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from bodocache.kernels import gather_pages, scatter_pages
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.landing import LandingPad
 from bodocache.kernels.prepared import PreparedCopies
+from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool, OwnedPool, SlotArray
 
 U64Array = NDArray[np.uint64]
@@ -74,8 +75,9 @@ class Copies:
         self._host[torch.from_numpy(host_slots)] = gathered.pages.cpu()
         return _digests(gathered.digests)
 
-    async def run(self, pages: int, copy: Callable[[], T]) -> T:
-        """Do ``copy``, which moves ``pages``: here if it is short, else in a thread."""
+    async def run(self, pages: int, copy: Callable[[], T], *, to: Tier = Tier.DEVICE) -> T:
+        """Do ``copy``, which moves ``pages`` to tier ``to``: here if short, else in a thread."""
+        del to  # one thread for both; a simulation has a link for each
         if self.runs_here and pages <= self.turn_pages:
             return copy()
         return await asyncio.get_running_loop().run_in_executor(self._thread, copy)
@@ -86,6 +88,18 @@ class Copies:
 
     def _on_device(self, slots: SlotArray) -> torch.Tensor:
         return torch.from_numpy(slots).to(self._device.device)
+
+
+class HostSide(NamedTuple):
+    """The host tier: its memory, and what moves pages between it and the device."""
+
+    pool: OwnedPool
+    copies: Copies
+
+    @classmethod
+    def of(cls, pool: OwnedPool, device: BorrowedPool) -> "HostSide":
+        """Real copies."""
+        return cls(pool, Copies(device, pool))
 
 
 def _digests(words: torch.Tensor) -> U64Array:

@@ -143,7 +143,7 @@ class Demoter:
         try:
             with residency.host.lease(slots), residency.device.lease(device_slots):
                 raw = await self._copies.run(
-                    len(slots), lambda: self._copies.to_host(device_slots, slots)
+                    *(len(slots), lambda: self._copies.to_host(device_slots, slots)), to=Tier.HOST
                 )
             found = digest.seeded(raw, residency.table.keys[rows])
             good = (found == residency.table.digests[rows]).all(axis=1)

@@ -20,7 +20,7 @@ from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
 from bodocache.match import Forecast, Match
 from bodocache.move.choice import Why
-from bodocache.move.copies import Copies
+from bodocache.move.copies import HostSide
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.ghosts import Activity
@@ -64,7 +64,7 @@ class Orchestrator:
         self,
         *,
         device: BorrowedPool,
-        host: OwnedPool,
+        host: HostSide,
         backend: Backend | None,
         policy: NDArray[np.void],
         clock: Clock,
@@ -76,7 +76,7 @@ class Orchestrator:
     ) -> None:
         self._clock = clock
         self._backend = backend
-        self._copies = Copies(device, host)
+        self._copies = host.copies
         self._nursery = Nursery()
         self._links = _links(clock, runs_here=self._copies.runs_here)
         self.requests = Requests(clock.now_s, [*self._links], metrics.tenant_classes)
@@ -84,7 +84,7 @@ class Orchestrator:
             link.number, link.observer = number, partial(self.requests.moved, number)
         self.residency = Residency(
             device=device,
-            host=host,
+            host=host.pool,
             backend=backend,
             policy=policy,
             recompute=recompute,
@@ -97,7 +97,7 @@ class Orchestrator:
         }
         outlook = Outlook(
             loading,
-            page_nbytes=host.layout.page_nbytes,
+            page_nbytes=host.pool.layout.page_nbytes,
             page_tokens=recompute.page_tokens,
             token_s=recompute.base_s,
             slope_s=recompute.slope_s,
@@ -128,7 +128,7 @@ class Orchestrator:
                 backend,
                 link=self._links["host->disk"],
                 now_s=clock.now_s,
-                backlog_pages=max(1, host.num_pages // 4),
+                backlog_pages=max(1, host.pool.num_pages // 4),
                 rules=rules,
             )
         )

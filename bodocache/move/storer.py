@@ -168,7 +168,7 @@ class Storer:
         try:
             with residency.host.lease(host_slots), residency.device.lease(slots):
                 raw = await self._copies.run(
-                    len(slots), lambda: self._copies.to_host(slots, host_slots)
+                    *(len(slots), lambda: self._copies.to_host(slots, host_slots)), to=Tier.HOST
                 )
             landed = len(slots)
         finally:

@@ -23,6 +23,7 @@ from bodocache.hints.reuse import Said
 from bodocache.hints.stats import HintStats
 from bodocache.layout import Layout
 from bodocache.match import NOTHING_SAID, Forecast, Match
+from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.operation import Operation
 from bodocache.move.orchestrator import Traffic

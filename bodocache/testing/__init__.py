@@ -5,6 +5,7 @@ from bodocache.clock import VirtualClock
 from bodocache.testing.cufile_faults import CallFault, Code, CuFileError, OpFault, Trouble
 from bodocache.testing.fake_cufile import FakeCuFile
 from bodocache.testing.faulty import Fault, FaultyBackend, Operation
+from bodocache.testing.loop import VirtualLoop, run_virtual
 from bodocache.testing.memory import MemoryBackend, MemoryDisk
 from bodocache.testing.pages import NumberedPages
 from bodocache.testing.recording import Call, RecordingBackend
@@ -27,4 +28,6 @@ __all__ = [
     "SlowBackend",
     "Trouble",
     "VirtualClock",
+    "VirtualLoop",
+    "run_virtual",
 ]
