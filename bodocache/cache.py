@@ -145,8 +145,10 @@ class Cache:
             recompute=recompute_of(config, layout),
             rules=rules_of(config),
             hints=config.hints,
-            shares=config.tenants.by_number(),
+            tenants=config.tenants,
             metrics=config.metrics,
+            window_s=config.planner.window_s,
+            steps_aside=config.features.aside,
         )
         if decide is not None:
             orchestrator.decider.consult(decide)
@@ -455,19 +457,25 @@ class Cache:
         return prompt if isinstance(prompt, Match) else await self.match(prompt)
 
     async def _match(self, pages: int, hasher: Callable[[KeyChain], KeyArray], said: Said) -> Match:
+        begun_s = self._orchestrator.now_s()
         version, keys = -1, np.empty((0, KEY_NBYTES), np.uint8)
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
-        residency = self._orchestrator.residency
+        orchestrator, residency = self._orchestrator, self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)
         reasons = residency.why_missing(keys, len(rows))
+        if orchestrator.stands_aside(keys) and (tiers != Tier.DEVICE).any():
+            kept = int(np.flatnonzero(tiers != Tier.DEVICE)[0])
+            aside = np.full(len(rows) - kept, Reason.ASIDE, np.uint8)
+            reasons, rows, tiers = np.append(aside, reasons), rows[:kept], tiers[:kept]
         if self._older is not None and (reasons == Reason.NEVER_STORED).any():
             before = await self._hashed(pages, hasher, self._older)
             stored = residency.holds(before[len(rows) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        forecast = self._orchestrator.forecast(tiers)
+        forecast = orchestrator.forecast(tiers)
+        orchestrator.worth.spent(orchestrator.now_s() - begun_s)
         return Match(version, keys, len(rows), tiers, reasons, said, forecast)
 
     def _misses_by_reason(self) -> dict[Reason, int]:

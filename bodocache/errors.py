@@ -13,6 +13,7 @@ BodoCacheError
 ├── BackendError         storage that cannot be opened or has stopped working
 │   ├── BackendLocked    another process writes to this directory
 │   └── BackendUnavailable   an optional package or device is not there
+├── Deadlock             in virtual time: all wait, and nothing is due
 ├── LoadFailed           a committed load did not come whole; it says which pages did
 ├── CacheClosed          the cache was closed; the call came too late
 └── LeaseError           a slot released twice, or used without a lease
@@ -65,6 +66,10 @@ class BackendLocked(BackendError):
 
 class BackendUnavailable(BackendError):
     """An optional package or device is not there."""
+
+
+class Deadlock(BodoCacheError):
+    """In virtual time every task waits for another, and no timer is set."""
 
 
 class LoadFailed(BodoCacheError):
