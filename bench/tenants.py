@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a flood by one tenant costs another in the live cache: in virtual time, over a slow disk.
 
-Tenant 1 loads prompts of its own and has 30 ms of slack; tenant 2 asks for three times what the
+Tenant 1 loads prompts of its own, one at a time, and has 60 ms of slack; tenant 2 asks for three times what the
 disk gives, and stores new prompts all the while. Both are sure of half of every tier. Three runs of
 one seed: without the flood, with it, and with it where tenant 2 has a rate. All code is the
 cache's; only the disk is simulated, and time.
@@ -24,6 +24,7 @@ from bodocache.config import (
     FeaturesConfig,
     HostConfig,
     IdentityConfig,
+    PlannerConfig,
     TenantsConfig,
     TiersConfig,
 )
@@ -38,15 +39,16 @@ from bodocache.testing.memory import MemoryBackend, MemoryDisk
 GROUP = Group("kv", layers=1, heads=1, head_dim=64, itemsize=2)
 PAGE_TOKENS = 16
 PAGE_NBYTES = GROUP.page_nbytes(PAGE_TOKENS)
-PAGE_S = 1e-3  # of the disk, a page
+PAGE_S = 2e-3  # of the disk, a page
 DISK_RATE = PAGE_NBYTES / PAGE_S
 LOAD_PAGES, PROMPTS = 64, 16  # of each tenant
 HOST_PAGES, DISK_PAGES = 256, 4096
-SLACK_S = 0.03
+SLACK_S = 0.06
+TOKEN_S = 1e-3  # to compute one: 8 times as long as to load it
 GAP_S, FLOOD_GAP_S = 0.4, LOAD_PAGES * PAGE_S / 3  # between requests, on average
 VICTIM, FLOOD = 1, 2
-FLOOD_SHARE, BURST_S = 0.02, 0.1  # of the disk's rate
-LOADS = 400
+FLOOD_SHARE, BURST_S = 0.05, 0.1  # of the disk's rate
+LOADS = 100
 
 
 @dataclass(slots=True)
@@ -213,6 +215,7 @@ async def _run(
     config = CacheConfig(
         IdentityConfig(model="m", dtype="bytes"),
         TiersConfig(HostConfig(HOST_PAGES * PAGE_NBYTES)),
+        PlannerConfig(recompute_s_per_token=TOKEN_S),
         features=FeaturesConfig(admit=False),
         tenants=TenantsConfig(
             shares={str(VICTIM): 0.5, str(FLOOD): 0.5},
@@ -255,7 +258,7 @@ async def _flood(engine: Engine, seed: int) -> None:
 
 def _arrivals(random: np.random.Generator, gap_s: float, count: int) -> Iterator[tuple[float, int]]:
     for _ in range(count):
-        yield float(random.exponential(gap_s)), int(random.integers(PROMPTS))
+        yield gap_s * float(random.uniform(0.75, 1.25)), int(random.integers(PROMPTS))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ class Decider:
         due_s = load.terms.due_s(load.begun_s)
         queue = self._links[Tier.DISK].queue
         paid = queue.payable_nbytes(load.terms.tenant, due_s) / self._outlook.page_nbytes
-        if paid >= len(from_disk):
+        if not len(from_disk) or paid >= len(from_disk):
             return
         keep = int(from_disk[max(0, int(paid))])
         pages = self._decide(load, Proposal(keep, Why.UNPAID))

@@ -386,14 +386,14 @@ class LinkQueue:
             return None
         purpose, left = PURPOSE[ticket.priority], ticket.work.left_nbytes - ticket.in_flight
         chunk = left if isinstance(ticket.work, _Turn) else min(self.chunk_nbytes, left)
-        nbytes = max(credits.page_nbytes, chunk)
+        nbytes = max(credits.page_nbytes, chunk) if left else 0  # all of it has begun
         ticket.paid_nbytes, ready_s = credits.save_up(
             ticket.payers, purpose, nbytes, ticket.paid_nbytes
         )
         if ready_s is not None:
             self._set_aside(ticket, ready_s)
             return None
-        begun = ticket.work.begin(nbytes)
+        begun = ticket.work.begin(max(1, nbytes))
         ticket.paid_nbytes -= begun  # what is left goes towards its next chunk
         return begun
 
