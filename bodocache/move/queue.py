@@ -125,6 +125,7 @@ class LinkQueue:
         max_open: int = MAX_OPEN,
     ) -> None:
         self.credits: Credits | None = None
+        self.on_resume: list[Callable[[float], None]] = []  # told when it moves again, with credits
         self._unpaid: dict[Ticket, None] = {}  # set aside, in order
         self._blocked: set[tuple[Priority, tuple[int, ...]]] = set()  # whose turn none is
         self._payday: asyncio.TimerHandle | None = None
@@ -145,6 +146,11 @@ class LinkQueue:
     def is_idle(self) -> bool:
         """Whether nothing waits or moves."""
         return not self._open
+
+    @property
+    def waits_for_credits(self) -> bool:
+        """Whether all that is in it does: nothing moves, and the device is not to blame."""
+        return bool(self._unpaid) and not self._in_flight
 
     @property
     def queued_nbytes(self) -> int:
@@ -362,6 +368,9 @@ class LinkQueue:
 
     def _begin(self, ticket: Ticket) -> bool:
         """Whether a chunk of ``ticket`` was begun; if not, nothing of it waits any more."""
+        if self.credits is not None and not self._in_flight:
+            for resume in self.on_resume:
+                resume(self._now_s())
         if self.credits is not None and self.credits.is_limited(ticket.payers):
             nbytes = self._begin_paid(ticket, self.credits)
             if nbytes is None:

@@ -155,7 +155,7 @@ class Writer:
             if not self._queue:
                 return
             tenant = await self._whose()
-            nbytes = self._batch_pages * self._backend.page_nbytes
+            nbytes = self._nbytes_of(self._pick(tenant))
             async with self._link.queue.turn(Priority.WRITE, nbytes):
                 try:
                     if batch := self._next_batch(tenant):  # what it paid for may be given up
@@ -171,7 +171,7 @@ class Writer:
             for tenant in dict.fromkeys(one.tenant for one in self._queue):
                 if credits.is_limited((tenant,)):
                     self._split(tenant)
-                nbytes = sum(len(one.rows) for one in self._pick(tenant)) * self._backend.page_nbytes
+                nbytes = self._nbytes_of(self._pick(tenant))
                 paid, at_s = credits.save_up(
                     (tenant,), Purpose.WRITE, nbytes, self._paid.get(tenant, 0)
                 )
@@ -189,7 +189,7 @@ class Writer:
         for one in batch:
             self._queue.remove(one)
             if tenant is not None:  # what came since it paid is still to be paid for
-                self._paid[tenant] -= len(one.rows) * self._backend.page_nbytes
+                self._paid[tenant] -= self._nbytes_of([one])
         if tenant is not None and self._paid.get(tenant) == 0:
             del self._paid[tenant]
         return batch
@@ -205,6 +205,9 @@ class Writer:
             first, rest = (replace(one, rows=one.rows[it], keys=one.keys[it]) for it in parts)
             self._queue[at] = first
             self._queue.insert(at + 1, rest)
+
+    def _nbytes_of(self, batch: list[_Waiting]) -> int:
+        return sum(len(one.rows) for one in batch) * self._backend.page_nbytes
 
     def _pick(self, tenant: int | None) -> list[_Waiting]:
         """The oldest of ``tenant``; None: of all."""

@@ -11,6 +11,7 @@ from bodocache.clock import VirtualClock
 from bodocache.config import FeaturesConfig, TenantsConfig
 from bodocache.errors import ConfigError
 from bodocache.move.credits import Credits
+from bodocache.move.link import Link
 from bodocache.move.queue import CHUNK_S, LinkQueue, Priority
 from bodocache.pages import Reason, Tier
 from bodocache.plan.records import POLICY, Purpose
@@ -268,3 +269,24 @@ def test_a_rate_that_cannot_be_is_refused(said):
     values = {"identity": {"model": "m", "dtype": "d"}, "tiers": {"host": {"capacity_bytes": 99}}}
     with pytest.raises(ConfigError, match=next(iter(said))):
         parse(CacheConfig, {**values, "tenants": said})
+
+
+def test_waiting_for_credits_says_nothing_of_the_link():
+    async def scenario(clock):
+        link = Link("disk->device", now_s=clock.now_s)
+        link.queue.credits, link.queue._rate = credits_of(clock, bytes_per_s={"2": 1e5}), lambda: RATE
+        link.begin(clock.now_s())  # as long as the work is there
+        it = Pages(link.queue, "free", 200_000)
+        ended = it.end
+
+        def end(nbytes):
+            link.moved(clock.now_s(), nbytes)
+            ended(nbytes)
+
+        it.end = end
+        it.enter(payers=(FREE,))
+        await asyncio.sleep(1.5)
+        assert link.estimate().rate == pytest.approx(RATE, rel=0.01)
+        assert link.stalled_s() == 0.0
+
+    in_virtual_time(scenario)
