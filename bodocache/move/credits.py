@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.config import TenantsConfig
-from bodocache.plan import asked, charges, credits
+from bodocache.plan import asked, charges
+from bodocache.plan import credits as buckets
 from bodocache.plan.records import DEMAND, IO, TENANT, OpKind, Purpose, Unit
 
 ENDLESS = 1 << 53  # credits of who has no limit; up to here a float counts every one
@@ -52,11 +53,9 @@ class Credits:
         self._tenants["lend"][1:] = config.lend
         self._tenants["held"] = self._tenants["cap"]
         self._tenants["borrow"][1:] = self._tenants["cap"][1:] if config.lend else 0
-        credits.check(self._tenants, policy, now_s())
+        buckets.check(self._tenants, policy, now_s())
 
-    def _fill(
-        self, row: int, purpose: Purpose, rates: tuple[float, float], burst_s: float
-    ) -> None:
+    def _fill(self, row: int, purpose: Purpose, rates: tuple[float, float], burst_s: float) -> None:
         """A bucket holds what ``burst_s`` brings: at least a page, and one I/O."""
         for unit, least in ((Unit.NBYTES, self.page_nbytes), (Unit.IOS, IO)):
             bucket = 2 * purpose + unit
@@ -91,10 +90,10 @@ class Credits:
         return paid, None
 
     def _pay(self, payers: Sequence[int], purpose: Purpose, nbytes: int) -> float | None:
-        """Charge ``nbytes`` and one I/O; if they do not suffice, nothing: then when to ask again."""
+        """Charge ``nbytes`` and one I/O, or nothing: then when to ask again."""
         now_s, bill = self._now_s(), self._bill(payers, purpose, nbytes)
         count = len(bill.demands)
-        credits.refill(self._tenants, self._policy, now_s)
+        buckets.refill(self._tenants, self._policy, now_s)
         scratch = asked.scratch_for(count, len(self._tenants))
         answer = asked.Answer(np.empty(count, np.bool_), np.empty(count))
         charges.grant(self._tenants, self._policy, bill, now_s, scratch, answer)

@@ -178,7 +178,8 @@ class LinkQueue:
     ) -> Ticket | None:
         """Take ``work``, and begin it if it is its turn; None where the queue is full.
 
-        ``payers``: the tenants whose credits pay for it; more may be added to the ticket's. Call :meth:`start` for it to begin.
+        ``payers``: the tenants whose credits pay for it; more may be added to the ticket's. Call
+        :meth:`start` for it to begin.
         """
         if not self.has_room(payers):
             return None
@@ -272,10 +273,10 @@ class LinkQueue:
 
     def payable_nbytes(self, tenant: int, until_s: float) -> float:
         """What ``tenant`` can have loaded by then, beyond what it waits for; inf: no limit."""
-        credits = self.credits
-        if credits is None or not credits.is_limited((tenant,)):
+        purse = self.credits
+        if purse is None or not purse.is_limited((tenant,)):
             return math.inf
-        held = credits.held_nbytes((tenant,), Purpose.READ, until_s=until_s)
+        held = purse.held_nbytes((tenant,), Purpose.READ, until_s=until_s)
         return held - sum(
             ticket.work.left_nbytes // len(ticket.payers) - ticket.in_flight
             for ticket in self._open
@@ -387,7 +388,7 @@ class LinkQueue:
             self._in_flight += nbytes
         return True
 
-    def _begin_paid(self, ticket: Ticket, credits: Credits) -> int | None:
+    def _begin_paid(self, ticket: Ticket, purse: Credits) -> int | None:
         """Bytes of the chunk that was begun; None: nobody can pay for it now."""
         who = (ticket.priority, tuple(ticket.payers))
         if who in self._blocked:
@@ -395,8 +396,8 @@ class LinkQueue:
             return None
         purpose, left = PURPOSE[ticket.priority], ticket.work.left_nbytes - ticket.in_flight
         chunk = left if isinstance(ticket.work, _Turn) else min(self.chunk_nbytes, left)
-        nbytes = max(credits.page_nbytes, chunk) if left else 0  # all of it has begun
-        ticket.paid_nbytes, ready_s = credits.save_up(
+        nbytes = max(purse.page_nbytes, chunk) if left else 0  # all of it has begun
+        ticket.paid_nbytes, ready_s = purse.save_up(
             ticket.payers, purpose, nbytes, ticket.paid_nbytes
         )
         if ready_s is not None:

@@ -132,11 +132,11 @@ class Writer:
 
     def _is_long(self, tenant: int) -> bool:
         """Whether the backlog is. Who has a rate may fill its part of one half of it."""
-        credits = self._link.queue.credits
-        if credits is None or not credits.is_limited((tenant,)):
+        purse = self._link.queue.credits
+        if purse is None or not purse.is_limited((tenant,)):
             return self._queued > self._backlog_pages
         mine = sum(len(one.rows) for one in self._queue if one.tenant == tenant)
-        return mine > max(1, self._backlog_pages // (2 * credits.limited))
+        return mine > max(1, self._backlog_pages // (2 * purse.limited))
 
     def close(self) -> None:
         """Write what is queued, then end."""
@@ -166,13 +166,13 @@ class Writer:
 
     async def _whose(self) -> int | None:
         """The tenant that has waited longest of those who can pay; None where nobody has to."""
-        while (credits := self._link.queue.credits) is not None and self._queue:
+        while (purse := self._link.queue.credits) is not None and self._queue:
             ready_s = math.inf
             for tenant in dict.fromkeys(one.tenant for one in self._queue):
-                if credits.is_limited((tenant,)):
+                if purse.is_limited((tenant,)):
                     self._split(tenant)
                 nbytes = self._nbytes_of(self._pick(tenant))
-                paid, at_s = credits.save_up(
+                paid, at_s = purse.save_up(
                     (tenant,), Purpose.WRITE, nbytes, self._paid.get(tenant, 0)
                 )
                 self._paid[tenant] = paid
@@ -212,8 +212,8 @@ class Writer:
     def _pick(self, tenant: int | None) -> list[_Waiting]:
         """The oldest of ``tenant``; None: of all."""
         batch: list[_Waiting] = []
-        pages, credits = 0, self._link.queue.credits
-        is_limited = tenant is not None and credits is not None and credits.is_limited((tenant,))
+        pages, purse = 0, self._link.queue.credits
+        is_limited = tenant is not None and purse is not None and purse.is_limited((tenant,))
         for one in self._queue:
             if pages >= self._batch_pages:
                 break

@@ -221,7 +221,8 @@ METRICS = (
            _by_tier(lambda it: it.residency.evicted)),
     Metric("bodocache_cuts", _COUNTER, ("reason",), "loads whose rest did not come", _cuts),
     Metric("bodocache_decided_cuts", _COUNTER, ("why",),
-           "loads that were cut: before the first byte, when found tardy, or by their deadline",
+           "loads that were cut: before the first byte, when found tardy, by their deadline, or for"
+           " lack of credits",
            _decided),
     Metric("bodocache_loads_in_flight", _GAUGE, (), "loads asked for and not settled",
            _one(lambda it: it.requests.loads_in_flight)),

@@ -92,10 +92,19 @@ class Standing:
 class House:
     """One cache with its pools and disk, and the engine it serves."""
 
-    def __init__(  # noqa: PLR0913 -- a cache has many parts
-        self, device, host, disk, wrap, clock=None, hints=None, shares=None, tenants=None,
+    def __init__(
+        self,
+        device,
+        host,
+        disk,
+        wrap,
+        *,
+        clock=None,
+        hints=None,
+        shares=None,
+        tenants=None,
         features=None,
-    ):  # fmt: skip
+    ):
         self.clock = clock or RealClock()
         self.hints = hints or HintsConfig()
         self.tenants = tenants or TenantsConfig(shares or {})

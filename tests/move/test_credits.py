@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bodocache.clock import VirtualClock
-from bodocache.config import FeaturesConfig, TenantsConfig
+from bodocache.config import CacheConfig, FeaturesConfig, TenantsConfig, parse
 from bodocache.errors import ConfigError
 from bodocache.move.credits import Credits
 from bodocache.move.link import Link
@@ -262,10 +262,10 @@ def test_a_write_without_credits_is_in_nobodys_way_and_ends_with_the_cache(house
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("said", [{"bytes_per_s": {"2": 0}}, {"lend": 1.5}, {"ios_per_s": {"x": 1.0}}])
+@pytest.mark.parametrize(
+    "said", [{"bytes_per_s": {"2": 0}}, {"lend": 1.5}, {"ios_per_s": {"x": 1.0}}]
+)
 def test_a_rate_that_cannot_be_is_refused(said):
-    from bodocache.config import CacheConfig, parse
-
     values = {"identity": {"model": "m", "dtype": "d"}, "tiers": {"host": {"capacity_bytes": 99}}}
     with pytest.raises(ConfigError, match=next(iter(said))):
         parse(CacheConfig, {**values, "tenants": said})
@@ -274,7 +274,10 @@ def test_a_rate_that_cannot_be_is_refused(said):
 def test_waiting_for_credits_says_nothing_of_the_link():
     async def scenario(clock):
         link = Link("disk->device", now_s=clock.now_s)
-        link.queue.credits, link.queue._rate = credits_of(clock, bytes_per_s={"2": 1e5}), lambda: RATE
+        link.queue.credits, link.queue._rate = (
+            credits_of(clock, bytes_per_s={"2": 1e5}),
+            lambda: RATE,
+        )
         link.begin(clock.now_s())  # as long as the work is there
         it = Pages(link.queue, "free", 200_000)
         ended = it.end

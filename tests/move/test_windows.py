@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from bodocache.clock import VirtualClock
-from bodocache.config import ConfigError, CacheConfig, parse
+from bodocache.config import CacheConfig, ConfigError, parse
 from bodocache.move.windows import RESTS, Unplanned
 from bodocache.pages import Tier
 
@@ -121,7 +121,10 @@ def test_after_a_window_that_took_too_long_nothing_is_planned_for_a_while(
             clock.advance(0.1 * RESTS)
             monkeypatch.setattr(windows, "_plan", plan)
             assert (await it.get(prompt(2, of=2))).pages == 2
-            assert (windows.unplanned[Unplanned.OVERLONG], windows.unplanned[Unplanned.RESTING]) == (1, 1)
+            assert (
+                windows.unplanned[Unplanned.OVERLONG],
+                windows.unplanned[Unplanned.RESTING],
+            ) == (1, 1)
 
     asyncio.run(scenario())
 
