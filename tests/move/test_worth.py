@@ -11,7 +11,7 @@ from bodocache.clock import VirtualClock
 from bodocache.config import CacheConfig, HostConfig, IdentityConfig, TiersConfig
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.move.worth import PROBE_HALF_LIVES, Worth
-from bodocache.pages import Reason
+from bodocache.pages import Reason, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 
 PAGE_TOKENS = 8
@@ -181,3 +181,20 @@ def worth_of(clock, is_on=True):
         is_on=is_on,
         now_s=clock.now_s,
     )
+
+
+def test_an_owned_pools_pages_stay_on_the_host_but_are_not_written_while_it_is_aside(house, prompt):
+    async def scenario():
+        async with house() as it:
+            for is_aside, written in ((False, 3), (True, 0)):
+                it.orchestrator.worth.is_aside = is_aside
+                tokens = prompt(3, of=int(is_aside))
+                store = await it.compute(tokens)
+                assert (await store).new == 3
+                store.close()
+                assert await store.written == written
+                assert await it.pages_of(tokens) == 3  # what the device holds
+            it.leave_on(Tier.HOST)
+            assert await it.pages_of(tokens) == 0
+
+    asyncio.run(scenario())
