@@ -151,8 +151,10 @@ class Cache:
             recompute=recompute_of(config, layout),
             rules=rules_of(config),
             hints=config.hints,
-            shares=config.tenants.by_number(),
+            tenants=config.tenants,
             metrics=config.metrics,
+            window_s=config.planner.window_s,
+            steps_aside=config.features.aside,
         )
         if decide is not None:
             orchestrator.decider.consult(decide)
@@ -468,16 +470,22 @@ class Cache:
         return prompt if isinstance(prompt, Match) else await self.match(prompt)
 
     async def _match(self, pages: int, hasher: Callable[[KeyChain], KeyArray], said: Said) -> Match:
+        begun_s = self._orchestrator.now_s()
         version, keys = -1, np.empty((0, KEY_NBYTES), np.uint8)
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
         tiers, reasons = await self._find(keys)
+        if self._orchestrator.stands_aside(keys) and (tiers != Tier.DEVICE).any():
+            kept = int(np.flatnonzero(tiers != Tier.DEVICE)[0])
+            aside = np.full(len(tiers) - kept, Reason.ASIDE, np.uint8)
+            reasons, tiers = np.append(aside, reasons), tiers[:kept]
         if self._older is not None and (reasons == Reason.NEVER_STORED).any():
             before = await self._hashed(pages, hasher, self._older)
             stored = await self._holds(before[len(tiers) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
         forecast = self._orchestrator.forecast(tiers)
+        self._orchestrator.spent(self._orchestrator.now_s() - begun_s)
         return Match(version, keys, len(tiers), tiers, reasons, said, forecast)
 
     # What a cache on a node asks its node (node/client.py)

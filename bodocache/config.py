@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import (
@@ -60,6 +60,7 @@ Part = Annotated[float, Field(strict=True, gt=0, le=1)]
 TenantNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a TOML key is a text
 ClassName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 Tenant = Annotated[int, Field(strict=True, ge=0, le=MOST_TENANT)]
+PerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 BytesPerSecond = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 T = TypeVar("T")
@@ -165,6 +166,8 @@ class PlannerConfig:
     disk_bytes_per_s: BytesPerSecond = 2e9
     disk_write_bytes_per_s: BytesPerSecond = 1e9
     disk_latency_s: Seconds = 200e-6
+    # Loads that come while their links are busy are planned together, in windows of up to this.
+    window_s: Annotated[float, Field(strict=True, ge=0.002, le=0.01)] = 0.002
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -179,6 +182,7 @@ class FeaturesConfig:
     tardiness: StrictBool = True  # off: no load is cut or sent back, no finish predicted
     overlap: StrictBool = True  # off: a step starts when all its layers are there
     coalesce: StrictBool = True  # off: an op is one page
+    aside: StrictBool = True  # off: it never steps aside, whatever it gains
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -192,11 +196,23 @@ class HintsConfig:
     session_ttl_s: Seconds = 3600.0
 
 
+class Limit(NamedTuple):
+    """What a tenant may move to and from the disk, for each purpose; 0: no limit."""
+
+    bytes_per_s: float
+    ios_per_s: float
+
+
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class TenantsConfig:
     """What part of every tier a tenant is sure of, by its number; the rest is for all others."""
 
     shares: Mapping[TenantNumber, Part] = Field(default_factory=dict)
+    # What a tenant may move to and from the disk; one that is not named has no limit.
+    bytes_per_s: Mapping[TenantNumber, BytesPerSecond] = Field(default_factory=dict)
+    ios_per_s: Mapping[TenantNumber, PerSecond] = Field(default_factory=dict)
+    burst_s: Seconds = 0.5  # of its rate: what an idle tenant has put by at most
+    lend: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0  # of that, unused, to others
 
     def __post_init__(self) -> None:
         if sum(self.shares.values()) > 1.0:
@@ -205,6 +221,15 @@ class TenantsConfig:
     def by_number(self) -> dict[int, float]:
         """The share of each tenant that has one."""
         return {int(tenant): share for tenant, share in self.shares.items()}
+
+    def limits(self) -> dict[int, Limit]:
+        """The rates of each tenant that has one."""
+        named = sorted({int(tenant) for tenant in (*self.bytes_per_s, *self.ios_per_s)})
+        nbytes, ios = (
+            {int(tenant): rate for tenant, rate in rates.items()}
+            for rates in (self.bytes_per_s, self.ios_per_s)
+        )
+        return {it: Limit(nbytes.get(it, 0.0), ios.get(it, 0.0)) for it in named}
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

@@ -55,6 +55,7 @@ class Reason(IntEnum):
     UNAVAILABLE = 17  # its directory is out of service
     RELEASED = 18  # its owner said that it is not needed any more
     CUT = 19  # the engine was to compute it sooner than it would have come
+    ASIDE = 20  # the cache had stepped aside: it costs more than it gains
 
 
 # One record: what the planner knows of a page. GPU kernels read the same 128 bytes.

@@ -30,7 +30,8 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NAMED = {"queue_depth": "operations", "recompute_slope_s": "s/token/position"}
 NAMED |= {"recompute_s_per_token": "s/token", "domain_secret_hex": "hex digits"}
 NAMED |= {"max_held_share": "share", "churn_share": "share", "max_sessions": "sessions"}
-NAMED |= {"port": "port", "tenant_classes": "tenants by class"}
+NAMED |= {"port": "port", "tenant_classes": "tenants by class", "lend": "share"}
+NAMED |= {"bytes_per_s": "bytes/s by tenant", "ios_per_s": "1/s by tenant"}
 NAMED |= {"write_bytes_per_day": "bytes", "mac_key_hex": "hex digits"}
 NAMED |= {"page_tokens": "tokens", "layers": "layers", "heads": "heads", "kv": "tensors"}
 NAMED |= {"head_dim": "elements", "itemsize": "bytes"}
@@ -120,18 +121,20 @@ def default(field):
 
 def allowed(said):  # noqa: PLR0911 -- a case each
     if said["type"] == "object":
-        bounds = next(iter(said["patternProperties"].values()))
-        assert (bounds["exclusiveMinimum"], bounds["maximum"]) == (0, 1)
-        return "each > 0, together at most 1"
+        bounds = next(iter(said.get("patternProperties", {"": {}}).values()))
+        if "exclusiveMinimum" not in bounds:
+            return f"{MOST_TENANT_CLASSES} classes at most"
+        assert bounds["exclusiveMinimum"] == 0
+        assert bounds.get("maximum", 1) == 1
+        return "each > 0, together at most 1" if "maximum" in bounds else "each > 0"
     if "pattern" in said:
         assert said["pattern"] == "^([0-9a-fA-F]{2}){16,64}$|^$"
         return "32 to 128 hex digits, or empty"
     if said["type"] == "array":
         assert said["items"]["format"] == "path"
         return "folders, one at least there"
-    plain = {"boolean": "true or false", "object": f"{MOST_TENANT_CLASSES} classes at most"}
-    if said["type"] in plain:
-        return plain[said["type"]]
+    if said["type"] == "boolean":
+        return "true or false"
     if "maximum" in said:
         return f"{said['minimum']} to {said['maximum']}"
     bounds = {"exclusiveMinimum": ">", "gt": ">", "minimum": ">=", "ge": ">="}

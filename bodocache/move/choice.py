@@ -25,6 +25,7 @@ class Why(StrEnum):
     BEFORE = "before"  # the engine computes it sooner; nothing has begun
     TARDY = "tardy"  # the same was found while it was under way
     DEADLINE = "deadline"  # it has passed
+    UNPAID = "unpaid"  # its tenant will not have the credits in time; nothing has begun
 
 
 class Proposal(NamedTuple):

@@ -80,6 +80,7 @@ class Decider:
         """Cut what would come later than the engine computes it. Nothing has begun yet."""
         if not self._is_on or not len(wanted):
             return
+        self._cut_unpaid(load, wanted[sources == Tier.DISK])
         self._choose_sources(load, wanted, sources)
         template = self._outlook.template(load.terms)
         one = Watched(load, nowhere(len(load.rows)), template)
@@ -87,7 +88,7 @@ class Decider:
         self._watched[load] = one
         load.before_commit = self._before_commit
         self._apply_first(one)
-        load.on_settled(lambda: self._watched.__delitem__(load))
+        load.on_settled(lambda: self._forget(load))
 
     def watch(self, part: Part) -> None:
         """``part`` is about to wait for its turn."""
@@ -138,6 +139,25 @@ class Decider:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    def _forget(self, load: Load) -> None:
+        del self._watched[load]
+        if not self._watched:
+            self.close()
+
+    def _cut_unpaid(self, load: Load, from_disk: RowArray) -> None:
+        """Let the engine compute what its tenant's credits will not have paid for in time."""
+        due_s = load.terms.due_s(load.begun_s)
+        queue = self._links[Tier.DISK].queue
+        paid = queue.payable_nbytes(load.terms.tenant, due_s) / self._outlook.page_nbytes
+        if not len(from_disk) or paid >= len(from_disk):
+            return
+        keep = int(from_disk[max(0, int(paid))])
+        pages = self._decide(load, Proposal(keep, Why.UNPAID))
+        if pages is not None and pages < load.wanted:
+            self.cuts[Why.UNPAID] += 1
+            load.cut(pages)
 
     def _before_commit(self, load: Load) -> None:
         if load in self._watched:

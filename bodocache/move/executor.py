@@ -130,7 +130,8 @@ class Executor:
         wanted = hold.rows[~residency.lies_in(hold.rows, Tier.HOST)]
         if not len(wanted):
             return self._no_room(scope, tiers)
-        operation = self._prefetcher.begin(wanted, self._now_s() + action.deadline_s)
+        due_s = self._now_s() + action.deadline_s
+        operation = self._prefetcher.begin(wanted, due_s, tenant=scope.owner.tenant)
         self._remember(scope.owner, operation)
         operation.on_end(lambda: self._end_if_absent(hold))
         beyond = len(rows) - len(hold.rows)

@@ -85,6 +85,7 @@ class Link:
             self.queue = LinkQueue(now_s=now_s, rate=self._bytes_per_s, runs_here=runs_here)
         else:
             self.queue = beside.queue
+        self.queue.on_resume.append(self._resume)
 
     # Counting
 
@@ -151,9 +152,14 @@ class Link:
         record["queued_nbytes"] = queued_nbytes + int(self.stalled_s() * known.rate)
         return record
 
+    def _resume(self, now_s: float) -> None:
+        """Nothing moved because tenants lacked credits: that says nothing of the rate."""
+        self.rate.resume(now_s)
+
     def stalled_s(self) -> float:
         """How long it has completed nothing, beyond what the chunks in flight should take."""
-        known = self.estimate() if self.in_flight else None
+        is_moving = self.in_flight and not self.queue.waits_for_credits
+        known = self.estimate() if is_moving else None
         if known is None:
             return 0.0
         expected_s = self.queue.chunk_nbytes / known.rate

@@ -136,6 +136,11 @@ class Load:
         return np.bincount(self._came_from[: self.landed], minlength=len(Tier))
 
     @property
+    def from_below(self) -> NDArray[np.int64]:
+        """The pages delivered that the device did not hold."""
+        return np.flatnonzero(self._came_from[: self.landed] != Tier.DEVICE)
+
+    @property
     def reasons(self) -> NDArray[np.uint8]:
         """Reason of each page that did not land; final once the load is done."""
         return self._reasons[self.landed :]

@@ -22,8 +22,8 @@ from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
 from bodocache.move.timeline import Event
+from bodocache.move.windows import Windows
 from bodocache.pages import NOWHERE, Tier
-from bodocache.plan.records import DEMAND, OpKind, Plan
 
 _PLANNED, _PREDICTED = int(Event.PLANNED), int(Event.PREDICTED)
 
@@ -39,6 +39,7 @@ class Loader:
         copies: Copies,
         nursery: Nursery,
         decider: Decider,
+        windows: Windows,
         now_s: Callable[[], float],
         page_tokens: int,
     ) -> None:
@@ -48,6 +49,7 @@ class Loader:
         self._copies = copies
         self._nursery = nursery
         self._decider = decider
+        self._windows = windows
         self._lander = Lander(residency, now_s)
         self._now_s = now_s
         self._page_tokens = page_tokens
@@ -122,6 +124,7 @@ class Loader:
             load.close()
         for load in loads:
             await load.released
+        self._windows.close()
         self._decider.close()
 
     def _take_targets(
@@ -144,19 +147,18 @@ class Loader:
 
     def _begin_part(self, load: Load, tier: Tier, positions: RowArray) -> None:
         residency, lander, link = self._residency, self._lander, self._links[tier]
-        if not link.queue.has_room():
+        if not link.queue.has_room((load.terms.tenant,)):
             lander.without_room(load, positions)
             return
         host_slots = None
         if tier is Tier.DISK:
-            host_slots = residency.take_most(Tier.HOST, len(positions))
+            host_slots = residency.take_most(Tier.HOST, self._most_read(load, len(positions)))
             if len(host_slots) < len(positions):
                 lander.without_room(load, positions[len(host_slots) :])
                 positions = positions[: len(host_slots)]
         if not len(positions):
             return
-        plan = self._plan(load, load.rows[positions])
-        rows, positions = plan.rows, positions[plan.demands]
+        rows = load.rows[positions]
         if host_slots is None:
             host_slots = residency.slots(rows, tier)
         device_slots = load.slots[positions]
@@ -183,17 +185,27 @@ class Loader:
             )
         )
 
+    def _most_read(self, load: Load, pages: int) -> int:
+        """How many of ``pages`` may take host slots and wait for the disk."""
+        host, queue = self._residency.host, self._links[Tier.DISK].queue
+        page_nbytes = host.layout.page_nbytes
+        room = queue.room_nbytes((load.terms.tenant,), host.num_pages * page_nbytes)
+        return int(min(pages, room // page_nbytes))
+
     def _enter(self, part: Part) -> None:
         """Let the part wait for its turn on its link: it may have come when this returns."""
         work, queue = self._work(part), part.link.queue
         part.load.add_source(work)
         due_s = part.load.terms.due_s(part.load.begun_s)
-        part.ticket = queue.enter(work, Priority.LOAD, deadline_s=due_s)
+        payers = (part.load.terms.tenant,)
+        part.ticket = queue.enter(work, Priority.LOAD, deadline_s=due_s, payers=payers)
         assert part.ticket is not None, "there was room"
         part.prediction = part.link.predict_ticket(part.ticket)
         self._note(part, part.ticket)
         self._decider.watch(part)
+        self._windows.add(part)
         queue.start(part.ticket)
+        self._windows.wait()
 
     def _note(self, part: Part, ticket: Ticket) -> None:
         note, link, nbytes = part.load.note, part.link, len(part.rows) * part.page_nbytes
@@ -235,15 +247,6 @@ class Loader:
             delay_s = max(0.0, load.deadline_s - self._now_s())
             timer = self._loop.call_later(delay_s, self._decider.too_late, load)
             load.on_settled(timer.cancel)
-
-    def _plan(self, load: Load, rows: RowArray) -> Plan:
-        """The ops that bring ``rows``, which are distinct, to the device."""
-        demands = np.zeros(len(rows), DEMAND)
-        demands["page"] = rows
-        demands["kind"] = OpKind.LOAD
-        demands["deadline_s"] = load.deadline_s
-        demands["arrival_s"] = load.begun_s
-        return self._residency.plan_load(demands)
 
     def _count_hits(self, load: Load) -> None:
         self._hits += load.hits

@@ -67,6 +67,14 @@ class Mover(Protocol):
         """When a load of pages that lie in ``tiers`` would be there; None if nobody knows."""
         ...
 
+    def stands_aside(self, keys: KeyArray) -> bool:
+        """Whether nothing but the device is to be asked for a request of ``keys``."""
+        ...
+
+    def spent(self, seconds: float) -> None:
+        """A request was looked up for so long."""
+        ...
+
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
         ...

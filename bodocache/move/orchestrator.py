@@ -6,7 +6,6 @@ backend are handed to it, and the backend is closed with it.
 """
 
 import contextlib
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.clock import Clock
-from bodocache.config import HintsConfig, MetricsConfig
+from bodocache.config import HintsConfig, MetricsConfig, TenantsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
 from bodocache.match import Forecast, Match
 from bodocache.move.choice import Why
 from bodocache.move.copies import HostSide
+from bodocache.move.credits import Credits
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.ghosts import Activity
@@ -37,6 +37,8 @@ from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
+from bodocache.move.windows import Unplanned, Windows
+from bodocache.move.worth import Gain, Worth
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Tier
 from bodocache.plan.records import Feature
@@ -53,6 +55,9 @@ class Traffic:
     evicted: dict[Tier, int]
     failed_checks: int  # pages whose bytes failed the digest between host and device
     cuts: dict[Why, int]  # of loads
+    unplanned: dict[Unplanned, int]  # windows
+    gain: Gain
+    credit_waits: int  # chunks that waited for their tenant's credits
     not_admitted: int
     task_failures: int
 
@@ -71,8 +76,10 @@ class Orchestrator:
         recompute: RecomputeModel,
         rules: WriteRules,
         hints: HintsConfig,
-        shares: Mapping[int, float],
+        tenants: TenantsConfig,
         metrics: MetricsConfig,
+        window_s: float,
+        steps_aside: bool,
     ) -> None:
         self._clock = clock
         self._backend = backend
@@ -89,8 +96,27 @@ class Orchestrator:
             policy=policy,
             recompute=recompute,
             now_s=clock.now_s,
-            parts=shares,
+            parts=tenants.by_number(),
         )
+        page_nbytes = host.pool.layout.page_nbytes
+        self.worth = Worth(
+            recompute_s=recompute.seconds,
+            load_page_s=float(policy["load_s_per_byte"][0, Tier.HOST]) * page_nbytes,
+            half_life_s=float(policy["half_life_s"][0]),
+            is_on=steps_aside,
+            now_s=clock.now_s,
+        )
+        self._counted_s = 0.0  # of the copies of stores
+        is_off = int(policy["features_off"][0]) & Feature.CREDITS
+        self._credits = None
+        if tenants.limits() and not is_off:
+            self._credits = Credits(
+                tenants,
+                policy=policy,
+                page_nbytes=page_nbytes,
+                now_s=clock.now_s,
+            )
+        self._links["disk->device"].queue.credits = self._credits
         loading = {
             Tier.HOST: self._links["host->device"],
             Tier.DISK: self._links["disk->device"],
@@ -111,12 +137,14 @@ class Orchestrator:
             is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=clock.now_s,
         )
+        self.windows = Windows(self.residency.plan_load, window_s=window_s, now_s=clock.now_s)
         self._loader = Loader(
             self.residency,
             links=loading,
             copies=self._copies,
             nursery=self._nursery,
             decider=self.decider,
+            windows=self.windows,
             now_s=clock.now_s,
             page_tokens=recompute.page_tokens,
         )
@@ -197,7 +225,24 @@ class Orchestrator:
         request = self.requests.loading(match, terms.deadline_s)
         self.residency.room_for(Activity.LOAD, match.said.tenant)
         follow = partial(self.requests.follow_load, request)
-        return self._loader.begin(keys, slots, terms, on_load=follow)
+        terms = replace(terms, tenant=match.said.tenant)
+        load = self._loader.begin(keys, slots, terms, on_load=follow)
+        load.on_settled(lambda: self._weigh(load))
+        return load
+
+    def stands_aside(self, keys: KeyArray) -> bool:
+        """Whether nothing but the device is to be asked for a request of ``keys``."""
+        copied_s = self._links["device->host"].counted()[3]
+        self.worth.spent(copied_s - self._counted_s)
+        self._counted_s = copied_s
+        return self.worth.judge(keys)
+
+    def spent(self, seconds: float) -> None:
+        """A request was looked up for so long."""
+        self.worth.spent(seconds)
+
+    def _weigh(self, load: Load) -> None:
+        self.worth.loaded(load.from_below, self.now_s() - load.begun_s)
 
     def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
         """When a load of pages that lie in ``tiers`` would be there, if it came now."""
@@ -205,9 +250,13 @@ class Orchestrator:
 
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
+        is_aside = self.worth.is_aside
+        if is_aside and not isinstance(self.residency.device, OwnedPool):
+            return self._storer.refuse(slots)
         request = self.requests.storing(said, keys, len(slots))
         chance, favour = self.hints.told(said)
-        store = self._storer.begin(keys, slots, replace(origin, chance=chance, favour=favour))
+        origin = replace(origin, chance=chance, favour=favour, is_written=not is_aside)
+        store = self._storer.begin(keys, slots, origin)
         self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)
         return store
@@ -229,6 +278,9 @@ class Orchestrator:
             evicted=dict(self.residency.evicted),
             failed_checks=self.failed_checks,
             cuts=dict(self.decider.cuts),
+            unplanned=dict(self.windows.unplanned),
+            gain=self.worth.gain,
+            credit_waits=self.credit_waits,
             not_admitted=self.not_admitted,
             task_failures=self.task_failures,
         )
@@ -244,6 +296,11 @@ class Orchestrator:
         return self._loader.failed_checks
 
     @property
+    def credit_waits(self) -> int:
+        """Chunks that waited for their tenant's credits."""
+        return 0 if self._credits is None else self._credits.waits
+
+    @property
     def not_admitted(self) -> int:
         """Pages that were not written to disk."""
         return self._writer.refused if self._writer else 0
@@ -255,6 +312,9 @@ class Orchestrator:
 
     async def close(self) -> None:
         """Cancel loads, finish stores and the write-through queue, then let go of everything."""
+        self._links["disk->device"].queue.stop_charging()
+        if self._writer is not None:
+            self._writer.hurry()
         if self._prefetcher is not None:
             await self._prefetcher.close()
         await self._demoter.close()

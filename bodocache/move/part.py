@@ -5,6 +5,7 @@ A part keeps its pages pinned and its slots taken until it has drained, whatever
 meanwhile. All of it is the loop's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ SlotArray = NDArray[np.int64]
 class Part:
     """Pages ``rows[i]`` of one tier, on their way to position ``positions[i]`` of the load.
 
-    They stand in the order in which they should start.
+    They stand in the order in which they should start, once they are planned.
     """
 
     load: Load
@@ -46,6 +47,7 @@ class Part:
     landed: int = 0
     landed_s: float = 0.0  # when the last page had landed
     is_over: bool = False
+    before_first: Callable[[], None] | None = None  # has it planned; None: it is
 
     @property
     def left_nbytes(self) -> int:
@@ -54,10 +56,22 @@ class Part:
 
     def take(self, pages: int) -> RowArray:
         """The next ``pages`` that are still wanted; fewer if there are no more."""
+        if self.before_first is not None:
+            self.before_first()
         self.drop_unwanted()
         chosen, self.left = self.left[:pages], self.left[pages:]
         self.under_way += len(chosen)
         return chosen
+
+    def arrange(self, order: NDArray[np.int64]) -> None:
+        """Let page ``order[i]`` be the i-th from now on; nothing has begun."""
+        waits = np.zeros(len(order), np.bool_)
+        waits[self.left] = True
+        self.left = np.flatnonzero(waits[order])
+        self.rows, self.positions = self.rows[order], self.positions[order]
+        self.host_slots, self.device_slots = self.host_slots[order], self.device_slots[order]
+        self.keys, self.digests = self.keys[order], self.digests[order]
+        self.kept, self.ours = self.kept[order], self.ours[order]
 
     def put_back(self, chosen: RowArray) -> None:
         """Pages that had begun, and were withdrawn, wait again."""

@@ -49,12 +49,15 @@ class Prefetcher:
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
         self._live: set[Operation] = set()
 
-    def begin(self, rows: RowArray, deadline_s: float) -> Operation:
-        """Begin to read ``rows``, which lie on disk and not on the host; what arrives in time."""
+    def begin(self, rows: RowArray, deadline_s: float, *, tenant: int = 0) -> Operation:
+        """Begin to read ``rows``, which lie on disk and not on the host; what arrives in time.
+
+        The credits of ``tenant`` pay for it.
+        """
         operation = Operation()
         self._live.add(operation)
         self._residency.pin(rows)
-        self._nursery.spawn(self._run(operation, rows, deadline_s))
+        self._nursery.spawn(self._run(operation, rows, deadline_s, tenant))
         return operation
 
     async def close(self) -> None:
@@ -64,7 +67,9 @@ class Prefetcher:
         for operation in list(self._live):
             await operation
 
-    async def _run(self, operation: Operation, rows: RowArray, deadline_s: float) -> None:
+    async def _run(
+        self, operation: Operation, rows: RowArray, deadline_s: float, tenant: int
+    ) -> None:
         timer = None
         if math.isfinite(deadline_s):
             delay_s = max(0.0, deadline_s - self._now_s())
@@ -74,7 +79,7 @@ class Prefetcher:
             for first in range(0, len(rows), self._batch_pages):
                 batch = rows[first : first + self._batch_pages]
                 nbytes = len(batch) * self._backend.page_nbytes
-                async with self._link.queue.turn(Priority.PREFETCH, nbytes):
+                async with self._link.queue.turn(Priority.PREFETCH, nbytes, payers=(tenant,)):
                     if operation.is_cancelled:
                         break
                     arrived += await self._read(operation, batch)

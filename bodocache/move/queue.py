@@ -9,19 +9,25 @@ is as urgent as one due in its patience, so later ones with deadlines cannot sta
 A load without others is asked for all it has; if a more urgent one comes, what storage has not
 begun is withdrawn and goes on in chunks. What is no load is in no load's way: storage does reads
 first, and may hold writes. Nothing here runs unless work enters, ends, or is out of patience.
-Credits and the planner's windows will attach here. Used from the orchestrator's loop only.
+
+Where tenants have credits (credits.py), a chunk begins when its tenant can pay for it. One that
+cannot is set aside until it has earned enough, with what its tenant asks for after it, and is in
+nobody's way meanwhile. Used from the orchestrator's loop only.
 """
 
 import asyncio
 import heapq
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
+
+from bodocache.move.credits import Credits
+from bodocache.plan.records import Purpose
 
 CHUNK_S = 2e-3  # of the link: how long a more urgent load waits at most
 DEPTH = 2  # chunks in flight: one that the device moves, and the next
@@ -40,6 +46,7 @@ class Priority(IntEnum):
 
 
 PATIENCE_S = (1.0, 0.25, 0.5, 0.25)  # by Priority
+PURPOSE = (Purpose.READ, Purpose.PREFETCH, Purpose.PREFETCH, Purpose.WRITE)  # by Priority
 
 
 class Work(Protocol):
@@ -71,6 +78,8 @@ class Ticket:
     due_s: float
     number: int  # in order of arrival
     since_s: float  # since when it waits for a turn
+    payers: list[int] = field(default_factory=list)  # tenants, each for an equal part
+    paid_nbytes: int = 0  # of the next chunk
     in_flight: int = 0  # bytes
     is_open: bool = True
     is_queued: bool = False
@@ -116,6 +125,11 @@ class LinkQueue:
         runs_here: bool = False,
         max_open: int = MAX_OPEN,
     ) -> None:
+        self.credits: Credits | None = None
+        self.on_resume: list[Callable[[float], None]] = []  # told when it moves again, with credits
+        self._unpaid: dict[Ticket, None] = {}  # set aside, in order
+        self._blocked: set[tuple[Priority, tuple[int, ...]]] = set()  # whose turn none is
+        self._payday: asyncio.TimerHandle | None = None
         self._now_s = now_s
         self._rate = rate
         self._runs_here = runs_here
@@ -135,6 +149,11 @@ class LinkQueue:
         return not self._open
 
     @property
+    def waits_for_credits(self) -> bool:
+        """Whether all that is in it does: nothing moves, and the device is not to blame."""
+        return bool(self._unpaid) and not self._in_flight
+
+    @property
     def queued_nbytes(self) -> int:
         """What waits or moves."""
         return sum(ticket.work.left_nbytes for ticket in self._open)
@@ -145,20 +164,29 @@ class LinkQueue:
         rate = self._rate()
         return UNMEASURED_CHUNK_NBYTES if rate is None else max(1, int(rate * CHUNK_S))
 
-    def has_room(self) -> bool:
-        """Whether :meth:`enter` would take work; if not, whoever asks does without, or waits."""
+    def has_room(self, payers: Sequence[int] = ()) -> bool:
+        """Whether :meth:`enter` would take work; if not, whoever asks does without, or waits.
+
+        Tenants with rates leave room for the others, however much of theirs waits for credits.
+        """
+        if self.credits is not None and self.credits.is_limited(payers):
+            mine = sum(ticket.payers == [*payers] for ticket in self._open)
+            return mine < max(1, self._max_open // (1 + self.credits.limited))
         return len(self._open) < self._max_open
 
-    def enter(self, work: Work, priority: Priority, *, deadline_s: float) -> Ticket | None:
+    def enter(
+        self, work: Work, priority: Priority, *, deadline_s: float, payers: Sequence[int] = ()
+    ) -> Ticket | None:
         """Take ``work``, and begin it if it is its turn; None where the queue is full.
 
-        Call :meth:`start` for it to begin.
+        ``payers``: the tenants whose credits pay for it; more may be added to the ticket's. Call
+        :meth:`start` for it to begin.
         """
-        if not self.has_room():
+        if not self.has_room(payers):
             return None
         now_s = self._now_s()
         due_s = deadline_s if math.isfinite(deadline_s) else now_s + PATIENCE_S[priority]
-        ticket = Ticket(work, priority, due_s, next(self._numbers), now_s)
+        ticket = Ticket(work, priority, due_s, next(self._numbers), now_s, list(payers))
         self._open.add(ticket)
         for other in self._open:
             other.was_overtaken |= ticket < other
@@ -187,18 +215,22 @@ class LinkQueue:
         """Nothing of ``ticket`` waits or will."""
         ticket.is_open = False
         self._open.discard(ticket)
+        if not self._open:
+            self._stop_timers()
         for waiter in self._wants_room:
             if not waiter.done():
                 waiter.set_result(None)
         self._pump()
 
     @asynccontextmanager
-    async def turn(self, priority: Priority, nbytes: int) -> AsyncIterator[None]:
+    async def turn(
+        self, priority: Priority, nbytes: int, *, payers: Sequence[int] = ()
+    ) -> AsyncIterator[None]:
         """``async with``: wait for a turn; inside, ``nbytes`` are in flight. Where the queue is
         full, wait for room first.
         """
         turn = _Turn(nbytes)
-        while (ticket := self.enter(turn, priority, deadline_s=math.inf)) is None:
+        while (ticket := self.enter(turn, priority, deadline_s=math.inf, payers=payers)) is None:
             await self._room()
         try:
             self.start(ticket)
@@ -221,8 +253,10 @@ class LinkQueue:
         """What moves before the last byte of ``ticket``, its own included."""
         ahead = 0
         for other in self._open:
-            if other is ticket or other < ticket:
+            if other is ticket:
                 ahead += other.work.left_nbytes
+            elif other < ticket:
+                ahead += self._payable(other)
             else:
                 ahead += min(other.in_flight, other.work.left_nbytes)
         return ahead
@@ -232,10 +266,81 @@ class LinkQueue:
         ahead = 0
         for other in self._open - without:
             if other.priority is Priority.LOAD and other.due_s <= due_s:
-                ahead += other.work.left_nbytes
+                ahead += self._payable(other)
             else:
                 ahead += min(other.in_flight, other.work.left_nbytes)
         return ahead
+
+    def payable_nbytes(self, tenant: int, until_s: float) -> float:
+        """What ``tenant`` can have loaded by then, beyond what it waits for; inf: no limit."""
+        purse = self.credits
+        if purse is None or not purse.is_limited((tenant,)):
+            return math.inf
+        held = purse.held_nbytes((tenant,), Purpose.READ, until_s=until_s)
+        return held - sum(
+            ticket.work.left_nbytes // len(ticket.payers) - ticket.in_flight
+            for ticket in self._open
+            if ticket.priority is Priority.LOAD and tenant in ticket.payers
+        )
+
+    def room_nbytes(self, payers: Sequence[int], memory_nbytes: int) -> float:
+        """Of the memory that reads pass through, what these tenants may take more of; inf: any.
+
+        Who has a rate may wait in its part of it, not in all.
+        """
+        if self.credits is None or not self.credits.is_limited(payers):
+            return math.inf
+        mine = sum(it.work.left_nbytes for it in self._open if it.payers == [*payers])
+        return max(0, memory_nbytes // (1 + self.credits.limited) - mine)
+
+    def stop_charging(self) -> None:
+        """From now on nothing waits for credits: the cache closes."""
+        self.credits = None
+        self._end_wait()
+
+    def _payable(self, ticket: Ticket) -> int:
+        """What of it can move now, as far as its tenants' credits go."""
+        left = ticket.work.left_nbytes
+        if self.credits is None or not self.credits.is_limited(ticket.payers):
+            return left
+        purpose, now_s = PURPOSE[ticket.priority], self._now_s()
+        held = self.credits.held_nbytes(ticket.payers, purpose, until_s=now_s)
+        return min(left, ticket.in_flight + held)
+
+    def _set_aside(self, ticket: Ticket, until_s: float) -> None:
+        """It waits for credits, and what its tenants ask for after it."""
+        ticket.is_queued, ticket.was_overtaken = False, True
+        self._unpaid[ticket] = None
+        self._blocked.add((ticket.priority, tuple(ticket.payers)))
+        if math.isfinite(until_s):
+            at_s = self._loop.time() + max(0.0, until_s - self._now_s())
+            if self._payday is not None:
+                if self._payday.when() <= at_s:
+                    return
+                self._payday.cancel()
+            self._payday = self._loop.call_at(at_s, self._end_wait)
+
+    def _end_wait(self) -> None:
+        """Somebody has earned something: all that wait for credits ask again."""
+        if self._payday is not None:
+            self._payday.cancel()
+            self._payday = None
+        self._blocked.clear()
+        unpaid, self._unpaid = self._unpaid, {}
+        for ticket in unpaid:
+            if ticket.is_open and not ticket.is_queued:
+                ticket.is_queued = True
+                self._lanes[ticket.priority].push(ticket)
+        self._pump()
+
+    def _stop_timers(self) -> None:
+        """Nothing waits: nothing is to be looked at again."""
+        self._unpaid.clear()
+        self._blocked.clear()
+        for timer in (self._timer, self._payday):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._payday = None
 
     def _make_way(self, ticket: Ticket) -> None:
         """Withdraw what less urgent work has begun at once because it was alone."""
@@ -264,9 +369,17 @@ class LinkQueue:
 
     def _begin(self, ticket: Ticket) -> bool:
         """Whether a chunk of ``ticket`` was begun; if not, nothing of it waits any more."""
-        loads = sum(other.priority is Priority.LOAD for other in self._open)
-        is_alone = loads <= 1 and not self._loading
-        nbytes = ticket.work.begin(ALL if is_alone else self.chunk_nbytes)
+        if self.credits is not None and not self._in_flight:
+            for resume in self.on_resume:
+                resume(self._now_s())
+        if self.credits is not None and self.credits.is_limited(ticket.payers):
+            nbytes = self._begin_paid(ticket, self.credits)
+            if nbytes is None:
+                return False
+        else:
+            loads = sum(other.priority is Priority.LOAD for other in self._open)
+            is_alone = loads <= 1 and not self._loading
+            nbytes = ticket.work.begin(ALL if is_alone else self.chunk_nbytes)
         if nbytes == 0:
             ticket.is_queued = False
             return False
@@ -280,6 +393,25 @@ class LinkQueue:
         self._in_flight += nbytes
         if ticket.priority is Priority.LOAD:
             self._loading += nbytes
+
+    def _begin_paid(self, ticket: Ticket, purse: Credits) -> int | None:
+        """Bytes of the chunk that was begun; None: nobody can pay for it now."""
+        who = (ticket.priority, tuple(ticket.payers))
+        if who in self._blocked:
+            self._set_aside(ticket, math.inf)
+            return None
+        purpose, left = PURPOSE[ticket.priority], ticket.work.left_nbytes - ticket.in_flight
+        chunk = left if isinstance(ticket.work, _Turn) else min(self.chunk_nbytes, left)
+        nbytes = max(purse.page_nbytes, chunk) if left else 0  # all of it has begun
+        ticket.paid_nbytes, ready_s = purse.save_up(
+            ticket.payers, purpose, nbytes, ticket.paid_nbytes
+        )
+        if ready_s is not None:
+            self._set_aside(ticket, ready_s)
+            return None
+        begun = ticket.work.begin(max(1, nbytes))
+        ticket.paid_nbytes -= begun  # what is left goes towards its next chunk
+        return begun
 
     def _next(self) -> Ticket | None:
         now_s = self._now_s()

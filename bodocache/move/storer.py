@@ -32,6 +32,7 @@ class Origin:
     tenant: int = 0
     chance: float = math.nan  # that the request goes on, as its caller says
     favour: float = 0.0  # log2 of what that multiplies the pages' worth by
+    is_written: bool = True  # False: not to the disk, whatever the pages are worth
 
 
 class Storer:
@@ -125,7 +126,7 @@ class Storer:
         try:
             shown = await self._show(store, rows, slots, origin)
             store.show(rows[:shown])  # before the disk asks what they are worth
-            if self._writer is not None:
+            if self._writer is not None and origin.is_written:
                 await self._writer.offer(store, rows[:shown])
         finally:
             store.spare(slots[shown:])

@@ -23,6 +23,7 @@ class Terms:
     start_s: float | None = None  # when the engine is free to begin the step; None: nobody said
     compute_s: NDArray[np.float64] = field(default_factory=_no_layers)  # of each layer
     n_waiting: int = 0  # requests that wait at the engine behind this one
+    tenant: int = 0  # whose credits pay for what is read from disk
 
     @classmethod
     def said(

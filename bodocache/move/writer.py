@@ -7,10 +7,12 @@ make them.
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +25,7 @@ from bodocache.move.link import Link
 from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.pages import NOWHERE, Reason, Tier
-from bodocache.plan.records import DEMAND, OpKind
+from bodocache.plan.records import DEMAND, OpKind, Purpose
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class _Waiting:
     keys: KeyArray  # a row may be another page's by then
     since_s: float
     is_asked_for: bool  # by a demotion: admission is not asked
+    tenant: int  # whose pages they are: its credits pay
 
 
 class Awaiter(Protocol):
@@ -87,6 +90,7 @@ class Writer:
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
+        self._paid: dict[int, int] = {}  # by tenant: bytes, for what it writes next
         self._changed = asyncio.Event()
         self._closing = False
 
@@ -106,18 +110,19 @@ class Writer:
             return
         store.expect(len(rows))
         keys = self._residency.table.keys[rows]
-        waiting = _Waiting(store, rows, keys, self._now_s(), is_asked_for)
+        tenant = int(self._residency.table.records["tenant"][rows[-1]])
+        waiting = _Waiting(store, rows, keys, self._now_s(), is_asked_for, tenant)
         self._queue.append(waiting)
         self._queued += len(rows)
         self._tell()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while self._queued > self._backlog_pages:
+                while self._is_long(tenant):
                     await self._change()
         except TimeoutError:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
-                self._forget(waiting)
+            for mine in [one for one in self._queue if one.store is store]:
+                self._queue.remove(mine)
+                self._forget(mine)
 
     def _forget(self, waiting: _Waiting) -> None:
         self._queued -= len(waiting.rows)
@@ -125,9 +130,21 @@ class Writer:
         waiting.store.settle(len(waiting.rows), 0)
         self._tell()
 
+    def _is_long(self, tenant: int) -> bool:
+        """Whether the backlog is. Who has a rate may fill its part of one half of it."""
+        purse = self._link.queue.credits
+        if purse is None or not purse.is_limited((tenant,)):
+            return self._queued > self._backlog_pages
+        mine = sum(len(one.rows) for one in self._queue if one.tenant == tenant)
+        return mine > max(1, self._backlog_pages // (2 * purse.limited))
+
     def close(self) -> None:
         """Write what is queued, then end."""
         self._closing = True
+        self._tell()
+
+    def hurry(self) -> None:
+        """Nothing is charged any more."""
         self._tell()
 
     async def run(self) -> None:
@@ -137,19 +154,74 @@ class Writer:
                 await self._change()
             if not self._queue:
                 return
-            nbytes = self._batch_pages * self._backend.page_nbytes
+            tenant = await self._whose()
+            nbytes = self._nbytes_of(self._pick(tenant))
             async with self._link.queue.turn(Priority.WRITE, nbytes):
                 try:
-                    await self._write(self._next_batch())
+                    if batch := self._next_batch(tenant):  # what it paid for may be given up
+                        await self._write(batch)
                 except Exception:  # noqa: BLE001 -- stores wait for the queue: it must go on
                     self.failures += 1
                     _log.exception("disk tier: a batch could not be written")
 
-    def _next_batch(self) -> list[_Waiting]:
-        batch, pages = [], 0
-        while self._queue and pages < self._batch_pages:
-            batch.append(self._queue.popleft())
-            pages += len(batch[-1].rows)
+    async def _whose(self) -> int | None:
+        """The tenant that has waited longest of those who can pay; None where nobody has to."""
+        while (purse := self._link.queue.credits) is not None and self._queue:
+            ready_s = math.inf
+            for tenant in dict.fromkeys(one.tenant for one in self._queue):
+                if purse.is_limited((tenant,)):
+                    self._split(tenant)
+                nbytes = self._nbytes_of(self._pick(tenant))
+                paid, at_s = purse.save_up(
+                    (tenant,), Purpose.WRITE, nbytes, self._paid.get(tenant, 0)
+                )
+                self._paid[tenant] = paid
+                if at_s is None:
+                    return tenant
+                ready_s = min(ready_s, at_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, ready_s - self._now_s())):
+                    await self._change()
+        return None
+
+    def _next_batch(self, tenant: int | None) -> list[_Waiting]:
+        batch = self._pick(tenant)
+        for one in batch:
+            self._queue.remove(one)
+            if tenant is not None:  # what came since it paid is still to be paid for
+                self._paid[tenant] -= self._nbytes_of([one])
+        if tenant is not None and self._paid.get(tenant) == 0:
+            del self._paid[tenant]
+        return batch
+
+    def _split(self, tenant: int) -> None:
+        """Let the oldest of one that pays be no longer than a batch: loads may come meanwhile."""
+        chunk = self._link.queue.chunk_nbytes // self._backend.page_nbytes
+        pages = max(1, min(self._batch_pages, chunk))
+        at = next(i for i, one in enumerate(self._queue) if one.tenant == tenant)
+        one = self._queue[at]
+        if len(one.rows) > pages:
+            parts = (slice(None, pages), slice(pages, None))
+            first, rest = (replace(one, rows=one.rows[it], keys=one.keys[it]) for it in parts)
+            self._queue[at] = first
+            self._queue.insert(at + 1, rest)
+
+    def _nbytes_of(self, batch: list[_Waiting]) -> int:
+        return sum(len(one.rows) for one in batch) * self._backend.page_nbytes
+
+    def _pick(self, tenant: int | None) -> list[_Waiting]:
+        """The oldest of ``tenant``; None: of all."""
+        batch: list[_Waiting] = []
+        pages, purse = 0, self._link.queue.credits
+        is_limited = tenant is not None and purse is not None and purse.is_limited((tenant,))
+        for one in self._queue:
+            if pages >= self._batch_pages:
+                break
+            if tenant is None or one.tenant == tenant:
+                batch.append(one)
+                pages += len(one.rows)
+                if is_limited:
+                    break
         return batch
 
     async def _write(self, batch: list[_Waiting]) -> None:

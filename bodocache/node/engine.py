@@ -32,6 +32,7 @@ from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
+from bodocache.move.worth import Gain
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device
@@ -156,6 +157,14 @@ class Engine:
         del tiers
         return None
 
+    def stands_aside(self, keys: KeyArray) -> bool:
+        """Never: what a node gains is not weighed yet."""
+        del keys
+        return False
+
+    def spent(self, seconds: float) -> None:
+        """Weighed by nobody."""
+
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         del origin  # the node knows our weights, and the tenant is said
@@ -179,6 +188,9 @@ class Engine:
             evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
             failed_checks=self._loader.failed_checks,
             cuts={},  # none is predicted here; see docs/node.md
+            unplanned={},
+            gain=Gain(0.0, 0.0, is_aside=False, times_aside=0),
+            credit_waits=0,
             not_admitted=0,
             task_failures=self._nursery.failures,
         )

@@ -182,6 +182,10 @@ def _decided(watched: Watched) -> Samples:
     return (((str(why),), count) for why, count in watched.orchestrator.decider.cuts.items())
 
 
+def _unplanned(watched: Watched) -> Samples:
+    return (((str(why),), count) for why, count in watched.orchestrator.windows.unplanned.items())
+
+
 def _events(watched: Watched) -> Samples:
     counts = watched.orchestrator.requests.timeline.counts
     return (((name_of(event),), counts[event]) for event in Event)
@@ -217,7 +221,8 @@ METRICS = (
            _by_tier(lambda it: it.residency.evicted)),
     Metric("bodocache_cuts", _COUNTER, ("reason",), "loads whose rest did not come", _cuts),
     Metric("bodocache_decided_cuts", _COUNTER, ("why",),
-           "loads that were cut: before the first byte, when found tardy, or by their deadline",
+           "loads that were cut: before the first byte, when found tardy, by their deadline, or for"
+           " lack of credits",
            _decided),
     Metric("bodocache_loads_in_flight", _GAUGE, (), "loads asked for and not settled",
            _one(lambda it: it.requests.loads_in_flight)),
@@ -248,6 +253,23 @@ METRICS = (
            _one(lambda it: it.residency.windows)),
     Metric("bodocache_planner_seconds", _COUNTER, (), "that planning them took",
            _one(lambda it: it.residency.planning_s)),
+    Metric("bodocache_planner_unplanned", _COUNTER, ("why",),
+           "windows that went by deadlines alone: the planner raised, took too long, or rested"
+           " after that", _unplanned),
+    Metric("bodocache_saved_seconds", _COUNTER, (),
+           "of computing, by pages that loads brought from the host or the disk",
+           _one(lambda it: it.worth.saved_s)),
+    Metric("bodocache_spent_seconds", _COUNTER, (),
+           "of waiting for loads, looking up, and copies of stores",
+           _one(lambda it: it.worth.spent_s)),
+    Metric("bodocache_aside", _GAUGE, (),
+           "1 while the cache stands aside because it cost more than it gained",
+           _one(lambda it: it.worth.is_aside)),
+    Metric("bodocache_times_aside", _COUNTER, (), "times that it stepped aside",
+           _one(lambda it: it.worth.times_aside)),
+    Metric("bodocache_credit_waits", _COUNTER, (),
+           "times that a chunk's tenant lacked the credits for it",
+           _one(lambda it: it.credit_waits)),
     Metric("bodocache_tenant_loads", _COUNTER, _TENANTS, "loads settled",
            _by_class(lambda it: it.loads)),
     Metric("bodocache_tenant_hits", _COUNTER, _TENANTS, "pages they delivered",

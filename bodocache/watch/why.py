@@ -22,6 +22,7 @@ _WORDS = {
     Reason.UNREACHABLE: "unreachable: there, but a page before is not",
     Reason.OTHER_VERSION: "stored under other weights",
     Reason.CUT: "cut: it would have come later than the engine computes it",
+    Reason.ASIDE: "the cache had stepped aside: lately it cost more than it gained",
     Reason.LATE: "late: not landed by the deadline",
     Reason.TRUNCATED: "its frame on disk ends too early",
     Reason.FOREIGN: "its frame on disk holds another page",

@@ -7,6 +7,7 @@ A page's bytes follow from its key alone, so a wrong byte needs no record of wha
 import asyncio
 import threading
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,10 +92,23 @@ class Standing:
 class House:
     """One cache with its pools and disk, and the engine it serves."""
 
-    def __init__(self, device, host, disk, wrap, clock=None, hints=None, shares=None):
+    def __init__(
+        self,
+        device,
+        host,
+        disk,
+        wrap,
+        *,
+        clock=None,
+        hints=None,
+        shares=None,
+        tenants=None,
+        features=None,
+    ):
         self.clock = clock or RealClock()
         self.hints = hints or HintsConfig()
-        self.tenants = TenantsConfig(shares or {})
+        self.tenants = tenants or TenantsConfig(shares or {})
+        self.features = features or FeaturesConfig()
         self.engine_pool = OwnedPool(
             Layout(LayoutKind.LAYER_FIRST, GROUP, PAGE_TOKENS, device), name="device"
         )
@@ -119,7 +133,7 @@ class House:
         config = CacheConfig(
             IdentityConfig(model="m", dtype="bytes"),
             TiersConfig(HostConfig(self.host_pages * PAGE_NBYTES)),
-            features=FeaturesConfig(admit=admit),
+            features=replace(self.features, admit=admit),
             hints=self.hints,
             tenants=self.tenants,
         )

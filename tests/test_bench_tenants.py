@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A flood by one tenant costs another little where it has a rate, and much where it has none."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tenants(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "bench"))
+    import tenants
+
+    return tenants
+
+
+@pytest.mark.timeout(300)
+def test_credits_bound_what_a_flood_costs_another_tenant(tenants):
+    alone, flooded, limited = (
+        tenants.simulate(*case, loads=12) for case in ((False, False), (True, False), (True, True))
+    )
+    assert alone.hit_ratio == 1.0
+    assert limited.hit_ratio > 0.95 * alone.hit_ratio
+    assert limited.p99_s < 1.1 * alone.p99_s
+    assert flooded.hit_ratio < 0.95 * alone.hit_ratio
+    assert flooded.p99_s > 1.1 * alone.p99_s
+    assert limited.flood_pages > 0  # it is served what it may have
+    assert alone.wrong == flooded.wrong == limited.wrong == 0
+    assert tenants.figures(tenants.simulate(True, True, loads=12)) == tenants.figures(limited)
