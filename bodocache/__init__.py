@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from bodocache.hints import Reuse
     from bodocache.layout import Group, KVShape, Layout, LayoutKind, PagedMemory
     from bodocache.match import Match
+    from bodocache.move.announced import Announcement
     from bodocache.move.load import Load, Loaded
+    from bodocache.move.queued import Queued
     from bodocache.move.store import Store, Stored
     from bodocache.pages import Reason, Tier
+    from bodocache.plan.advise import Advice, QueueRules
     from bodocache.pools import BorrowedPool, OwnedPool
 
 __all__ = [
+    "Advice",
+    "Announcement",
     "BackendError",
     "BackendLocked",
     "BackendUnavailable",
@@ -53,6 +58,8 @@ __all__ = [
     "Match",
     "OwnedPool",
     "PagedMemory",
+    "QueueRules",
+    "Queued",
     "Reason",
     "Reuse",
     "Store",
@@ -70,9 +77,12 @@ if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
         "hints": ("Reuse",),
         "layout": ("Group", "KVShape", "Layout", "LayoutKind", "PagedMemory"),
         "match": ("Match",),
+        "move.announced": ("Announcement",),
         "move.load": ("Load", "Loaded"),
+        "move.queued": ("Queued",),
         "move.store": ("Store", "Stored"),
         "pages": ("Reason", "Tier"),
+        "plan.advise": ("Advice", "QueueRules"),
         "pools": ("BorrowedPool", "OwnedPool"),
     }
     _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, HintError, LayoutError, LeaseError
+from bodocache.errors import CacheClosed, ConfigError, HintError, LayoutError, LeaseError
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
 from bodocache.hints.reuse import Reuse, Said, checked_tenant
 from bodocache.hints.stats import HintStats
@@ -28,15 +28,18 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
+from bodocache.move.announced import GRACE_S, Announcement
 from bodocache.move.decide import Decide
 from bodocache.move.ghosts import Activity
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Orchestrator, Traffic
+from bodocache.move.queued import Queued, described
 from bodocache.move.regret import Accesses, Regret
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.terms import Terms
 from bodocache.pages import KEY_NBYTES, NOWHERE, Reason, Tier
+from bodocache.plan.advise import Advice, QueueRules, advise
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import (
     disk_tier,
@@ -271,6 +274,62 @@ class Cache:
         load.on_settled(lambda: self._count_undelivered(load, pages))
         return load
 
+    def announce(
+        self, match: Match, *, ready_s: float, limit_s: float | None = None
+    ) -> Announcement:
+        """Tell others that the pages which ``match`` did not find are being computed.
+
+        They are meant to be stored in ``ready_s`` seconds. The announcement ends with their store,
+        when it is closed, or after ``limit_s`` (twice ``ready_s`` and a second, if left out): close
+        it where the request is aborted. Later matches report it, and :meth:`follow` waits for it.
+
+        Raises:
+            ConfigError: seconds that cannot be.
+        """
+        self._check_open()
+        limit_s = 2 * ready_s + GRACE_S if limit_s is None else limit_s
+        if not (0 <= ready_s < math.inf and 0 <= limit_s < math.inf):
+            raise ConfigError(
+                f"announce: ready_s = {ready_s}, limit_s = {limit_s}: expected seconds, >= 0"
+            )
+        pages = match.pages if match.version == self._version else len(match.keys)
+        return self._orchestrator.announcements.add(match.keys[pages:], ready_s, limit_s)
+
+    async def follow(self, match: Match, *, deadline_s: float = math.inf) -> Match:
+        """Wait for pages of ``match`` that another request computes, where that saves time.
+
+        Returns what can be restored then: at once, unless they are announced for sooner than this
+        request would compute them (planner.recompute_s_per_token) and than ``deadline_s``, in
+        seconds from now. It waits no longer than the computing would have taken, and not for an
+        announcement that ended.
+        """
+        self._check_open()
+        orchestrator, begun_s = self._orchestrator, self._orchestrator.now_s()
+        saved_s = orchestrator.saved_by_waiting_s(match.pages, match.announced)
+        until_s = begun_s + min(saved_s, deadline_s)
+        while not self._closed and match.version == self._version:
+            now_s = orchestrator.now_s()
+            expected = orchestrator.announcements.expected(match.keys[match.pages :])
+            if expected.first is None or not max(now_s, expected.due_s) < until_s:
+                break
+            await asyncio.wait([expected.first.over], timeout=until_s - now_s)
+            match = self._described(match.version, match.keys, match.said)
+        return match
+
+    def advise(
+        self, queue: Sequence[Queued], rules: QueueRules | None = None
+    ) -> tuple[Advice, ...]:
+        """In which order to begin the requests of ``queue``, and why (docs/orchestrator.md).
+
+        Nobody is passed over by more than ``rules.max_passed`` that came later, if the engine
+        counts them in :attr:`Queued.passed`.
+
+        Raises:
+            ConfigError: seconds that cannot be.
+        """
+        self._check_open()
+        return advise(described(queue), rules)
+
     def acquire(self, count: int, *, tenant: int = 0) -> SlotArray:
         """``count`` device slots to compute new pages in; the coldest pages make room.
 
@@ -459,16 +518,26 @@ class Cache:
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
-        residency = self._orchestrator.residency
+        match = self._described(version, keys, said)
+        reasons, residency = match.reasons, self._orchestrator.residency
+        if self._older is not None and (reasons == Reason.NEVER_STORED).any():
+            before = await self._hashed(pages, hasher, self._older)
+            stored = residency.holds(before[match.pages :])
+            reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
+        return match
+
+    def _described(self, version: int, keys: KeyArray, said: Said) -> Match:
+        """What is there of ``keys`` now."""
+        orchestrator, residency = self._orchestrator, self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)
         reasons = residency.why_missing(keys, len(rows))
-        if self._older is not None and (reasons == Reason.NEVER_STORED).any():
-            before = await self._hashed(pages, hasher, self._older)
-            stored = residency.holds(before[len(rows) :])
-            reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        forecast = self._orchestrator.forecast(tiers)
-        return Match(version, keys, len(rows), tiers, reasons, said, forecast)
+        forecast = orchestrator.forecast(tiers)
+        expected = orchestrator.announcements.expected(keys[len(rows) :])
+        in_s = max(0.0, expected.due_s - orchestrator.now_s()) if expected.pages else 0.0
+        return Match(
+            *(version, keys, len(rows), tiers, reasons, said, forecast, expected.pages, in_s)
+        )
 
     def _misses_by_reason(self) -> dict[Reason, int]:
         return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}

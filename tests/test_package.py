@@ -16,6 +16,7 @@ PUBLIC = sorted(
         *("BackendError", "BackendLocked", "BackendUnavailable", "BodoCacheError", "CacheClosed"),
         *("ConfigError", "LayoutError", "LeaseError", "TierFull", "TraceError"),
         *("Cache", "CacheConfig", "CacheStats", "Load", "Loaded", "LoadFailed", "Match"),
+        *("Advice", "Announcement", "QueueRules", "Queued"),
         *("Reason", "Store", "Stored", "Tier", "load_config", "HintError", "Reuse"),
         *("BorrowedPool", "Group", "KVShape", "Layout", "LayoutKind", "OwnedPool", "PagedMemory"),
     }

@@ -19,6 +19,7 @@ from bodocache.config import HintsConfig, MetricsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
 from bodocache.match import Forecast, Match
+from bodocache.move.announced import Announcements
 from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.decide import Decider
@@ -53,6 +54,7 @@ class Traffic:
     evicted: dict[Tier, int]
     failed_checks: int  # pages whose bytes failed the digest between host and device
     cuts: dict[Why, int]  # of loads
+    joined: int  # pages that were on their way for another load, and not read again
     not_admitted: int
     task_failures: int
 
@@ -104,6 +106,8 @@ class Orchestrator:
             layers=self._copies.num_layers,
             switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
         )
+        self.announcements = Announcements(clock.now_s)
+        self._recompute_s = outlook.recompute_s
         self.decider = Decider(
             outlook,
             loading,
@@ -203,6 +207,14 @@ class Orchestrator:
         """When a load of pages that lie in ``tiers`` would be there, if it came now."""
         return self.decider.forecast(tiers)
 
+    def saved_by_waiting_s(self, pages: int, behind: int) -> float:
+        """Seconds to compute the ``behind`` pages after the first ``pages``, less to load them."""
+        compute_s = self._recompute_s(pages + behind) - self._recompute_s(pages)
+        if isinstance(self.residency.device, OwnedPool):  # they are stored on the device
+            return compute_s
+        load = self.forecast(np.full(behind, Tier.HOST, np.uint8))
+        return compute_s - (load.mean_s if load is not None else 0.0)
+
     def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         request = self.requests.storing(said, keys, len(slots))
@@ -210,6 +222,8 @@ class Orchestrator:
         store = self._storer.begin(keys, slots, replace(origin, chance=chance, favour=favour))
         self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)
+        stored = keys[len(keys) - len(slots) :]
+        store.visible.add_done_callback(lambda _: self.announcements.decided(stored))
         return store
 
     def refuse(self, slots: SlotArray) -> Store:
@@ -229,6 +243,7 @@ class Orchestrator:
             evicted=dict(self.residency.evicted),
             failed_checks=self.failed_checks,
             cuts=dict(self.decider.cuts),
+            joined=self.joined,
             not_admitted=self.not_admitted,
             task_failures=self.task_failures,
         )
@@ -237,6 +252,11 @@ class Orchestrator:
     def hits(self) -> dict[Tier, int]:
         """Pages delivered by loads, by the tier they came from."""
         return self._loader.hits
+
+    @property
+    def joined(self) -> int:
+        """Pages that were on their way for another load, and not read again."""
+        return self._loader.joined
 
     @property
     def failed_checks(self) -> int:
@@ -255,6 +275,7 @@ class Orchestrator:
 
     async def close(self) -> None:
         """Cancel loads, finish stores and the write-through queue, then let go of everything."""
+        self.announcements.close()
         if self._prefetcher is not None:
             await self._prefetcher.close()
         await self._demoter.close()

@@ -33,12 +33,14 @@ class Watched:
     load: Load
     sources: NDArray[np.int64]  # of each page: the Tier it comes from, or NOWHERE
     parts: list[Part] = field(default_factory=list)
+    leaders: list[Part] = field(default_factory=list)  # of other loads, that it joined
+    has_joined: bool = False  # them: it waits for what they bring
     cut_at: int = -1  # tokens at which it was last to be cut; -1: nowhere
 
     @property
     def is_begun(self) -> bool:
         """Whether it waits or moves already."""
-        return bool(self.parts)
+        return self.has_joined or bool(self.parts)
 
 
 class Outlook:
@@ -62,6 +64,7 @@ class Outlook:
         self._layers = layers
         self._switch_s = switch_s
         self._records = np.full(len(self._links) + 1, _AT_ONCE)
+        self._shared: list[NDArray[np.int64]] = []  # rows that an earlier load has read, if any
         self._room = 0
         self._grow(4)
 
@@ -76,6 +79,7 @@ class Outlook:
         dues_s = [one.load.terms.due_s(now_s) for one in watched]
         order = sorted(range(len(watched)), key=dues_s.__getitem__)
         self._measure(watched, min(dues_s, default=np.inf))
+        self._shared = [np.empty(0, np.int64)] if any(one.leaders for one in watched) else []
         listed: list[tuple[int, int]] = []
         end = 0
         for i in order:
@@ -100,7 +104,7 @@ class Outlook:
 
     def _measure(self, watched: Sequence[Watched], first_due_s: float) -> None:
         """The links as they are believed now, and what others have queued ahead of the loads."""
-        tickets = {part.ticket for one in watched for part in one.parts}
+        tickets = {part.ticket for one in watched for part in (*one.parts, *one.leaders)}
         for k, link in enumerate(self._links):
             record = link.record(link.queue.ahead_of(first_due_s, without=tickets))
             self._records[k] = _AT_ONCE if record is None else record[0]
@@ -123,8 +127,11 @@ class Outlook:
         stride = -(-(last - landed) // MAX_BOUNDARIES)
         bounds = np.append(np.arange(0, last - landed, stride), last - landed)
         first, second = (
-            np.append(0, np.cumsum(pages))[bounds] * self.page_nbytes
-            for pages in (from_disk, from_host)
+            np.append(0, np.cumsum(nbytes))[bounds]
+            for nbytes in (
+                self._nbytes_to_read(load.rows[landed:last], from_disk),
+                from_host * self.page_nbytes,
+            )
         )
         place = slice(end, end + len(bounds))
         self._bounds[place] = (landed + bounds) * self._page_tokens
@@ -134,6 +141,17 @@ class Outlook:
         self._loads[k]["second"] = HOST if from_host.any() else NONE
         self._loads[k]["first"], self._loads[k]["count"] = end, len(bounds)
         return len(bounds)
+
+    def _nbytes_to_read(
+        self, rows: NDArray[np.int64], from_disk: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """Bytes of each page on the disk's link: one, where it is read for a load before."""
+        nbytes = from_disk * self.page_nbytes
+        if self._shared:
+            is_again = from_disk & np.isin(rows, np.concatenate(self._shared))
+            nbytes[is_again] = 1
+            self._shared.append(rows[from_disk])
+        return nbytes
 
     def _describe(self, record: np.void, one: Watched, due_s: float, now_s: float) -> None:
         terms = one.load.terms
