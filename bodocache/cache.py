@@ -365,6 +365,7 @@ class Cache:
         tenant: int | None = None,
         reuse: Reuse | None = None,
         session: str | None = None,
+        layers: bool = False,
     ) -> Store:
         """Begin at once to store the last ``len(slots)`` pages of ``match``'s prompt.
 
@@ -372,6 +373,10 @@ class Cache:
         decides. Close the store when the slots are no longer used.
 
         ``tenant``, ``reuse`` and ``session``: what was said with the match, if left out.
+
+        With ``layers`` the slots are still to be computed: ``store.layer_ready(i)`` says that layer
+        ``i`` of all of them is, and it leaves the device without waiting for the rest. The pages
+        can be found when they are whole; a store that is closed before that has stored nothing.
 
         The slot of a page that was loaded may be among them. On a CUDA device the caller has
         synchronised with the kernels that wrote the slots.
@@ -388,9 +393,9 @@ class Cache:
         slots = self._ours(slots)
         self._check_stored(slots, match.keys[len(match.keys) - len(slots) :])
         if match.version != self._version:
-            return self._orchestrator.refuse(slots)
+            return self._orchestrator.refuse(slots, by_layer=layers)
         origin = Origin(self._version, said.tenant)
-        return self._orchestrator.store(match.keys, slots, origin, said)
+        return self._orchestrator.store(match.keys, slots, origin, said, by_layer=layers)
 
     async def hint(self, actions: Sequence[Action]) -> tuple[Outcome, ...]:
         """Carry out what a caller asks for, in order; one answer each (docs/hints.md).

@@ -215,20 +215,29 @@ class Orchestrator:
         load = self.forecast(np.full(behind, Tier.HOST, np.uint8))
         return compute_s - (load.mean_s if load is not None else 0.0)
 
-    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
+    def store(
+        self,
+        keys: KeyArray,
+        slots: SlotArray,
+        origin: Origin,
+        said: Said,
+        *,
+        by_layer: bool = False,
+    ) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         request = self.requests.storing(said, keys, len(slots))
         chance, favour = self.hints.told(said)
-        store = self._storer.begin(keys, slots, replace(origin, chance=chance, favour=favour))
+        origin = replace(origin, chance=chance, favour=favour)
+        store = self._storer.begin(keys, slots, origin, by_layer=by_layer)
         self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)
         stored = keys[len(keys) - len(slots) :]
         store.visible.add_done_callback(lambda _: self.announcements.decided(stored))
         return store
 
-    def refuse(self, slots: SlotArray) -> Store:
+    def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
-        return self._storer.refuse(slots)
+        return self._storer.refuse(slots, by_layer=by_layer)
 
     def hold_writes(self) -> AbstractContextManager[None]:
         """See :meth:`bodocache.cache.Cache.hold_writes`."""

@@ -15,9 +15,10 @@ PAGES = 4
 async def stored(it, tokens):
     """Leave ``tokens`` on disk only, and let reads from now on wait for the valve."""
     await it.put(tokens)
-    it.leave_on(Tier.DISK)
-    if it.pool is not it.engine_pool:
-        it.residency._evict(Tier.HOST, it.host.num_pages)
+    if it.pool is it.engine_pool:
+        it.leave_on(Tier.DISK)
+    else:
+        it.residency._evict(Tier.HOST, len(await it.tiers(tokens)))
     it.valve.is_shut = True
 
 
