@@ -65,7 +65,8 @@ def test_layers_leave_as_they_are_computed_and_pages_show_when_whole(house, prom
                 it.words[:, :, computing.slots] = 0  # they are the engine's own again
             store.close()
             await store.written
-            it.leave_on(Tier.HOST)
+            if not borrowed:
+                it.leave_on(Tier.HOST)
             slots = {"slots": it.slots(PAGES)} if borrowed else {}
             assert (await it.get(prompt(PAGES), **slots)).pages == PAGES
 
