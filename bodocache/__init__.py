@@ -5,6 +5,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bodocache.blocking import BlockingCache
     from bodocache.cache import Cache, CacheStats
     from bodocache.config import CacheConfig, load_config
     from bodocache.errors import (
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
         LayoutError,
         LeaseError,
         LoadFailed,
+        NodeError,
+        NodeFenced,
+        NodeLost,
+        NodeRefused,
         TierFull,
         TraceError,
     )
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from bodocache.move.load import Load, Loaded
     from bodocache.move.queued import Queued
     from bodocache.move.store import Store, Stored
+    from bodocache.node.client import NodeCache
     from bodocache.pages import Reason, Tier
     from bodocache.plan.advise import Advice, QueueRules
     from bodocache.pools import BorrowedPool, OwnedPool
@@ -38,6 +44,7 @@ __all__ = [
     "BackendError",
     "BackendLocked",
     "BackendUnavailable",
+    "BlockingCache",
     "BodoCacheError",
     "BorrowedPool",
     "Cache",
@@ -56,6 +63,11 @@ __all__ = [
     "LoadFailed",
     "Loaded",
     "Match",
+    "NodeCache",
+    "NodeError",
+    "NodeFenced",
+    "NodeLost",
+    "NodeRefused",
     "OwnedPool",
     "PagedMemory",
     "QueueRules",
@@ -72,6 +84,7 @@ __all__ = [
 
 if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
     _HOMES = {
+        "blocking": ("BlockingCache",),
         "cache": ("Cache", "CacheStats"),
         "config": ("CacheConfig", "load_config"),
         "hints": ("Reuse",),
@@ -81,6 +94,7 @@ if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
         "move.load": ("Load", "Loaded"),
         "move.queued": ("Queued",),
         "move.store": ("Store", "Stored"),
+        "node.client": ("NodeCache",),
         "pages": ("Reason", "Tier"),
         "plan.advise": ("Advice", "QueueRules"),
         "pools": ("BorrowedPool", "OwnedPool"),

@@ -19,7 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, ConfigError, HintError, LayoutError, LeaseError
+from bodocache.errors import (
+    CacheClosed,
+    ConfigError,
+    HintError,
+    LayoutError,
+    LeaseError,
+    WatchError,
+)
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
 from bodocache.hints.reuse import Reuse, Said, checked_tenant
 from bodocache.hints.stats import HintStats
@@ -28,10 +35,11 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
-from bodocache.move.announced import GRACE_S, Announcement
+from bodocache.move.announced import GRACE_S, Announcement, Announcements
 from bodocache.move.decide import Decide
 from bodocache.move.ghosts import Activity
 from bodocache.move.load import Load
+from bodocache.move.mover import Mover
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.queued import Queued, described
 from bodocache.move.regret import Accesses, Regret
@@ -85,16 +93,18 @@ class CacheStats:
 class Cache:
     """A hierarchical KV cache over one device pool."""
 
-    def __init__(self, orchestrator: Orchestrator, domain: Domain, root: Root) -> None:
+    def __init__(self, orchestrator: Mover, domain: Domain, root: Root) -> None:
         """Use :meth:`open`."""
         self._orchestrator = orchestrator
         self._domain = domain
         self._chain = KeyChain(domain, root)
         self._older: KeyChain | None = None
+        self._announcements = Announcements(orchestrator.now_s)
         self._version = 0
         self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
+        self._watched: Orchestrator | None = None  # None: a node moves the pages
         self._exporter: Exporter | None = None
         self.recovered_pages = 0
 
@@ -154,6 +164,7 @@ class Cache:
         if decide is not None:
             orchestrator.decider.consult(decide)
         cache = cls(orchestrator, config.identity.tenant_domain, root)
+        cache._watched = orchestrator
         try:
             cache.recovered_pages = await orchestrator.open()
             await cache._export(config.metrics.port)
@@ -217,7 +228,7 @@ class Cache:
         keys = await self._hashed(
             len(engine_keys), lambda chain: chain.engine_keys(engine_keys), self._chain
         )
-        return self._orchestrator.residency.holds(keys)
+        return await self._holds(keys)
 
     def load(
         self,
@@ -293,7 +304,7 @@ class Cache:
                 f"announce: ready_s = {ready_s}, limit_s = {limit_s}: expected seconds, >= 0"
             )
         pages = match.pages if match.version == self._version else len(match.keys)
-        return self._orchestrator.announcements.add(match.keys[pages:], ready_s, limit_s)
+        return self._announcements.add(match.keys[pages:], ready_s, limit_s)
 
     async def follow(self, match: Match, *, deadline_s: float = math.inf) -> Match:
         """Wait for pages of ``match`` that another request computes, where that saves time.
@@ -309,11 +320,13 @@ class Cache:
         until_s = begun_s + min(saved_s, deadline_s)
         while not self._closed and match.version == self._version:
             now_s = orchestrator.now_s()
-            expected = orchestrator.announcements.expected(match.keys[match.pages :])
+            expected = self._announcements.expected(match.keys[match.pages :])
             if expected.first is None or not max(now_s, expected.due_s) < until_s:
                 break
             await asyncio.wait([expected.first.over], timeout=until_s - now_s)
-            match = self._described(match.version, match.keys, match.said)
+            match = self._described(
+                match.version, match.keys, match.said, *await self._find(match.keys)
+            )
         return match
 
     def advise(
@@ -395,7 +408,10 @@ class Cache:
         if match.version != self._version:
             return self._orchestrator.refuse(slots, by_layer=layers)
         origin = Origin(self._version, said.tenant)
-        return self._orchestrator.store(match.keys, slots, origin, said, by_layer=layers)
+        store = self._orchestrator.store(match.keys, slots, origin, said, by_layer=layers)
+        stored = match.keys[len(match.keys) - len(slots) :]
+        store.visible.add_done_callback(lambda _: self._announcements.decided(stored))
+        return store
 
     async def hint(self, actions: Sequence[Action]) -> tuple[Outcome, ...]:
         """Carry out what a caller asks for, in order; one answer each (docs/hints.md).
@@ -441,10 +457,16 @@ class Cache:
         return CacheStats(traffic, hits, self._misses_by_reason(), hints, accesses)
 
     def timeline(self) -> "Recording":
-        """What the newest requests asked for and got, and when, to be written to a file."""
+        """What the newest requests asked for and got, and when, to be written to a file.
+
+        Raises:
+            WatchError: a node moves this cache's pages.
+        """
         from bodocache.watch.recording import Recording
 
-        return Recording.of(self._orchestrator)
+        if self._watched is None:
+            raise WatchError("this cache keeps no timeline: its pages are moved by a node")
+        return Recording.of(self._watched)
 
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
@@ -454,17 +476,18 @@ class Cache:
         await asyncio.shield(self._closing)  # a cancelled close goes on, and can be awaited again
 
     async def _close(self) -> None:
+        self._announcements.close()
         if self._exporter is not None:
             await self._exporter.close()
         await self._orchestrator.close()
 
     async def _export(self, port: int) -> None:
-        if not port:
+        if not port or self._watched is None:
             return
         from bodocache.watch.exporter import Exporter
         from bodocache.watch.metrics import Watched
 
-        watched = Watched(self._orchestrator, self._misses_by_reason)
+        watched = Watched(self._watched, self._misses_by_reason)
         self._exporter = await Exporter.open(watched, port)
 
     def _check_open(self) -> None:
@@ -523,26 +546,39 @@ class Cache:
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
-        match = self._described(version, keys, said)
-        reasons, residency = match.reasons, self._orchestrator.residency
+        tiers, reasons = await self._find(keys)
         if self._older is not None and (reasons == Reason.NEVER_STORED).any():
             before = await self._hashed(pages, hasher, self._older)
-            stored = residency.holds(before[match.pages :])
+            stored = await self._holds(before[len(tiers) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        return match
+        return self._described(version, keys, said, tiers, reasons)
 
-    def _described(self, version: int, keys: KeyArray, said: Said) -> Match:
-        """What is there of ``keys`` now."""
-        orchestrator, residency = self._orchestrator, self._orchestrator.residency
+    def _described(
+        self,
+        version: int,
+        keys: KeyArray,
+        said: Said,
+        tiers: NDArray[np.uint8],
+        reasons: NDArray[np.uint8],
+    ) -> Match:
+        """What was found of ``keys``, and what is predicted and announced."""
+        pages, forecast = len(tiers), self._orchestrator.forecast(tiers)
+        expected = self._announcements.expected(keys[pages:])
+        in_s = max(0.0, expected.due_s - self._orchestrator.now_s()) if expected.pages else 0.0
+        return Match(version, keys, pages, tiers, reasons, said, forecast, expected.pages, in_s)
+
+    # What a cache on a node asks its node (node/client.py)
+
+    async def _find(self, keys: KeyArray) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The fastest Tier of each leading page that is there, the Reason of each behind them."""
+        residency = self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)
-        reasons = residency.why_missing(keys, len(rows))
-        forecast = orchestrator.forecast(tiers)
-        expected = orchestrator.announcements.expected(keys[len(rows) :])
-        in_s = max(0.0, expected.due_s - orchestrator.now_s()) if expected.pages else 0.0
-        return Match(
-            *(version, keys, len(rows), tiers, reasons, said, forecast, expected.pages, in_s)
-        )
+        return tiers, residency.why_missing(keys, len(rows))
+
+    async def _holds(self, keys: KeyArray) -> NDArray[np.bool_]:
+        """Whether each of ``keys`` lies in some tier, reachable or not."""
+        return self._orchestrator.residency.holds(keys)
 
     def _misses_by_reason(self) -> dict[Reason, int]:
         return {reason: int(self._misses[reason]) for reason in Reason if self._misses[reason]}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``replay``, ``trace``, ``slab``, ``kernels``, ``calibrate``, top and why."""
+"""The command line: ``replay``, ``trace``, ``slab``, ``node``, ``kernels``, top, why, ..."""
 
 import asyncio
+import logging
 import math
 import sys
 import tempfile
@@ -321,6 +322,39 @@ def calibrate(
     terminal.write_json(json_file, select.as_json(table))
     if not kept:
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: [bold]bodocache node --config node.toml --socket /run/bodocache.sock[/bold];"
+    " then, in each engine:"
+    ' [bold]await NodeCache.attach(Path("/run/bodocache.sock"), config, pool)[/bold].'
+    " What the file says is in docs/configuration.md; \\[node] describes the pages.",
+)
+def node(
+    config: Annotated[
+        Path, typer.Option("--config", help="TOML: identity, tiers and what a page is.")
+    ],
+    socket: Annotated[
+        Path,
+        typer.Option(
+            "--socket", help="Where engines attach; who may open it may read and write every page."
+        ),
+    ],
+) -> None:
+    """Own host memory, disk and planner for all engines of this machine, until SIGTERM.
+
+    Engines attach at the socket and map the host pool. They may come, crash and hang as
+    they like: what one held is others' again, and nothing of it lands later. What is
+    admitted is on disk when this ends, and is found again when it starts.
+
+    Exit status 0 after SIGTERM or Ctrl-C; 2 if the configuration is wrong, another node
+    serves the socket, or another process writes to a directory of the disk tier.
+    """
+    from bodocache.config import load_config
+    from bodocache.node.process import run_until_told
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(run_until_told(load_config(config), socket))
 
 
 def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:

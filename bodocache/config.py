@@ -232,6 +232,24 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class NodeConfig:
+    """What a node process is told of the pages of its engines, and of its patience with them.
+
+    ``layers`` to ``itemsize``: as :class:`bodocache.layout.Group`. An engine with other pages is
+    refused.
+    """
+
+    page_tokens: Annotated[int, Field(strict=True, ge=1)]
+    layers: Annotated[int, Field(strict=True, ge=1)]
+    heads: Annotated[int, Field(strict=True, ge=1)]
+    head_dim: Annotated[int, Field(strict=True, ge=1)]
+    itemsize: Annotated[int, Field(strict=True, ge=1)]
+    kv: Annotated[int, Field(strict=True, ge=1, le=2)] = 2
+    group: Annotated[str, Field(min_length=1)] = "attention"
+    silence_s: Seconds = 10.0  # an engine that says nothing for so long has lost what it held
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class CacheConfig:
     """The whole configuration of one cache."""
 
@@ -242,6 +260,7 @@ class CacheConfig:
     hints: HintsConfig = HintsConfig()
     tenants: TenantsConfig = TenantsConfig()
     metrics: MetricsConfig = MetricsConfig()
+    node: NodeConfig | None = None  # for `bodocache node`; an engine needs none
 
 
 def load_config(path: Path) -> CacheConfig:

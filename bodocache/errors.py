@@ -13,6 +13,10 @@ BodoCacheError
 ├── BackendError         storage that cannot be opened or has stopped working
 │   ├── BackendLocked    another process writes to this directory
 │   └── BackendUnavailable   an optional package or device is not there
+├── NodeError            the node process, or this engine's part in it
+│   ├── NodeLost             the node is gone, or does not answer
+│   ├── NodeRefused          the node serves other pages, or speaks another version
+│   └── NodeFenced           this engine was silent for too long: what it held is others' now
 ├── LoadFailed           a committed load did not come whole; it says which pages did
 ├── CacheClosed          the cache was closed; the call came too late
 └── LeaseError           a slot released twice, or used without a lease
@@ -65,6 +69,22 @@ class BackendLocked(BackendError):
 
 class BackendUnavailable(BackendError):
     """An optional package or device is not there."""
+
+
+class NodeError(BodoCacheError):
+    """The node process, or this engine's part in it, is not what it should be."""
+
+
+class NodeLost(NodeError):
+    """The node is gone, or does not answer."""
+
+
+class NodeRefused(NodeError):
+    """The node serves other pages, or speaks another version of the protocol."""
+
+
+class NodeFenced(NodeError):
+    """This engine was silent for too long: its leases have ended, and what it publishes is late."""
 
 
 class LoadFailed(BodoCacheError):

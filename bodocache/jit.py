@@ -2,18 +2,19 @@
 """The only place that compiles Python: numba, cached by content, never on import.
 
 numba's own cache serves stale code when a callee in another file changes, and fails at import
-where no folder is writable. Here the folder's name is a hash of all our sources, and where nothing
-is writable code is compiled in memory.
+where no folder is writable. Here the folder's name is a hash of all sources that compiled code can
+see, and where nothing is writable code is compiled in memory.
 """
 
 import functools
 import hashlib
 import logging
+import re
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -213,15 +214,50 @@ def cache_folder() -> Path | None:
 
 @functools.cache
 def build_hash() -> str:
-    """Hash of all our sources, numba's version and whether Bodo's patched JIT is loaded."""
-    package = Path(__file__).parent
+    """Hash of the sources of compiled code, numba's version and whether Bodo's JIT is loaded."""
     digest = hashlib.blake2b(digest_size=8)
-    for folder in (package, package / "kernels", package / "io"):
-        for source in sorted(folder.rglob("*.py")):
-            digest.update(str(source.relative_to(package)).encode() + b"\0" + source.read_bytes())
+    for name, text in sorted(sources().items()):
+        digest.update(name.encode() + b"\0" + text.encode())
     digest.update(numba.__version__.encode())
     digest.update(b"bodo" if "bodo.decorators" in sys.modules else b"numba")
     return digest.hexdigest()
+
+
+def sources() -> dict[str, str]:
+    """Our modules that have compiled code, and those that these import names of: name -> text.
+
+    Compiled code holds what it uses of other modules, and numba looks at its own file alone. What
+    no compiled code can see may change without compiling anything again: half a minute and more.
+    """
+    package = Path(__file__).parent
+    texts = {
+        _module(source.relative_to(package.parent)): source.read_text(encoding="utf-8")
+        for folder in (package, package / "kernels", package / "io")  # may be links: not followed
+        for source in folder.rglob("*.py")
+    }
+    found: dict[str, str] = {}
+    waiting = [name for name, text in texts.items() if "@jit." in text]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in texts:
+            found[name] = texts[name]
+            waiting += _imported(texts[name], texts)
+    return found
+
+
+_IMPORT = re.compile(r"^\s*from (bodocache[\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported(text: str, modules: Mapping[str, str]) -> Iterator[str]:
+    """Modules named by ``from bodocache... import ...``: the names, or what they are taken from."""
+    for found in _IMPORT.finditer(text):
+        for name in re.findall(r"\w+", found[2]):
+            inner = f"{found[1]}.{name}"
+            yield inner if inner in modules else found[1]
 
 
 def _element(element: Any) -> Any:

@@ -93,12 +93,20 @@ class OwnedPool(BorrowedPool):
     """A pool that owns its memory and gives out its slots.
 
     On the host it is one anonymous mapping, in huge pages where there are any, pinned where CUDA
-    is; on a device it is one tensor. It is given back when the pool is garbage.
+    is; on a device it is one tensor. It is given back when the pool is garbage. ``memory`` (uint8,
+    at least ``layout.pool_nbytes``) takes its place: a mapping that processes share.
     """
 
-    def __init__(self, layout: Layout, *, device: str = "cpu", name: str = "pool") -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        device: str = "cpu",
+        name: str = "pool",
+        memory: "torch.Tensor | None" = None,
+    ) -> None:
         self.layout = layout
-        self.buffer = _allocate(layout.pool_nbytes, device)
+        self.buffer = _allocate(layout.pool_nbytes, device) if memory is None else memory
         super().__init__(PagedMemory.of_layout(self.buffer, layout))
         self.name = name
         self._taken[:] = False
@@ -249,11 +257,11 @@ def _allocate(nbytes: int, device: str) -> "torch.Tensor":
         mapping.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(mapping, dtype=torch.uint8)
     if torch.cuda.is_available():
-        _pin(memory)
+        pin(memory)
     return memory
 
 
-def _pin(memory: "torch.Tensor") -> None:
+def pin(memory: "torch.Tensor") -> None:
     """Register host memory with CUDA, chunk by chunk.
 
     Raises:

@@ -20,12 +20,15 @@ from bodocache.config import (
     FeaturesConfig,
     HostConfig,
     IdentityConfig,
+    NodeConfig,
     TiersConfig,
 )
 from bodocache.errors import BackendLocked, ConfigError, LayoutError, LeaseError
 from bodocache.io.members import FAILURES
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.node.client import NodeCache
+from bodocache.node.process import serve
 from bodocache.pages import Reason, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.replay import payload
@@ -71,10 +74,41 @@ def device_pool(pages=8, group=GROUP):
     return OwnedPool(Layout(LayoutKind.LAYER_FIRST, group, PAGE_TOKENS, pages), name="device")
 
 
+@asynccontextmanager
+async def in_process(config, pool, _, **options):
+    async with await Cache.open(config, pool, **options) as cache:
+        yield cache
+
+
+@asynccontextmanager
+async def on_a_node(config, pool, directory):
+    """The same through a node; its loop is ours, for what it does is not timed here."""
+    group = pool.layout.group
+    sizes = {name: getattr(group, name) for name in ("layers", "heads", "head_dim", "itemsize")}
+    node = NodeConfig(page_tokens=PAGE_TOKENS, group=group.name, kv=group.kv, **sizes)
+    async with serve(replace(config, node=node), directory / "socket") as served:
+        async with await NodeCache.attach(directory / "socket", config, pool) as cache:
+            cache.recovered_pages = served.recovered_pages
+            cache.node = served
+            yield cache
+        assert served.host.residency.host.leased == 0
+        assert (served.host.residency.table.records["pins"] == 0).all()
+        assert served.host.nursery.failures == 0
+
+
 @pytest.fixture
 def engine(tmp_path):
     """``async with engine(host=8, ...) as it``: on the same directory each time."""
+    return engines(tmp_path, in_process)
 
+
+@pytest.fixture(params=[in_process, on_a_node], ids=lambda it: it.__name__)
+def either(request, tmp_path):
+    """As ``engine``; then the same on a node."""
+    return engines(tmp_path, request.param)
+
+
+def engines(tmp_path, through):
     @asynccontextmanager
     async def opened(
         *,
@@ -97,7 +131,7 @@ def engine(tmp_path):
             features=FeaturesConfig(admit=False),
         )
         pool = device_pool(device, group)
-        async with await Cache.open(config, pool, **options) as cache:
+        async with through(config, pool, tmp_path, **options) as cache:
             yield Engine(cache, pool)
 
     return opened
@@ -108,22 +142,22 @@ def engine(tmp_path):
     [{"durable": True}, {"mac_key_hex": "ab" * 32}, {"write_bytes_per_day": 1 << 30}],
     ids=lambda tier: next(iter(tier)),
 )
-def test_what_the_disk_tier_is_told_changes_no_byte_and_survives_a_restart(engine, tier):
+def test_what_the_disk_tier_is_told_changes_no_byte_and_survives_a_restart(either, tier):
     async def scenario():
-        async with engine(tier=tier) as it:
+        async with either(tier=tier) as it:
             assert await it.serve(prompt(6)) == 0
-        async with engine(tier=tier) as it:
+        async with either(tier=tier) as it:
             assert await it.serve(prompt(6)) == 6
 
     asyncio.run(scenario())
 
 
-def test_a_durable_tier_syncs_what_it_writes(engine, monkeypatch):
+def test_a_durable_tier_syncs_what_it_writes(either, monkeypatch):
     calls, real = [], os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append(fd), real(fd)))
 
     async def scenario(tier):
-        async with engine(tier=tier) as it:
+        async with either(tier=tier) as it:
             await it.serve(prompt(6, of=len(tier)))
         return len(calls)
 
@@ -148,14 +182,14 @@ def test_pages_beyond_the_days_writing_stay_off_the_disk_and_evict_nothing_there
     asyncio.run(scenario())
 
 
-def test_a_prefix_on_several_directories_is_found_after_a_restart(engine, tmp_path):
+def test_a_prefix_on_several_directories_is_found_after_a_restart(either, tmp_path):
     directories = tuple(tmp_path / name for name in "abc")
     for directory in directories:
         directory.mkdir()
 
     async def scenario():
         for expected in (0, 8):
-            async with engine(directories=directories, disk=45) as it:
+            async with either(directories=directories, disk=45) as it:
                 for number in range(4):
                     assert await it.serve(prompt(8, of=number)) == expected
 
@@ -190,21 +224,21 @@ def test_a_directory_that_is_out_of_service_for_a_while_loses_no_page(engine, tm
     asyncio.run(scenario())
 
 
-def test_a_missing_directory_keeps_the_others_in_use_and_is_not_made(engine, tmp_path, caplog):
+def test_a_missing_directory_keeps_the_others_in_use_and_is_not_made(either, tmp_path, caplog):
     (tmp_path / "a").mkdir()
     directories = (tmp_path / "a", tmp_path / "gone")
 
     async def scenario():
-        async with engine(directories=directories, disk=45) as it:
+        async with either(directories=directories, disk=45) as it:
             await it.serve(prompt(8))
 
     asyncio.run(scenario())
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_prompt_is_found_again_and_only_whole_pages_of_it(engine):
+def test_a_prompt_is_found_again_and_only_whole_pages_of_it(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             assert await it.serve(prompt(4)[:-3]) == 0
             match = await it.cache.match(prompt(4))
             assert (match.pages, len(match.keys)) == (3, 4)
@@ -213,9 +247,9 @@ def test_a_prompt_is_found_again_and_only_whole_pages_of_it(engine):
     asyncio.run(scenario())
 
 
-def test_device_host_and_disk_give_back_what_was_stored(engine):
+def test_device_host_and_disk_give_back_what_was_stored(either):
     async def scenario():
-        async with engine(device=4, host=8, disk=24) as it:
+        async with either(device=4, host=8, disk=24) as it:
             for _ in range(2):
                 for of in range(6):
                     await it.serve(prompt(4, of=of))
@@ -229,9 +263,9 @@ def test_device_host_and_disk_give_back_what_was_stored(engine):
     asyncio.run(scenario())
 
 
-def test_pages_of_other_tokens_are_not_found(engine):
+def test_pages_of_other_tokens_are_not_found(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(3))
             for changed in range(3):
                 tokens = prompt(3)
@@ -244,9 +278,9 @@ def test_pages_of_other_tokens_are_not_found(engine):
     asyncio.run(scenario())
 
 
-def test_what_tokens_do_not_say_tells_pages_apart(engine):
+def test_what_tokens_do_not_say_tells_pages_apart(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             assert await it.serve(prompt(3), extras={1: b"a cat"}) == 0
             assert await it.serve(prompt(3), extras={1: b"a dog"}) == 1
             assert await it.serve(prompt(3)) == 1
@@ -255,10 +289,10 @@ def test_what_tokens_do_not_say_tells_pages_apart(engine):
     asyncio.run(scenario())
 
 
-def test_engine_keys_are_an_identity_of_their_own(engine):
+def test_engine_keys_are_an_identity_of_their_own(either):
     async def scenario():
         keys = [bytes([n]) * 32 for n in range(3)]
-        async with engine() as it:
+        async with either() as it:
             await it.finish(await it.cache.match_engine_keys(keys))
             assert (await it.cache.match_engine_keys([*keys, b"new"])).pages == 3
             assert (await it.cache.match_engine_keys(keys[1:])).pages == 2
@@ -269,9 +303,9 @@ def test_engine_keys_are_an_identity_of_their_own(engine):
     asyncio.run(scenario())
 
 
-def test_long_prompts_are_hashed_to_the_same_keys(engine):
+def test_long_prompts_are_hashed_to_the_same_keys(either):
     async def scenario():
-        async with engine(device=80, host=80, disk=80) as it:
+        async with either(device=80, host=80, disk=80) as it:
             await it.serve(prompt(70))
             assert (await it.cache.match(prompt(20))).pages == 20
             assert (await it.cache.match(prompt(70))).pages == 70
@@ -280,38 +314,40 @@ def test_long_prompts_are_hashed_to_the_same_keys(engine):
 
 
 @pytest.mark.parametrize("field", ["model", "dtype", "domain", "lora", "salt", "weights_version"])
-def test_pages_of_another_identity_are_not_found_after_a_restart(engine, field):
+def test_pages_of_another_identity_are_not_found_after_a_restart(either, field):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(3))
-        async with engine(identity=replace(IDENTITY, **{field: "another"})) as it:
+        async with either(identity=replace(IDENTITY, **{field: "another"})) as it:
             assert (await it.cache.match(prompt(3))).pages == 0
             assert await it.serve(prompt(3)) == 0
             assert await it.serve(prompt(3)) == 3
-        async with engine(identity=replace(IDENTITY, **{field: "third"})) as it:
+        async with either(identity=replace(IDENTITY, **{field: "third"})) as it:
             assert await it.serve(prompt(3)) == 0
 
     asyncio.run(scenario())
 
 
-def test_a_rotated_cache_finds_new_pages_only_and_says_why(engine):
+def test_a_rotated_cache_finds_new_pages_only_and_says_why(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(3))
             it.cache.rotate("2")
             match = await it.cache.match(prompt(4))
             assert match.pages == 0
             assert match.reasons.tolist() == [Reason.OTHER_VERSION] * 3 + [Reason.NEVER_STORED]
-            assert it.cache.stats().traffic.tiers[Tier.HOST].pages == 3  # nothing was flushed
+            whole = getattr(it.cache, "node", None)
+            tiers = whole.host.residency.stats() if whole else it.cache.stats().traffic.tiers
+            assert tiers[Tier.HOST].pages == 3  # nothing was flushed
             assert await it.serve(prompt(3)) == 0
             assert await it.serve(prompt(3)) == 3
 
     asyncio.run(scenario())
 
 
-def test_after_a_rotation_older_pages_go_first(engine):
+def test_after_a_rotation_older_pages_go_first(either):
     async def scenario():
-        async with engine(device=12, host=9, disk=0) as it:
+        async with either(device=12, host=9, disk=0) as it:
             for _ in range(3):
                 await it.serve(prompt(3))
             it.cache.rotate("2")
@@ -322,9 +358,9 @@ def test_after_a_rotation_older_pages_go_first(engine):
     asyncio.run(scenario())
 
 
-def test_a_miss_says_that_the_page_was_evicted(engine):
+def test_a_miss_says_that_the_page_was_evicted(either):
     async def scenario():
-        async with engine(device=4, host=4, disk=0) as it:
+        async with either(device=4, host=4, disk=0) as it:
             await it.serve(prompt(4))
             await it.serve(prompt(4, of=1))
             match = await it.cache.match(prompt(4))
@@ -361,12 +397,12 @@ def test_every_page_asked_for_is_a_hit_or_a_miss(requests, sizes):
     asyncio.run(scenario())
 
 
-def test_a_restart_finds_the_pages_again(engine):
+def test_a_restart_finds_the_pages_again(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(5))
             await it.serve(prompt(3, of=1))
-        async with engine() as it:
+        async with either() as it:
             assert it.cache.recovered_pages == 8
             assert await it.serve(prompt(5)) == 5
             assert await it.serve(prompt(3, of=1)) == 3
@@ -407,12 +443,12 @@ def test_an_older_copy_of_a_page_holds_no_frame_after_a_restart(engine):
     asyncio.run(scenario())
 
 
-def test_pages_of_another_size_are_a_miss_after_a_restart(engine):
+def test_pages_of_another_size_are_a_miss_after_a_restart(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(3))
         larger = Group("kv", layers=4, heads=2, head_dim=32, itemsize=2)
-        async with engine(group=larger) as it:
+        async with either(group=larger) as it:
             assert it.cache.recovered_pages == 0
             assert await it.serve(prompt(3)) == 0
             assert await it.serve(prompt(3)) == 3
@@ -476,9 +512,9 @@ def test_every_read_and_write_of_the_disk_is_told(engine):
     asyncio.run(scenario())
 
 
-def test_an_engine_key_that_stands_twice_is_refused(engine):
+def test_an_engine_key_that_stands_twice_is_refused(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             with pytest.raises(LayoutError, match="twice"):
                 await it.cache.match_engine_keys([b"a", b"b", b"a"])
 
@@ -486,10 +522,10 @@ def test_an_engine_key_that_stands_twice_is_refused(engine):
 
 
 @pytest.mark.parametrize("device", [4, 1])
-def test_a_chain_that_begins_in_the_middle_loads_its_own_pages(engine, device):
+def test_a_chain_that_begins_in_the_middle_loads_its_own_pages(either, device):
     async def scenario():
         keys = [bytes([n]) * 32 for n in range(4)]
-        async with engine(device=8) as it:
+        async with either(device=8) as it:
             whole = await it.cache.match_engine_keys(keys)
             await it.finish(whole)
             await it.finish(await it.cache.match_engine_keys([b"%d" % n for n in range(8)]))
@@ -509,9 +545,9 @@ def test_a_page_kept_only_by_pages_behind_it_elsewhere_makes_room(engine):
     asyncio.run(scenario())
 
 
-def test_a_match_made_before_a_rotation_delivers_and_stores_nothing(engine):
+def test_a_match_made_before_a_rotation_delivers_and_stores_nothing(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(4))
             match = await it.cache.match(prompt(4))
             it.cache.rotate("2")
@@ -525,9 +561,9 @@ def test_a_match_made_before_a_rotation_delivers_and_stores_nothing(engine):
     asyncio.run(scenario())
 
 
-def test_a_rotation_while_a_long_prompt_is_hashed_is_seen(engine):
+def test_a_rotation_while_a_long_prompt_is_hashed_is_seen(either):
     async def scenario():
-        async with engine(device=80, host=80) as it:
+        async with either(device=80, host=80) as it:
             long = prompt(64)
             matching = asyncio.ensure_future(it.cache.match(long))
             await asyncio.sleep(0)
@@ -547,18 +583,18 @@ def test_a_rotation_while_a_long_prompt_is_hashed_is_seen(engine):
         np.zeros((4, 4), np.uint32),
     ],
 )
-def test_tokens_that_a_cast_would_change_are_refused(engine, tokens):
+def test_tokens_that_a_cast_would_change_are_refused(either, tokens):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             with pytest.raises(LayoutError, match="tokens"):
                 await it.cache.match(tokens)
 
     asyncio.run(scenario())
 
 
-def test_a_slot_that_holds_another_page_cannot_be_stored_or_released(engine):
+def test_a_slot_that_holds_another_page_cannot_be_stored_or_released(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(2))
             with it.cache.load(await it.cache.match(prompt(2))) as load:
                 slots = (await load).slots
@@ -573,9 +609,9 @@ def test_a_slot_that_holds_another_page_cannot_be_stored_or_released(engine):
     asyncio.run(scenario())
 
 
-def test_slots_of_loaded_pages_may_be_among_those_that_are_stored(engine):
+def test_slots_of_loaded_pages_may_be_among_those_that_are_stored(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(2))
             match = await it.cache.match(prompt(4))
             with it.cache.load(match) as load:
@@ -591,9 +627,9 @@ def test_slots_of_loaded_pages_may_be_among_those_that_are_stored(engine):
 
 
 @pytest.mark.parametrize("deadline_s", [float("nan"), -1.0])
-def test_a_deadline_that_is_no_time_from_now_is_refused(engine, deadline_s):
+def test_a_deadline_that_is_no_time_from_now_is_refused(either, deadline_s):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             match = await it.cache.match(prompt(2))
             with pytest.raises(ConfigError, match="deadline_s"):
                 it.cache.load(match, deadline_s=deadline_s)
@@ -613,13 +649,13 @@ def test_a_closed_cache_gives_the_pool_its_slots_back():
     asyncio.run(scenario())
 
 
-def test_two_models_share_a_directory(engine):
+def test_two_models_share_a_directory(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             await it.serve(prompt(3))
-        async with engine(identity=replace(IDENTITY, model="another")) as it:
+        async with either(identity=replace(IDENTITY, model="another")) as it:
             assert await it.serve(prompt(3)) == 0
-        async with engine() as it:
+        async with either() as it:
             assert await it.serve(prompt(3)) == 3
 
     asyncio.run(scenario())
@@ -649,9 +685,9 @@ def test_pages_on_their_way_to_disk_make_room_on_the_device(engine):
     asyncio.run(scenario())
 
 
-def test_slots_of_a_store_under_way_are_nobody_elses(engine):
+def test_slots_of_a_store_under_way_are_nobody_elses(either):
     async def scenario():
-        async with engine() as it:
+        async with either() as it:
             one, two = await it.cache.match(prompt(2)), await it.cache.match(prompt(2, of=1))
             slots = it.cache.acquire(2)
             payload.fill(it.words, slots, payload.seeds(one.keys))

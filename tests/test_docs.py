@@ -32,6 +32,8 @@ NAMED |= {"recompute_s_per_token": "s/token", "domain_secret_hex": "hex digits"}
 NAMED |= {"max_held_share": "share", "churn_share": "share", "max_sessions": "sessions"}
 NAMED |= {"port": "port", "tenant_classes": "tenants by class"}
 NAMED |= {"write_bytes_per_day": "bytes", "mac_key_hex": "hex digits"}
+NAMED |= {"page_tokens": "tokens", "layers": "layers", "heads": "heads", "kv": "tensors"}
+NAMED |= {"head_dim": "elements", "itemsize": "bytes"}
 SUFFIXES = {"_bytes_per_s": "bytes/s", "_bytes": "bytes", "_s": "s"}
 TYPES = {"string": "text", "boolean": "boolean", "object": "shares by tenant"}
 

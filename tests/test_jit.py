@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import shutil
 import subprocess
 import sys
@@ -97,3 +98,26 @@ def test_numbas_own_cache_setting_is_restored():
     jit.compiled(jit.i8)(lambda x: x)
     jit._registry.pop()
     assert before == numba.config.CACHE_DIR
+
+
+def test_every_name_that_compiled_code_uses_is_of_a_source_that_counts():
+    for name in sorted(jit.sources()):
+        importlib.import_module(name)
+    sources, seen = jit.sources(), 0
+    for dispatcher, _ in jit._registry:
+        function = dispatcher.py_func
+        for name in function.__code__.co_names:
+            value = function.__globals__.get(name)
+            used = getattr(value, "py_func", value)  # compiled code, too
+            module = getattr(used, "__module__", None) or getattr(used, "__name__", None)
+            if isinstance(module, str) and module.startswith("bodocache"):
+                seen += 1
+                assert module in sources, f"{function.__module__}.{function.__name__}: {name}"
+    assert seen > 100
+
+
+def test_what_no_compiled_code_sees_changes_no_build():
+    assert {"bodocache.plan.records", "bodocache.plan.evict", "bodocache.pages"} <= set(
+        jit.sources()
+    )
+    assert not {"bodocache.cache", "bodocache.cli", "bodocache.move.loader"} & set(jit.sources())

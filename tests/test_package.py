@@ -15,6 +15,7 @@ PUBLIC = sorted(
     {
         *("BackendError", "BackendLocked", "BackendUnavailable", "BodoCacheError", "CacheClosed"),
         *("ConfigError", "LayoutError", "LeaseError", "TierFull", "TraceError"),
+        *("BlockingCache", "NodeCache", "NodeError", "NodeFenced", "NodeLost", "NodeRefused"),
         *("Cache", "CacheConfig", "CacheStats", "Load", "Loaded", "LoadFailed", "Match"),
         *("Advice", "Announcement", "QueueRules", "Queued"),
         *("Reason", "Store", "Stored", "Tier", "load_config", "HintError", "Reuse"),

@@ -2,7 +2,8 @@
 """From host memory to the device: page by page, or layer by layer once the load is committed.
 
 Between CPU pools a turn of the link's queue copies here, on the loop, about 1 ms; the digest is of
-the bytes that were moved. By layer, the digests of what is left are checked first, in host memory.
+the bytes that were moved. By layer, digests are of whole pages in host memory, checked in turns
+between the layers, and the last layer comes when all were right: no step ends on bytes that failed.
 A copy that waits for a GPU runs in a thread, whole pages at a time.
 """
 
@@ -85,7 +86,7 @@ class Copying:
         if not (part.load.terms.is_layered and self._copies.runs_here and len(part.left)):
             return
         chosen = part.take(len(part.left))
-        self._by_layer = _ByLayer(part, chosen, self._copies, self._lander, self._now_s())
+        self._by_layer = _ByLayer(part, chosen, self._copies, self._lander, self._now_s)
         if part.ticket is not None:
             part.link.queue.start(part.ticket, float(self._by_layer.due_s[0]))
 
@@ -103,6 +104,7 @@ class Copying:
         """Copy pages ``chosen`` and compare the digests of what was moved. Any thread."""
         part = self.part
         raw = self._copies.to_device(part.host_slots[chosen], part.device_slots[chosen])
+        part.landed_s = max(part.landed_s, self._now_s())
         found = digest.seeded(raw, part.keys[chosen])
         verified: NDArray[np.bool_] = (found == part.digests[chosen]).all(axis=1)
         return verified
@@ -140,18 +142,25 @@ class Copying:
 
 
 class _ByLayer:
-    """What was left of a part at the commit: checked in host memory, then copied by layer."""
+    """What was left of a part at the commit: copied by layer, and checked meanwhile."""
 
     def __init__(
-        self, part: Part, chosen: RowArray, copies: Copies, lander: Lander, now_s: float
+        self,
+        part: Part,
+        chosen: RowArray,
+        copies: Copies,
+        lander: Lander,
+        now_s: Callable[[], float],
     ) -> None:
         self._part = part
         self._chosen = chosen
         self._copies = copies
         self._lander = lander
+        self._now_s = now_s
         self._checked = 0  # pages
-        self._layer = self._done = 0  # pages of this layer that are there
-        self.due_s = part.load.terms.layers_due_s(now_s)
+        self._is_checks_turn = True  # the last turn was: layers come first
+        self._layer = self._done = 0  # and pages of this layer that are there
+        self.due_s = part.load.terms.layers_due_s(now_s())
 
     @property
     def is_over(self) -> bool:
@@ -161,7 +170,9 @@ class _ByLayer:
     def turn(self, nbytes: int) -> int:
         """Check or copy what one turn allows; the bytes of whole pages that it is worth."""
         nbytes = min(nbytes, self._copies.turn_nbytes)
-        if self._checked < len(self._chosen):
+        is_last = self._layer == self._copies.num_layers - 1
+        self._is_checks_turn = is_last or not self._is_checks_turn
+        if self._is_checks_turn and self._checked < len(self._chosen):
             return self._check(max(1, nbytes // self._part.page_nbytes))
         return self._copy(max(1, nbytes // self._copies.layer_nbytes))
 
@@ -197,6 +208,7 @@ class _ByLayer:
                 part.link.queue.start(part.ticket, float(self.due_s[self._layer]))
             return
         self._end()
+        part.landed_s = max(part.landed_s, self._now_s())
         self._lander.land(part, all_chosen, np.ones(len(all_chosen), np.bool_))
 
     def _end(self) -> None:

@@ -24,7 +24,8 @@ from bodocache.pages import Tier
 
 RowArray = NDArray[np.int64]
 
-GAP_S = 1e-3  # between two looks
+GAP_S = 1e-3  # between two looks, at least
+LOOKING_SHARE = 0.05  # of the loop's time: where many loads make a look long, there are fewer
 LONGEST_GAP_S = 0.1  # while nothing arrives
 LINGER_S = 0.25  # for what storage has begun; longer than a read that is not stuck
 
@@ -69,6 +70,7 @@ class Decider:
         self._looked_s = -np.inf
         self._timer: asyncio.TimerHandle | None = None
         self._idle_gap_s = 2 * CHUNK_S
+        self._gap_s = GAP_S
 
     def consult(self, decide: Decide) -> None:
         """Ask ``decide`` from now on: other ranks must do as this one, or this one as they."""
@@ -81,7 +83,8 @@ class Decider:
         if not self._is_on or not len(wanted):
             return
         self._choose_sources(load, wanted, sources)
-        one = Watched(load, nowhere(len(load.rows)))
+        template = self._outlook.template(load.terms)
+        one = Watched(load, nowhere(len(load.rows)), template)
         one.sources[wanted] = sources
         one.leaders = self.leaders(load.rows[wanted[sources == Tier.DISK]])
         self._watched[load] = one
@@ -106,10 +109,11 @@ class Decider:
         """Something of ``load`` has arrived, or failed."""
         if load in self._watched:
             self._idle_gap_s = 2 * CHUNK_S
-            if self._now_s() - self._looked_s >= GAP_S:
+            left_s = self._looked_s + self._gap_s - self._now_s()
+            if left_s <= 0:
                 self._look()
             else:
-                self._look_again(GAP_S)
+                self._look_again(left_s)
 
     def too_late(self, load: Load) -> None:
         """The deadline has passed: what has landed is the result."""
@@ -193,6 +197,11 @@ class Decider:
         return bool(there and here and there.finish_s + CHUNK_S < here.finish_s)
 
     def _look(self) -> None:
+        begun_s = self._now_s()
+        self._look_at_all()
+        self._gap_s = max(GAP_S, (self._now_s() - begun_s) / LOOKING_SHARE)
+
+    def _look_at_all(self) -> None:
         self._looked_s = now_s = self._now_s()
         watched = list(self._watched.values())
         choices = self._outlook.look(watched, now_s)
@@ -201,9 +210,9 @@ class Decider:
                 one.cut_at = choice.cut_at
                 self._apply(one, choice, now_s)
         if any(one.cut_at >= 0 for one in self._watched.values()):
-            self._look_again(GAP_S)  # once more, and it is cut
+            self._look_again(self._gap_s)  # once more, and it is cut
         elif any(one.is_begun for one in self._watched.values()):
-            self._look_again(self._idle_gap_s)
+            self._look_again(max(self._gap_s, self._idle_gap_s))
 
     def _apply(self, one: Watched, choice: Choice, now_s: float) -> None:
         load = one.load

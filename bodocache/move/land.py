@@ -36,7 +36,6 @@ class Lander:
         if isinstance(self._residency.device, OwnedPool):
             self._settle_on_device(part, good)
         part.landed += len(good)
-        part.landed_s = max(part.landed_s, self._now_s())
         part.link.moved(self._now_s(), len(good) * part.page_nbytes)
         part.load.arrive(part.positions[good], part.source)
         self._flights.landed(part, good)

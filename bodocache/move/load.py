@@ -77,7 +77,7 @@ class Load:
         self._came_from = np.zeros(len(rows), np.uint8)
         self._reasons = np.full(len(rows), Reason.LATE, np.uint8)
         self._has_failed = np.zeros(len(rows), np.bool_)
-        self._whole_layers = np.zeros(len(rows), np.int64)  # of each page; all: it has arrived
+        self.whole_layers = np.zeros(len(rows), np.int64)  # of each page; all: it has arrived
         self._layers = Layers()
         self._committed: int | None = None
         self._on_close = on_close
@@ -183,6 +183,9 @@ class Load:
     async def layer(self, index: int) -> None:
         """Wait until layer ``index`` of every committed page is in its slot.
 
+        The last layer is there only when every page was verified: a step that has waited for all of
+        them has computed on the bytes that were stored.
+
         Raises:
             LoadFailed: it will not come.
             BodoCacheError: nothing was committed, or there is no such layer.
@@ -266,9 +269,9 @@ class Load:
         """The first ``layers`` layers of the pages at ``positions`` are in their slots."""
         if self.done:
             return
-        self._whole_layers[positions] = layers
+        self.whole_layers[positions] = layers
         if self._committed is not None:
-            self._layers.advance(int(self._whole_layers[: self._committed].min(initial=layers)))
+            self._layers.advance(int(self.whole_layers[: self._committed].min(initial=layers)))
         self._settle_if_whole()
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
@@ -323,7 +326,7 @@ class Load:
             self.abandon()
             return
         self._keep(pages)
-        self._layers.advance(int(self._whole_layers[:pages].min(initial=self._num_layers)))
+        self._layers.advance(int(self.whole_layers[:pages].min(initial=self._num_layers)))
         self._settle_if_whole()
         for source in list(self._sources):
             source.hurry()
@@ -375,7 +378,7 @@ class Load:
     @property
     def are_missing(self) -> NDArray[np.bool_]:
         """Which pages have not arrived."""
-        missing: NDArray[np.bool_] = self._whole_layers < self._num_layers
+        missing: NDArray[np.bool_] = self.whole_layers < self._num_layers
         return missing
 
     def _leading(self) -> int:

@@ -263,6 +263,7 @@ class Loader:
                 lander=self._lander,
                 nursery=self._nursery,
                 deadline_s=self._decider.backend_deadline_s(part.load),
+                now_s=self._now_s,
                 on_progress=self._decider.progress,
             )
         return Copying(

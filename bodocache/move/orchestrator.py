@@ -19,7 +19,6 @@ from bodocache.config import HintsConfig, MetricsConfig
 from bodocache.hints.reuse import Said
 from bodocache.io.backend import Backend
 from bodocache.match import Forecast, Match
-from bodocache.move.announced import Announcements
 from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.decide import Decider
@@ -106,7 +105,6 @@ class Orchestrator:
             layers=self._copies.num_layers,
             switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
         )
-        self.announcements = Announcements(clock.now_s)
         self._recompute_s = outlook.recompute_s
         self.decider = Decider(
             outlook,
@@ -231,8 +229,6 @@ class Orchestrator:
         store = self._storer.begin(keys, slots, origin, by_layer=by_layer)
         self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)
-        stored = keys[len(keys) - len(slots) :]
-        store.visible.add_done_callback(lambda _: self.announcements.decided(stored))
         return store
 
     def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
@@ -284,7 +280,6 @@ class Orchestrator:
 
     async def close(self) -> None:
         """Cancel loads, finish stores and the write-through queue, then let go of everything."""
-        self.announcements.close()
         if self._prefetcher is not None:
             await self._prefetcher.close()
         await self._demoter.close()

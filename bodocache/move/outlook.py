@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache import jit
 from bodocache.move.choice import Choice
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.part import Part
+from bodocache.move.terms import Terms
 from bodocache.pages import NOWHERE, Tier
 from bodocache.plan import late, loads
 from bodocache.plan.records import LINK
 
 DISK, HOST, NONE = 0, 1, 2  # rows of the links
 MAX_BOUNDARIES = 256  # of one load: a longer one is cut at every so many pages
+_DISK, _HOST, _WHOLE = int(Tier.DISK), int(Tier.HOST), int(loads.Verdict.WHOLE)
 _AT_ONCE = np.zeros((), LINK)  # a link that takes no time, or that none of the loads needs
 _AT_ONCE["rate"] = 1e15
 
@@ -32,6 +35,7 @@ class Watched:
 
     load: Load
     sources: NDArray[np.int64]  # of each page: the Tier it comes from, or NOWHERE
+    template: NDArray[np.void]  # LOAD[1]
     parts: list[Part] = field(default_factory=list)
     leaders: list[Part] = field(default_factory=list)  # of other loads, that it joined
     has_joined: bool = False  # them: it waits for what they bring
@@ -63,6 +67,8 @@ class Outlook:
         self._token_s, self._slope_s = token_s, slope_s
         self._layers = layers
         self._switch_s = switch_s
+        self._is_known = np.zeros(len(self._links), np.bool_)
+        self._sizes = np.array([page_nbytes, page_tokens, layers])
         self._records = np.full(len(self._links) + 1, _AT_ONCE)
         self._shared: list[NDArray[np.int64]] = []  # rows that an earlier load has read, if any
         self._room = 0
@@ -107,6 +113,7 @@ class Outlook:
         tickets = {part.ticket for one in watched for part in (*one.parts, *one.leaders)}
         for k, link in enumerate(self._links):
             record = link.record(link.queue.ahead_of(first_due_s, without=tickets))
+            self._is_known[k] = record is not None
             self._records[k] = _AT_ONCE if record is None else record[0]
 
     def _list(self, one: Watched, due_s: float, now_s: float, k: int, end: int) -> int:
@@ -115,69 +122,62 @@ class Outlook:
         None where nothing of it is to come, or a link that it needs was never measured.
         """
         load = one.load
-        landed, last = load.landed, load.wanted
-        if load.done or load.committed is not None or last <= landed:
+        if load.done or load.committed is not None:
             return 0
-        coming = load.are_missing[landed:last]
-        from_disk = coming & (one.sources[landed:last] == Tier.DISK)
-        from_host = coming & (one.sources[landed:last] == Tier.HOST)
-        for link, pages in zip(self._links, (from_disk, from_host), strict=True):
-            if pages.any() and link.estimate() is None:
-                return 0
-        stride = -(-(last - landed) // MAX_BOUNDARIES)
-        bounds = np.append(np.arange(0, last - landed, stride), last - landed)
-        first, second = (
-            np.append(0, np.cumsum(nbytes))[bounds]
-            for nbytes in (
-                self._nbytes_to_read(load.rows[landed:last], from_disk),
-                from_host * self.page_nbytes,
+        count = int(
+            _list_load(
+                *(self._loads, k, one.template, due_s, now_s, one.is_begun, one.cut_at),
+                load.whole_layers,
+                one.sources,
+                load.wanted,
+                self._sizes,
+                self._is_known,
+                self._bounds,
+                self._first,
+                self._second,
+                end,
             )
         )
-        place = slice(end, end + len(bounds))
-        self._bounds[place] = (landed + bounds) * self._page_tokens
-        self._first[place] = first[:, None]
-        self._second[place] = second + (first > 0)
-        self._describe(self._loads[k], one, due_s, now_s)
-        self._loads[k]["second"] = HOST if from_host.any() else NONE
-        self._loads[k]["first"], self._loads[k]["count"] = end, len(bounds)
-        return len(bounds)
+        if count and self._shared:
+            self._count_once(one, end, count)
+        return count
 
-    def _nbytes_to_read(
-        self, rows: NDArray[np.int64], from_disk: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
-        """Bytes of each page on the disk's link: one, where it is read for a load before."""
-        nbytes = from_disk * self.page_nbytes
-        if self._shared:
-            is_again = from_disk & np.isin(rows, np.concatenate(self._shared))
-            nbytes[is_again] = 1
-            self._shared.append(rows[from_disk])
-        return nbytes
+    def _count_once(self, one: Watched, end: int, count: int) -> None:
+        """Count one byte for pages that are read for a load before, not all of them again."""
+        bounds = self._bounds[end : end + count] // self._page_tokens
+        rows = one.load.rows[: one.load.wanted]
+        from_disk = one.load.are_missing[: len(rows)] & (one.sources[: len(rows)] == Tier.DISK)
+        from_disk[: bounds[0]] = False
+        is_again = from_disk & np.isin(rows, np.concatenate(self._shared))
+        again = np.append(0, np.cumsum(is_again))[bounds] * (self.page_nbytes - 1)
+        self._first[end : end + count] -= again[:, None]
+        self._shared.append(rows[from_disk])
 
-    def _describe(self, record: np.void, one: Watched, due_s: float, now_s: float) -> None:
-        terms = one.load.terms
-        record["deadline_s"] = due_s
-        record["wait_s"] = 0.0 if terms.start_s is None else max(0.0, terms.start_s - now_s)
+    def template(self, terms: Terms) -> NDArray[np.void]:
+        """LOAD[1] with what stays the same from look to look; ``wait_s`` is when it starts."""
+        record = np.zeros(1, loads.LOAD)
+        record["wait_s"] = -np.inf if terms.start_s is None else terms.start_s
         record["new_compute_s"] = terms.compute_s.sum()
         record["token_s"], record["slope_s"] = self._token_s, self._slope_s
         record["n_waiting"] = terms.n_waiting
         record["layers"] = self._layers if terms.is_layered else 0
-        record["links"] = DISK
-        record["copies"], record["copy"] = 1, 0 if one.is_begun else -1
-        record["cut_at"] = one.cut_at
+        record["links"], record["copies"] = DISK, 1
+        return record
 
     def _choice(self, k: int, first: int) -> Choice:
-        decision = self._decisions[k]
-        tokens = int(self._bounds[first + int(decision["cut"])])
+        verdict, _, cut, cut_at, finish_s, late_s, step_s, demoted, head, ahead = self._decisions[
+            k
+        ].item()
         return Choice(
-            pages=tokens // self._page_tokens,
-            is_whole=int(decision["verdict"]) == loads.Verdict.WHOLE,
-            is_demoted=bool(decision["demoted"]),
-            cut_at=int(decision["cut_at"]),
-            finish_s=float(decision["finish_s"]),
-            late_s=float(decision["late_s"]),
-            step_s=float(decision["step_s"]),
-            head_layers=int(decision["head_layers"]),
-            layers_ahead=int(decision["layers_ahead"]),
+            pages=int(self._bounds[first + cut]) // self._page_tokens,
+            is_whole=verdict == _WHOLE,
+            is_demoted=bool(demoted),
+            cut_at=cut_at,
+            finish_s=finish_s,
+            late_s=late_s,
+            step_s=step_s,
+            head_layers=head,
+            layers_ahead=ahead,
         )
 
     def _grow(self, room: int) -> None:
@@ -189,6 +189,62 @@ class Outlook:
         self._first = np.empty((most, loads.COPIES), np.int64)
         self._second = np.empty(most, np.int64)
         self._scratch = loads.scratch_for(room, len(self._records))
+
+
+@jit.compiled(
+    *(jit.array(loads.LOAD), jit.i8, jit.array(loads.LOAD), jit.f8, jit.f8),
+    *(jit.boolean, jit.i8, jit.array("i8"), jit.array("i8"), jit.i8),
+    *(jit.array("i8"), jit.array("?"), jit.array("i8"), jit.array("i8", 2), jit.array("i8")),
+    jit.i8,
+)
+def _list_load(  # noqa: PLR0913, PLR0917 -- one call for each load of a look
+    window: NDArray[np.void],
+    k: int,
+    template: NDArray[np.void],
+    due_s: float,
+    now_s: float,
+    is_begun: bool,  # noqa: FBT001
+    cut_at: int,
+    whole_layers: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    wanted: int,
+    sizes: NDArray[np.int64],
+    is_known: NDArray[np.bool_],
+    bounds: NDArray[np.int64],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    end: int,
+) -> int:
+    """See :meth:`Outlook._list`; ``sizes``: bytes and tokens of a page, its layers."""
+    page_nbytes, page_tokens, layers = sizes[0], sizes[1], sizes[2]
+    landed = 0
+    while landed < wanted and whole_layers[landed] == layers:
+        landed += 1
+    if landed == wanted:
+        return 0
+    stride = (wanted - landed + MAX_BOUNDARIES - 1) // MAX_BOUNDARIES
+    from_disk = from_host = np.int64(0)
+    at, needs_disk, needs_host = end, False, False
+    for page in range(landed, wanted + 1):
+        if (page - landed) % stride == 0 or page == wanted:
+            bounds[at] = page * page_tokens
+            first[at, 0] = first[at, 1] = from_disk
+            second[at] = from_host + (1 if from_disk > 0 else 0)
+            at += 1
+        if page < wanted and whole_layers[page] < layers:
+            if sources[page] == _DISK:
+                needs_disk, from_disk = True, from_disk + page_nbytes
+            elif sources[page] == _HOST:
+                needs_host, from_host = True, from_host + page_nbytes
+    if (needs_disk and not is_known[DISK]) or (needs_host and not is_known[HOST]):
+        return 0
+    window[k] = template[0]
+    load = window[k]
+    load["deadline_s"], load["wait_s"] = due_s, max(0.0, template[0]["wait_s"] - now_s)
+    load["first"], load["count"] = end, at - end
+    load["second"] = HOST if needs_host else NONE
+    load["copy"], load["cut_at"] = 0 if is_begun else -1, cut_at
+    return at - end
 
 
 def nowhere(pages: int) -> NDArray[np.int64]:

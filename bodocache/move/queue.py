@@ -6,8 +6,9 @@ priority, then by deadline (EDF). What is not a load begins while no load is und
 has waited for its patience: then one chunk of it goes beside the loads. A load without a deadline
 is as urgent as one due in its patience, so later ones with deadlines cannot starve it.
 
-One that is alone is asked for all it has; if a more urgent one comes, what storage has not begun is
-withdrawn and goes on in chunks. Nothing here runs unless work enters, ends, or is out of patience.
+A load without others is asked for all it has; if a more urgent one comes, what storage has not
+begun is withdrawn and goes on in chunks. What is no load is in no load's way: storage does reads
+first, and may hold writes. Nothing here runs unless work enters, ends, or is out of patience.
 Credits and the planner's windows will attach here. Used from the orchestrator's loop only.
 """
 
@@ -123,7 +124,7 @@ class LinkQueue:
         self._numbers = itertools.count()
         self._open: set[Ticket] = set()
         self._lanes = tuple(_Lane() for _ in Priority)
-        self._in_flight = 0
+        self._in_flight = self._loading = 0  # bytes; of them, for loads
         self._is_pumping = self._will_pump = False
         self._timer: asyncio.TimerHandle | None = None
         self._wants_room: list[asyncio.Future[None]] = []
@@ -187,8 +188,7 @@ class LinkQueue:
 
     def done(self, ticket: Ticket, nbytes: int) -> None:
         """A chunk of ``nbytes`` has ended, or no longer counts as in flight: it was given up."""
-        ticket.in_flight -= nbytes
-        self._in_flight -= nbytes
+        self._count(ticket, -nbytes)
         self._pump()
 
     def leave(self, ticket: Ticket) -> None:
@@ -248,7 +248,7 @@ class LinkQueue:
     def _make_way(self, ticket: Ticket) -> None:
         """Withdraw what less urgent work has begun at once because it was alone."""
         limit = DEPTH * self.chunk_nbytes
-        if self._in_flight > limit:
+        if self._loading > limit:
             for other in [one for one in self._open if one.in_flight > limit and ticket < one]:
                 other.work.withdraw()
 
@@ -272,16 +272,22 @@ class LinkQueue:
 
     def _begin(self, ticket: Ticket) -> bool:
         """Whether a chunk of ``ticket`` was begun; if not, nothing of it waits any more."""
-        is_alone = len(self._open) == 1 and not self._in_flight
+        loads = sum(other.priority is Priority.LOAD for other in self._open)
+        is_alone = loads <= 1 and not self._loading
         nbytes = ticket.work.begin(ALL if is_alone else self.chunk_nbytes)
         if nbytes == 0:
             ticket.is_queued = False
             return False
         ticket.since_s = self._now_s()
         if not self._runs_here:
-            ticket.in_flight += nbytes
-            self._in_flight += nbytes
+            self._count(ticket, nbytes)
         return True
+
+    def _count(self, ticket: Ticket, nbytes: int) -> None:
+        ticket.in_flight += nbytes
+        self._in_flight += nbytes
+        if ticket.priority is Priority.LOAD:
+            self._loading += nbytes
 
     def _next(self) -> Ticket | None:
         now_s = self._now_s()
@@ -292,7 +298,7 @@ class LinkQueue:
                 return head
         if heads[Priority.LOAD] is not None:
             chunk_nbytes = self.chunk_nbytes
-            return heads[Priority.LOAD] if self._in_flight <= (DEPTH - 1) * chunk_nbytes else None
+            return heads[Priority.LOAD] if self._loading <= (DEPTH - 1) * chunk_nbytes else None
         if self._in_flight:
             return None
         return next((head for head in heads if head is not None), None)

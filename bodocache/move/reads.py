@@ -30,14 +30,17 @@ _log = logging.getLogger(__name__)
 class SendOn:
     """Sends pages on to the device as they land: natively between CPU pools. Any thread."""
 
-    __slots__ = ("_chosen", "_copies", "_landing", "_part", "native", "verified")
+    __slots__ = ("_chosen", "_copies", "_landing", "_now_s", "_part", "native", "verified")
 
-    def __init__(self, part: Part, chosen: RowArray, copies: Copies) -> None:
+    def __init__(
+        self, part: Part, chosen: RowArray, copies: Copies, now_s: Callable[[], float]
+    ) -> None:
         self.verified = np.zeros(len(chosen), np.bool_)
         self.native: NativeCall | None = None
         self._part = part
         self._chosen = chosen
         self._copies = copies
+        self._now_s = now_s
         self._landing: Landing | None = None
         if copies.pad is not None:
             rows, slots = part.host_slots[chosen], part.device_slots[chosen]
@@ -51,6 +54,12 @@ class SendOn:
         raw = self._copies.to_device(part.host_slots[chosen], part.device_slots[chosen])
         found = digest.seeded(raw, part.keys[chosen])
         self.verified[positions] = (found == part.digests[chosen]).all(axis=1)
+        part.landed_s = max(part.landed_s, self._now_s())
+
+    def take_time(self) -> None:
+        """Let the part know when native threads had sent the last page. On the loop."""
+        if self._landing is not None:
+            self._part.landed_s = max(self._part.landed_s, self._landing.landed_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +86,7 @@ class Reads:
         lander: Lander,
         nursery: Nursery,
         deadline_s: float,
+        now_s: Callable[[], float],
         on_progress: Callable[[Part], None],
     ) -> None:
         self.part = part
@@ -85,6 +95,7 @@ class Reads:
         self._lander = lander
         self._nursery = nursery
         self._deadline_s = deadline_s
+        self._now_s = now_s
         self._on_progress = on_progress
         self._flights: list[_Flight] = []
 
@@ -137,7 +148,7 @@ class Reads:
     def _call(self, chosen: RowArray) -> _Flight:
         residency, part = self._residency, self.part
         assert residency.backend is not None, "a page lies on disk only where there is a disk tier"
-        sender = SendOn(part, chosen, self._copies)
+        sender = SendOn(part, chosen, self._copies, self._now_s)
         transfer = residency.backend.get(
             residency.describe(part.rows[chosen], part.host_slots[chosen]),
             residency.host.rows,
@@ -152,6 +163,7 @@ class Reads:
         try:
             while more:
                 more = await transfer.progress()
+                flight.sender.take_time()
                 fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
                 seen[fresh] = True
                 self.part.under_way -= len(fresh)

@@ -182,7 +182,7 @@ def test_bytes_that_changed_in_host_memory_end_a_committed_load(house, prompt):
             with await it.begin(prompt(4), compute_s=COMPUTE_S) as load:
                 load.commit()
                 with pytest.raises(LoadFailed, match="CORRUPT") as failed:
-                    await load.layer(0)
+                    await load.layer(LAYERS - 1)
                 assert failed.value.pages == load.landed <= 2
                 await load.released
             assert it.cache.stats().traffic.failed_checks == 1

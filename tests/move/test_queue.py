@@ -149,6 +149,18 @@ def test_what_is_no_load_waits_for_loads_but_not_for_ever(priority):
     run(scenario)
 
 
+def test_a_write_that_does_not_end_is_in_no_loads_way():
+    """Storage may hold writes until a load has ended."""
+
+    async def scenario():
+        it = Bench()
+        it.enter("write", 5, Priority.WRITE)
+        it.enter("load", 100)
+        assert it.log == [("write", "all"), ("load", "all")]
+
+    run(scenario)
+
+
 def test_patience_ends_by_itself(monkeypatch):
     monkeypatch.setattr(queue, "PATIENCE_S", (1.0, 0.0, 0.0, 0.0))
 

@@ -188,3 +188,24 @@ def test_a_page_that_waits_twice_takes_one_frame(house, prompt):
             assert it.backend.usage.used_frames == 3
 
     asyncio.run(scenario())
+
+
+def test_a_load_ends_while_writes_are_held(house, prompt):
+    async def scenario():
+        async with house(host=32) as it, asyncio.timeout(5):
+            await it.put(prompt(4))
+            it.leave_on(Tier.DISK)
+            it.valve.is_shut = True
+            store = await it.compute(prompt(2, of=1))
+            await store
+            await asyncio.sleep(0.01)
+            assert it.valve.in_flight
+            held, it.valve.in_flight = it.valve.in_flight, []
+            it.valve.is_shut = False
+            assert (await it.get(prompt(4))).pages == 4
+            it.valve.in_flight = held
+            it.valve.open()
+            await store.written
+            store.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each request of an engine does to the host: one method a message."""
+
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from bodocache.errors import WireError
+from bodocache.hints.actions import Operation, Outcome
+from bodocache.node import messages
+from bodocache.node.host import Host
+from bodocache.node.said import actions_from_json, outcome_to_json, said_from_json
+from bodocache.node.session import Session
+from bodocache.node.stages import Ticket
+from bodocache.pages import Tier
+
+Note = Callable[[Any], None]
+
+
+class Answers:
+    """Carries out requests."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._weights: list[bytes] = []  # roots, by version
+        self._numbers = 0
+
+    def version_of(self, weights: bytes) -> int:
+        """The version of a root; one that is new makes pages of all others go first."""
+        if weights not in self._weights:
+            self._weights.append(weights)
+            if len(self._weights) > 1:
+                self.host.residency.retire_older_than(len(self._weights) - 1)
+        return self._weights.index(weights)
+
+    def answer(self, session: Session, message: Any, note: Note) -> Any:
+        """The answer to ``message``, a coroutine that gives it, or None where it needs none."""
+        answer = _ANSWERS.get(type(message))
+        if answer is None:
+            raise WireError(f"{type(message).__name__} is no request")
+        return answer(self, session, message, note)
+
+    def host_figures(self) -> dict[str, object]:
+        """How full the tiers are and what the links moved."""
+        host, residency = self.host, self.host.residency
+        stats = residency.stats()
+        return {
+            "tiers": {it.name.lower(): asdict(stats[it]) for it in stats if it is not Tier.DEVICE},
+            "free_slots": residency.host.free,
+            "leased_slots": residency.host.leased,
+            "links": {
+                name: {"ops": it.ops, "pages": it.pages, "nbytes": it.nbytes, "busy_s": it.busy_s}
+                for name, it in ((name, link.stats()) for name, link in host.links.items())
+            },
+            "evicted": {it.name.lower(): count for it, count in residency.evicted.items()},
+            "task_failures": host.nursery.failures,
+        }
+
+    def _find(self, _: Session, message: messages.Find, __: Note) -> messages.Found:
+        residency = self.host.residency
+        rows = residency.leading(message.keys)
+        tiers = residency.fastest(rows).astype(np.uint8)
+        return messages.Found(tiers, residency.why_missing(message.keys, len(rows)))
+
+    def _holds(self, _: Session, message: messages.Holds, __: Note) -> messages.Held:
+        return messages.Held(self.host.residency.holds(message.keys).astype(np.uint8))
+
+    def _end_fetch(self, session: Session, message: messages.EndFetch, _: Note) -> None:
+        session.end_fetch(message.load, message.bad)
+
+    def _cancel(self, session: Session, message: messages.Cancel, _: Note) -> None:
+        operation = session.operations.get(message.operation)
+        if operation is not None:
+            operation.cancel()
+
+    def _fetch(
+        self, session: Session, message: messages.Fetch, note: Note
+    ) -> messages.Arrived | None:
+        said = said_from_json(message.said, session.epoch)
+        if message.load in session.fetches:
+            raise WireError(f"load {message.load} is under way already")
+        if message.first < 0 or not message.deadline_s >= 0:
+            raise WireError(f"load {message.load}: from {message.first} in {message.deadline_s} s")
+        told: list[messages.Arrived] = []
+        begun = [False]
+
+        def tell(arrived: messages.Arrived) -> None:
+            if begun[0]:
+                note(arrived)
+            else:
+                told.append(arrived)
+
+        fetch = self.host.fetcher.begin(
+            message.load, message.keys, message.first, message.deadline_s, tell
+        )
+        begun[0] = True
+        session.fetches[message.load] = fetch
+        self.host.hints.loaded(message.keys, fetch.rows, said)
+        return _joined(told)
+
+    def _reserve(self, session: Session, message: messages.Reserve, _: Note) -> messages.Reserved:
+        if message.store in session.stages:
+            raise WireError(f"store {message.store} is under way already")
+        stage = self.host.stager.reserve(message.keys, message.supplied, session.version)
+        session.stages[message.store] = stage
+        return messages.Reserved(stage.positions, stage.slots, stage.known)
+
+    def _publish(
+        self, session: Session, message: messages.Publish, note: Note
+    ) -> messages.Published | Coroutine[Any, Any, messages.Published]:
+        stage = session.stages.get(message.store)
+        if stage is None or stage.is_published:
+            raise WireError(f"store {message.store} was not begun, or is published already")
+        if not len(message.digests):
+            self.host.stager.drop(session.stages.pop(message.store))
+            note(messages.Written(message.store, 0))
+            return messages.Published(np.empty(0, np.int64), np.empty(0, np.int64))
+        return self._show(session, message, note)
+
+    async def _show(
+        self, session: Session, message: messages.Publish, note: Note
+    ) -> messages.Published:
+        said, number = said_from_json(message.said, session.epoch), message.store
+        ticket = Ticket(lambda pages: note(messages.Written(number, pages)))
+        stage = session.stages[number]
+        stage.is_published = True
+        try:
+            shown, known = await self.host.stager.publish(stage, message.digests, said, ticket)
+        finally:
+            session.stages.pop(number, None)
+            ticket.close()
+        return messages.Published(shown, known)
+
+    def _rotate(self, session: Session, message: messages.Rotate, _: Note) -> messages.Done:
+        is_new = message.weights.tobytes() not in self._weights
+        session.version = self.version_of(message.weights.tobytes())
+        if is_new:
+            self.host.hints.forget_all()
+        return messages.Done()
+
+    # Hints
+
+    def _act(self, session: Session, message: messages.Act, note: Note) -> messages.Told:
+        actions = actions_from_json(message.actions)
+        if len(actions) != len(message.counts) or message.counts.sum() != len(message.keys):
+            raise WireError("actions: their keys are not as many as they say")
+        chains = np.split(message.keys, np.cumsum(message.counts)[:-1])
+        answers = []
+        for action, keys in zip(actions, chains, strict=True):
+            outcome = self.host.hints.execute(action, keys if len(keys) else None)
+            answers.append(outcome_to_json(outcome, self._follow(session, outcome, note)))
+        return messages.Told(json.dumps(answers))
+
+    def _follow(self, session: Session, outcome: Outcome, note: Note) -> int:
+        """The number of the outcome's operation, of whose end the engine is told; 0: none."""
+        operation = outcome.operation
+        if operation is None:
+            return 0
+        self._numbers += 1
+        number = self._numbers
+        session.operations[number] = operation
+        self.host.nursery.spawn(self._watch(session, number, operation, note))
+        return number
+
+    async def _watch(self, session: Session, number: int, operation: Operation, note: Note) -> None:
+        pages = await operation
+        session.operations.pop(number, None)
+        note(messages.Over(number, pages))
+
+
+def _joined(told: list[messages.Arrived]) -> messages.Arrived:
+    """Several messages of one load as one."""
+    columns = ("positions", "slots", "tiers", "digests", "lost", "reasons")
+    joined = (np.concatenate([getattr(it, name) for it in told]) for name in columns)
+    return messages.Arrived(told[0].load, *joined)
+
+
+_ANSWERS: dict[type[Any], Callable[[Answers, Session, Any, Note], Any]] = {
+    messages.Find: Answers._find,  # noqa: SLF001 -- a table of its own methods
+    messages.Holds: Answers._holds,  # noqa: SLF001
+    messages.Fetch: Answers._fetch,  # noqa: SLF001
+    messages.EndFetch: Answers._end_fetch,  # noqa: SLF001
+    messages.Reserve: Answers._reserve,  # noqa: SLF001
+    messages.Publish: Answers._publish,  # noqa: SLF001
+    messages.Rotate: Answers._rotate,  # noqa: SLF001
+    messages.Act: Answers._act,  # noqa: SLF001
+    messages.Cancel: Answers._cancel,  # noqa: SLF001
+}

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's side of a node: its device tier, its loads and stores, and the attachment they use.
+
+It stands where an orchestrator stands in an in-process cache. When the node is lost, what is under
+way becomes misses and refusals, and it looks for the node again every RETRY_S.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.clock import Clock
+from bodocache.config import CacheConfig
+from bodocache.errors import NodeError, NodeFenced, NodeLost
+from bodocache.hints.actions import Action, Outcome
+from bodocache.hints.reuse import Said
+from bodocache.hints.stats import HintStats
+from bodocache.layout import Layout
+from bodocache.match import NOTHING_SAID, Forecast, Match
+from bodocache.move.link import Link
+from bodocache.move.load import Load
+from bodocache.move.operation import Operation
+from bodocache.move.orchestrator import Traffic
+from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.store import Store
+from bodocache.move.storer import Origin
+from bodocache.move.tasks import Nursery
+from bodocache.move.terms import Terms
+from bodocache.node import messages
+from bodocache.node.attached import Attached
+from bodocache.node.device import Device
+from bodocache.node.loads import NodeLoader
+from bodocache.node.stores import NodeStorer
+from bodocache.pages import Tier
+from bodocache.pools import BorrowedPool, OwnedPool
+from bodocache.wiring import policy_of, recompute_of
+
+_log = logging.getLogger(__name__)
+
+RETRY_S = 0.5  # between two looks for a node that was lost
+
+Reach = Callable[[], Awaitable[Attached]]
+
+
+class Engine:
+    """Moves the pages of one engine."""
+
+    def __init__(
+        self, config: CacheConfig, device: BorrowedPool, layout: Layout, clock: Clock
+    ) -> None:
+        recompute, now_s = recompute_of(config, layout), clock.now_s
+        self.said = NOTHING_SAID  # with the load that begins next
+        self.trouble: NodeError | None = None  # the last one
+        self.hints = _Elsewhere()
+        self._attached: Attached | None = None
+        self._reach: Reach
+        self._lost = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._operations: dict[int, Operation] = {}
+        self._nursery = Nursery()
+        self._now_s = now_s
+        names = ("host->device", "device->host")
+        self._links = {name: Link(name, now_s=now_s) for name in names}
+        # Host memory is the node's: one page stands for it.
+        host = OwnedPool(replace(layout, num_pages=1), name="host")
+        self.residency = Residency(
+            device=device,
+            host=host,
+            backend=None,
+            policy=policy_of(config),
+            recompute=recompute,
+            now_s=now_s,
+        )
+        sides = Device(self.residency)
+        self._loader = NodeLoader(
+            sides,
+            link=self._links["host->device"],
+            page_nbytes=layout.page_nbytes,
+            page_tokens=recompute.page_tokens,
+            layers=self.num_layers,
+            nursery=self._nursery,
+            now_s=now_s,
+        )
+        self._storer = NodeStorer(
+            self.residency,
+            sides,
+            link=self._links["device->host"],
+            nursery=self._nursery,
+            now_s=now_s,
+        )
+
+    async def open(self, reach: Reach) -> None:
+        """Attach by ``reach``, and again whenever the node was lost.
+
+        Raises:
+            NodeLost: there is no node, or it does not answer.
+            NodeRefused: it does not serve such pages.
+        """
+        self._reach = reach
+        await self._attach()
+        await self._nursery.open()
+        self._nursery.spawn(self._stay_attached())
+
+    async def request(self, message: Any, *, within_s: float) -> Any:
+        """The node's answer to ``message``.
+
+        Raises:
+            NodeLost: there is no node, or it does not answer in time.
+            NodeFenced: this engine was silent for too long; it is attached again when this is seen.
+        """
+        attached = self._attached
+        if attached is None:
+            raise NodeLost(str(self.trouble or "the node is gone"))
+        try:
+            async with asyncio.timeout(within_s):
+                return await attached.channel.request(message)
+        except TimeoutError:
+            raise NodeLost(f"the node did not answer within {within_s:g} s") from None
+
+    def note(self, message: Any) -> "asyncio.Future[Any] | None":
+        """Send ``message`` if there is a node; its answer."""
+        return None if self._attached is None else self._attached.channel.request(message)
+
+    def operation(self, number: int) -> Operation:
+        """The handle of an operation of the node's."""
+        operation = Operation()
+        self._operations[number] = operation
+        operation.on_cancel(lambda: self._cancel(number))
+        return operation
+
+    # What a cache asks of an orchestrator
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of a page."""
+        return self.residency.device.memory.layers
+
+    def now_s(self) -> float:
+        """The cache's clock."""
+        return self._now_s()
+
+    def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
+        """See :meth:`bodocache.cache.Cache.load`."""
+        del match  # what was said with it is noted when it was made
+        said, self.said = self.said, NOTHING_SAID
+        return self._loader.begin(keys, slots, terms, said, self._attached)
+
+    def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
+        """Nobody knows: the disk's link is the node's."""
+        del tiers
+        return None
+
+    def saved_by_waiting_s(self, pages: int, behind: int) -> float:
+        """Nobody knows what a page costs: nothing is waited for."""
+        del pages, behind
+        return 0.0
+
+    def store(
+        self,
+        keys: KeyArray,
+        slots: SlotArray,
+        origin: Origin,
+        said: Said,
+        *,
+        by_layer: bool = False,
+    ) -> Store:
+        """See :meth:`bodocache.cache.Cache.store`; not by layer yet."""
+        if by_layer:
+            raise NodeError("store: layers=True on a node is not there yet; store whole pages")
+        del origin  # the node knows our weights, and the tenant is said
+        return self._storer.begin(keys, slots, said, self._attached)
+
+    def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
+        """A store of nothing, for pages that could not be reached."""
+        del by_layer
+        return self._storer.refuse(slots)
+
+    def hold_writes(self) -> AbstractContextManager[None]:
+        """The disk is the node's: nothing is held."""
+        return nullcontext()
+
+    def traffic(self) -> Traffic:
+        """What this engine moved; host and disk are the node's."""
+        tiers = self.residency.stats()
+        return Traffic(
+            links={name: link.stats() for name, link in self._links.items()},
+            tiers={Tier.DEVICE: tiers[Tier.DEVICE]},
+            hits=self._loader.hits,
+            evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
+            failed_checks=self._loader.failed_checks,
+            cuts={},  # none is predicted here; see docs/node.md
+            not_admitted=0,
+            task_failures=self._nursery.failures,
+        )
+
+    async def close(self) -> None:
+        """Cancel loads, finish stores, leave the node; its pages stay there."""
+        self._closing.set()
+        self._lost.set()
+        await self._loader.close()
+        await self._storer.idle()
+        attached = self._attached
+        if attached is not None:
+            await attached.idle()
+            with suppress(NodeError, TimeoutError):
+                await self.request(messages.Bye(), within_s=1.0)
+            attached.close()
+            await attached.channel.closed()
+        await self._nursery.close()
+        if isinstance(self.residency.device, OwnedPool):
+            self.residency.empty_device()
+
+    # The attachment
+
+    async def _attach(self) -> None:
+        attached = await self._reach()
+        attached.channel.on_lost = lambda: self._lose(attached)
+        attached.channel.on_fenced = lambda: self._fenced(attached)
+        self._attached = attached
+        self._lost.clear()
+        if not attached.channel.is_open:  # it went while we looked
+            self._lose(attached)
+
+    def _lose(self, attached: Attached) -> None:
+        if self._attached is not attached:
+            return
+        self._attached = None
+        if not self._closing.is_set():
+            self.trouble = NodeLost("the node is gone; loads are misses until it is back")
+            _log.error("%s", self.trouble)
+        self._let_go()
+        attached.close()
+        self._lost.set()
+
+    def _let_go(self) -> None:
+        self._loader.lose_all()
+        self._storer.lose_all()
+        while self._operations:
+            self._operations.popitem()[1].end(0)
+
+    async def _stay_attached(self) -> None:
+        """Sleeps while there is a node; looks for it every RETRY_S while there is none."""
+        while True:
+            await self._lost.wait()
+            if self._closing.is_set():
+                return
+            try:
+                await self._attach()
+                _log.warning("the node is back")
+            except NodeError as error:
+                self.trouble = error
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_S):
+                        await self._closing.wait()
+
+    def _fenced(self, attached: Attached) -> None:
+        """We were silent for too long: what we held at the node is others'."""
+        if self._attached is not attached:
+            return
+        self._attached, attached.is_fenced = (
+            None,
+            True,
+        )  # until the node knows that we write no more
+        self.trouble = NodeFenced("this engine was silent for too long; what it held is lost")
+        _log.error("%s", self.trouble)
+        self._let_go()
+        self._nursery.spawn(self._resume(attached))
+
+    async def _resume(self, attached: Attached) -> None:
+        await attached.idle()
+        try:
+            attached.channel.welcome = await attached.channel.request(messages.Resume())
+        except NodeError as error:
+            self.trouble = error
+            attached.channel.close()
+            self._lost.set()
+            return
+        self._attached, attached.is_fenced = attached, False
+
+    # Notes of the node
+
+    def heard(self, message: Any) -> None:
+        """What the node says without being asked."""
+        match message:
+            case messages.Arrived():
+                self._loader.arrived(message)
+            case messages.Written():
+                self._storer.written(message)
+            case messages.Over():
+                operation = self._operations.pop(message.operation, None)
+                if operation is not None:
+                    operation.end(message.pages)
+
+    def _cancel(self, number: int) -> None:
+        if self._attached is not None:
+            self._attached.channel.note(messages.Cancel(number))
+
+
+class _Elsewhere:
+    """Hints are carried out by the node."""
+
+    def loaded(self, keys: KeyArray, rows: RowArray, said: Said) -> None:
+        """The node knows by the load."""
+
+    def execute(self, action: Action, keys: KeyArray | None) -> Outcome:  # noqa: ARG002 -- one signature
+        """Never asked: :meth:`bodocache.node.client.NodeCache.hint` asks the node."""
+        raise NodeError(f"{type(action).__name__}: only the node carries out actions")
+
+    def forget_all(self) -> None:
+        """The node knows by the rotation."""
+
+    def stats(self) -> HintStats:
+        """Nothing is counted here."""
+        return HintStats()

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings pages to host slots for an engine's load, and keeps them there until it has copied them.
+
+A fetch pins its pages and leases their host slots until it is ended and its reads have drained.
+Reads wait for their turn in the disk's queue, by deadline, whatever engine they are for; a page
+that several ask for is read once.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache import digest
+from bodocache.errors import BodoCacheError
+from bodocache.io.backend import Status, Transfer
+from bodocache.move.link import Link
+from bodocache.move.queue import Priority
+from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.tasks import Nursery
+from bodocache.node.messages import Arrived
+from bodocache.node.reading import Reading
+from bodocache.pages import Reason, Tier
+from bodocache.plan.records import DEMAND, OpKind
+
+_log = logging.getLogger(__name__)
+
+Tell = Callable[[Arrived], None]
+
+_NONE = np.empty(0, np.int64)
+
+
+@dataclass(slots=True, eq=False)
+class Fetch:
+    """What one load of an engine holds in host memory."""
+
+    number: int
+    rows: RowArray  # pinned
+    tell: Tell
+    slots: SlotArray  # by position; -1 where none is leased
+    spare: list[int] = field(default_factory=list)  # leased slots that hold no page of the cache
+    readings: list[Reading] = field(default_factory=list)  # under way
+    ended: bool = False
+
+    def arrived(self, residency: Residency, positions: RowArray, tier: Tier) -> Arrived:
+        """The message that pages at ``positions`` lie in their slots."""
+        digests = residency.table.digests[self.rows[positions]]
+        tiers = np.full(len(positions), int(tier), np.uint8)
+        none = np.empty(0, np.uint8)
+        return Arrived(self.number, positions, self.slots[positions], tiers, digests, _NONE, none)
+
+    def lost(self, positions: RowArray, reasons: RowArray) -> Arrived:
+        """The message that pages at ``positions`` will not come."""
+        none = np.empty(0, np.uint8)
+        return Arrived(
+            *(self.number, _NONE, _NONE, none, np.empty((0, 2), np.uint64)),
+            *(positions, reasons.astype(np.uint8)),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Coming:
+    """A page that is being read, and who else waits for it: fetch, position, until when."""
+
+    reading: Reading
+    followers: list[tuple[Fetch, int, float]] = field(default_factory=list)
+
+
+class Fetcher:
+    """Begins fetches and ends them."""
+
+    def __init__(
+        self, residency: Residency, *, link: Link, nursery: Nursery, now_s: Callable[[], float]
+    ) -> None:
+        self._residency = residency
+        self._link = link
+        self._nursery = nursery
+        self._now_s = now_s
+        self._coming: dict[int, _Coming] = {}  # by row
+
+    def begin(
+        self, number: int, keys: KeyArray, first: int, deadline_s: float, tell: Tell
+    ) -> Fetch:
+        """Begin to bring pages ``first`` and after of the chain ``keys`` to the host.
+
+        What is there is told before this returns, the rest as it lands.
+        """
+        residency = self._residency
+        rows, *_ = residency.begin_load(keys)
+        fetch = Fetch(number, rows, tell, np.full(len(rows), -1))
+        wanted = np.arange(min(first, len(rows)), len(rows))
+        here = residency.lies_in(rows[wanted], Tier.HOST)
+        self._lease(fetch, wanted[here], residency.slots(rows[wanted[here]], Tier.HOST))
+        tell(fetch.arrived(residency, wanted[here], Tier.HOST))
+        vanished = np.arange(max(first, len(rows)), len(keys))
+        if len(vanished):
+            tell(fetch.lost(vanished, np.full(len(vanished), Reason.EVICTED)))
+        if not here.all():
+            until_s = self._now_s() + deadline_s
+            self._read(fetch, self._without_coming(fetch, wanted[~here], until_s), until_s)
+        return fetch
+
+    def end(self, fetch: Fetch, bad: RowArray = _NONE) -> None:
+        """The engine needs its slots no more; pages ``bad`` had other bytes than were stored.
+
+        What it says is not believed: the bytes are looked at here before a page is dropped.
+        """
+        if fetch.ended:
+            return
+        fetch.ended = True
+        self._drop_corrupt(fetch, bad[(bad >= 0) & (bad < len(fetch.rows))])
+        for reading in list(fetch.readings):
+            reading.stop()
+        if not fetch.readings:
+            self._let_go(fetch)
+
+    def _lease(self, fetch: Fetch, positions: RowArray, slots: SlotArray) -> None:
+        self._residency.host.hold(slots)
+        fetch.slots[positions] = slots
+
+    def _let_go(self, fetch: Fetch) -> None:
+        residency = self._residency
+        residency.host.drop(fetch.slots[fetch.slots >= 0])
+        residency.give_back(np.array(fetch.spare, np.int64), Tier.HOST)
+        residency.unpin(fetch.rows)
+
+    def _drop_corrupt(self, fetch: Fetch, bad: RowArray) -> None:
+        residency = self._residency
+        bad = bad[fetch.slots[bad] >= 0]
+        rows, slots = fetch.rows[bad], fetch.slots[bad]
+        found = digest.seeded(
+            digest.digest_rows(residency.host.rows, slots), _keys(residency, rows)
+        )
+        wrong = (found != residency.table.digests[rows]).any(axis=1)
+        there = residency.slots(rows, Tier.HOST) == slots
+        if (wrong & there).any():
+            residency.drop(rows[wrong & there], Tier.HOST, Reason.CORRUPT)
+
+    # Disk to host
+
+    def _read(self, fetch: Fetch, positions: RowArray, deadline_s: float) -> None:
+        residency, backend = self._residency, self._residency.backend
+        assert backend is not None, "a page lies on disk only where there is a disk tier"
+        slots = residency.take_most(Tier.HOST, len(positions))
+        without = positions[len(slots) :]
+        if len(without):
+            fetch.tell(fetch.lost(without, np.full(len(without), Reason.NO_ROOM)))
+        if not len(slots):
+            return
+        positions = self._in_order(fetch, positions[: len(slots)], deadline_s)
+        self._lease(fetch, positions, slots)
+        fetch.spare += slots.tolist()
+        reading = Reading(self, fetch, positions, deadline_s)
+        ticket = self._link.queue.enter(reading, Priority.LOAD, deadline_s=deadline_s)
+        if ticket is None:
+            fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.NO_ROOM)))
+            return
+        fetch.readings.append(reading)
+        reading.ticket = ticket
+        for row in fetch.rows[positions].tolist():
+            self._coming[row] = _Coming(reading)
+        self._link.begin(reading.begun_s)
+        self._link.queue.start(ticket)
+
+    def read_chunk(self, reading: Reading, positions: RowArray) -> bool:
+        """Begin to read ``positions``; whether it was begun."""
+        residency, backend, fetch = self._residency, self._residency.backend, reading.fetch
+        assert backend is not None, "a page lies on disk only where there is a disk tier"
+        try:
+            batch = residency.describe(fetch.rows[positions], fetch.slots[positions])
+            transfer = backend.get(batch, residency.host.rows, deadline_s=reading.deadline_s)
+        except Exception as error:  # noqa: BLE001 -- what cannot be read is a miss
+            expected = isinstance(error, BodoCacheError | OSError)
+            _log.warning("disk tier: %s", error, exc_info=None if expected else error)
+            self._tell_lost(fetch, positions, np.full(len(positions), Reason.IO_ERROR))
+            return False
+        reading.transfers.append(transfer)
+        self._nursery.spawn(self._follow(reading, positions, transfer))
+        return True
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page."""
+        return self._residency.host.layout.page_nbytes
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """What the disk moves before it looks for something more urgent."""
+        return self._link.queue.chunk_nbytes
+
+    def _in_order(self, fetch: Fetch, positions: RowArray, deadline_s: float) -> RowArray:
+        """The positions in the order in which the planner would have them read."""
+        demands = np.zeros(len(positions), DEMAND)
+        demands["page"] = fetch.rows[positions]
+        demands["kind"] = OpKind.LOAD
+        demands["deadline_s"] = deadline_s
+        demands["arrival_s"] = self._now_s()
+        return positions[self._residency.plan_load(demands).demands]
+
+    async def _follow(self, reading: Reading, positions: RowArray, transfer: Transfer) -> None:
+        """Tell of pages as they become final, until nothing can touch the slots any more."""
+        fetch, seen, more, landed = reading.fetch, np.zeros(len(positions), np.bool_), True, 0
+        try:
+            while more:
+                more = await transfer.progress()
+                fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
+                seen[fresh] = True
+                good = transfer.statuses[fresh] == Status.LANDED
+                self._keep(fetch, positions[fresh[good]])
+                landed += int(good.sum())
+                if not good.all():
+                    bad = fresh[~good]
+                    is_late = transfer.statuses[bad] == Status.LATE
+                    self._lose(fetch, positions[bad], transfer.reasons[bad], is_late)
+        finally:
+            transfer.abandon()
+            await transfer.drained()
+            reading.transfers.remove(transfer)
+            reading.landed += landed
+            self._link.moved(self._now_s(), landed * self.page_nbytes)
+            assert reading.ticket is not None, "it has one before it begins"
+            self._link.queue.done(reading.ticket, len(positions) * self.page_nbytes)
+            self.end_if_over(reading)
+
+    def end_if_over(self, reading: Reading) -> None:
+        """Nothing of it is under way, or will be."""
+        fetch = reading.fetch
+        if reading.transfers or len(reading.left) or reading not in fetch.readings:
+            return
+        fetch.readings.remove(reading)
+        assert reading.ticket is not None, "it has one before it begins"
+        self._link.queue.leave(reading.ticket)
+        nbytes = reading.landed * self.page_nbytes
+        self._link.end(self._now_s(), begun_s=reading.begun_s, pages=reading.landed, nbytes=nbytes)
+        if fetch.ended and not fetch.readings:
+            self._let_go(fetch)
+
+    @property
+    def now_s(self) -> Callable[[], float]:
+        """The clock."""
+        return self._now_s
+
+    def _keep(self, fetch: Fetch, positions: RowArray) -> None:
+        """Pages that landed stay on the host, unless another fetch brought them first."""
+        residency = self._residency
+        rows, slots = fetch.rows[positions], fetch.slots[positions]
+        fresh = ~residency.lies_in(rows, Tier.HOST)
+        residency.place(rows[fresh], Tier.HOST, slots[fresh])
+        kept = set(slots[fresh].tolist())
+        fetch.spare = [slot for slot in fetch.spare if slot not in kept]
+        if len(positions) and not fetch.ended:
+            fetch.tell(fetch.arrived(residency, positions, Tier.DISK))
+        for other, theirs, _ in self._followers(rows):
+            self._lease(other, theirs, residency.slots(other.rows[theirs], Tier.HOST))
+            other.tell(other.arrived(residency, theirs, Tier.DISK))
+
+    def _lose(
+        self, fetch: Fetch, positions: RowArray, reasons: RowArray, is_late: NDArray[np.bool_]
+    ) -> None:
+        """Copies that failed are dropped; those of a directory that is out come again with it."""
+        residency, rows = self._residency, fetch.rows[positions]
+        gone = ~is_late & (reasons != Reason.UNAVAILABLE) & residency.lies_in(rows, Tier.DISK)
+        for reason in np.unique(reasons[gone]):
+            residency.drop(rows[gone & (reasons == reason)], Tier.DISK, Reason(reason))
+        self._tell_lost(fetch, positions[~is_late], reasons[~is_late])
+        if is_late.any() and not fetch.ended:
+            fetch.tell(fetch.lost(positions[is_late], reasons[is_late]))
+        self._read_for(self._followers(rows[is_late]))
+
+    def _tell_lost(self, fetch: Fetch, positions: RowArray, reasons: RowArray) -> None:
+        """The pages at ``positions`` come for nobody."""
+        if not len(positions):
+            return
+        if not fetch.ended:
+            fetch.tell(fetch.lost(positions, reasons))
+        rows = fetch.rows[positions]
+        why = dict(zip(rows.tolist(), reasons.tolist(), strict=True))
+        for other, theirs, _ in self._followers(rows):
+            told = [why[row] for row in other.rows[theirs].tolist()]
+            other.tell(other.lost(theirs, np.array(told)))
+
+    # One read for all who want a page
+
+    def _without_coming(self, fetch: Fetch, positions: RowArray, until_s: float) -> RowArray:
+        """The positions that nobody reads already; of the others ``fetch`` is told as they land."""
+        mine = np.ones(len(positions), np.bool_)
+        for i, position in enumerate(positions.tolist()):
+            coming = self._coming.get(int(fetch.rows[position]))
+            if coming is None:
+                continue
+            mine[i] = False
+            coming.followers.append((fetch, position, until_s))
+            ticket = coming.reading.ticket
+            if ticket is not None and until_s < ticket.due_s:
+                self._link.queue.start(ticket, until_s)  # as urgent as the most urgent asker
+        return positions[mine]
+
+    def _followers(self, rows: RowArray) -> list[tuple[Fetch, RowArray, float]]:
+        """Who waits for ``rows``, which nobody reads any more; positions, and until when."""
+        found: dict[int, tuple[Fetch, list[int], float]] = {}
+        for row in rows.tolist():
+            coming = self._coming.pop(row, None)
+            for fetch, position, until_s in () if coming is None else coming.followers:
+                if not fetch.ended:
+                    found.setdefault(id(fetch), (fetch, [], until_s))[1].append(position)
+        return [(fetch, np.array(it, np.int64), until_s) for fetch, it, until_s in found.values()]
+
+    def _read_for(self, followers: list[tuple[Fetch, RowArray, float]]) -> None:
+        """Whoever was to read their pages does not: they do."""
+        for fetch, positions, until_s in followers:
+            self._read(fetch, self._without_coming(fetch, positions, until_s), until_s)
+
+    def hand_over(self, reading: Reading, positions: RowArray) -> None:
+        """``reading`` will not read ``positions``: those who waited for them do."""
+        self._read_for(self._followers(reading.fetch.rows[positions]))
+
+
+def _keys(residency: Residency, rows: RowArray) -> KeyArray:
+    return residency.table.keys[rows]

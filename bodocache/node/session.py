@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One engine at a node: its epoch, what it holds, and how it loses it.
+
+An engine that is silent for too long, or whose connection ends, is *fenced*: its epoch is over, and
+what it held for reading goes back at once. Slots that it may still write to are kept in quarantine
+until it says that it does not (Resume, Bye) or its process is gone.
+"""
+
+import numpy as np
+
+from bodocache.hints.actions import Operation  # noqa: TC001 -- as the others
+from bodocache.move.residency import RowArray, SlotArray
+from bodocache.node.fetches import Fetch, Fetcher
+from bodocache.node.stages import Stage, Stager
+
+
+class Session:
+    """What one engine holds."""
+
+    def __init__(self, epoch: int, pid: int, fetcher: Fetcher, stager: Stager) -> None:
+        self.epoch = epoch
+        self.pid = pid
+        self.version = 0  # of its weights
+        self.is_fenced = False
+        self.fetches: dict[int, Fetch] = {}
+        self.stages: dict[int, Stage] = {}
+        self.operations: dict[int, Operation] = {}  # prefetches and demotions under way
+        self._fetcher = fetcher
+        self._stager = stager
+        self._quarantine: list[SlotArray] = []
+
+    @property
+    def quarantined(self) -> int:
+        """Slots that it may still write to, though it was fenced."""
+        return sum(map(len, self._quarantine))
+
+    def end_fetch(self, number: int, bad: RowArray) -> None:
+        """A load needs its slots no more."""
+        fetch = self.fetches.pop(number, None)
+        if fetch is not None:
+            self._fetcher.end(fetch, bad)
+
+    def fence(self) -> None:
+        """Its epoch is over; twice is harmless."""
+        self.is_fenced = True
+        for number in list(self.fetches):
+            self.end_fetch(number, np.empty(0, np.int64))
+        for stage in self.stages.values():
+            if not stage.is_over:
+                self._quarantine.append(self._stager.take_over(stage))
+        self.stages.clear()
+        for operation in list(self.operations.values()):
+            operation.cancel()
+        self.operations.clear()
+
+    def resume(self, epoch: int) -> None:
+        """It writes no more to what it held, and goes on in ``epoch``."""
+        self.fence()
+        self.free()
+        self.epoch, self.is_fenced = epoch, False
+
+    def free(self) -> None:
+        """Nothing of it writes any more: quarantined slots are anybody's."""
+        while self._quarantine:
+            self._stager.free(self._quarantine.pop())
