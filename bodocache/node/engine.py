@@ -195,6 +195,7 @@ class Engine:
             evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
             failed_checks=self._loader.failed_checks,
             cuts={},  # none is predicted here; see docs/node.md
+            joined=0,  # the disk is read by the node
             not_admitted=0,
             task_failures=self._nursery.failures,
         )
