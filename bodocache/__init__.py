@@ -29,13 +29,18 @@ if TYPE_CHECKING:
     from bodocache.hints import Reuse
     from bodocache.layout import Group, KVShape, Layout, LayoutKind, PagedMemory
     from bodocache.match import Match
+    from bodocache.move.announced import Announcement
     from bodocache.move.load import Load, Loaded
+    from bodocache.move.queued import Queued
     from bodocache.move.store import Store, Stored
     from bodocache.node.client import NodeCache
     from bodocache.pages import Reason, Tier
+    from bodocache.plan.advise import Advice, QueueRules
     from bodocache.pools import BorrowedPool, OwnedPool
 
 __all__ = [
+    "Advice",
+    "Announcement",
     "BackendError",
     "BackendLocked",
     "BackendUnavailable",
@@ -65,6 +70,8 @@ __all__ = [
     "NodeRefused",
     "OwnedPool",
     "PagedMemory",
+    "QueueRules",
+    "Queued",
     "Reason",
     "Reuse",
     "Store",
@@ -83,10 +90,13 @@ if not TYPE_CHECKING:  # so that mypy still rejects a misspelt name
         "hints": ("Reuse",),
         "layout": ("Group", "KVShape", "Layout", "LayoutKind", "PagedMemory"),
         "match": ("Match",),
+        "move.announced": ("Announcement",),
         "move.load": ("Load", "Loaded"),
+        "move.queued": ("Queued",),
         "move.store": ("Store", "Stored"),
         "node.client": ("NodeCache",),
         "pages": ("Reason", "Tier"),
+        "plan.advise": ("Advice", "QueueRules"),
         "pools": ("BorrowedPool", "OwnedPool"),
     }
     _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -19,7 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from bodocache import jit
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
-from bodocache.errors import CacheClosed, HintError, LayoutError, LeaseError, WatchError
+from bodocache.errors import (
+    CacheClosed,
+    ConfigError,
+    HintError,
+    LayoutError,
+    LeaseError,
+    WatchError,
+)
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
 from bodocache.hints.reuse import Reuse, Said, checked_tenant
 from bodocache.hints.stats import HintStats
@@ -28,17 +35,20 @@ from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
 from bodocache.match import Match
+from bodocache.move.announced import GRACE_S, Announcement, Announcements
 from bodocache.move.copies import HostSide
 from bodocache.move.decide import Decide
 from bodocache.move.ghosts import Activity
 from bodocache.move.load import Load
 from bodocache.move.mover import Mover
 from bodocache.move.orchestrator import Orchestrator, Traffic
+from bodocache.move.queued import Queued, described
 from bodocache.move.regret import Accesses, Regret
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.terms import Terms
 from bodocache.pages import KEY_NBYTES, NOWHERE, Reason, Tier
+from bodocache.plan.advise import Advice, QueueRules, advise
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import (
     disk_tier,
@@ -90,6 +100,7 @@ class Cache:
         self._domain = domain
         self._chain = KeyChain(domain, root)
         self._older: KeyChain | None = None
+        self._announcements = Announcements(orchestrator.now_s)
         self._version = 0
         self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
@@ -280,6 +291,64 @@ class Cache:
         load.on_settled(lambda: self._count_undelivered(load, pages))
         return load
 
+    def announce(
+        self, match: Match, *, ready_s: float, limit_s: float | None = None
+    ) -> Announcement:
+        """Tell others that the pages which ``match`` did not find are being computed.
+
+        They are meant to be stored in ``ready_s`` seconds. The announcement ends with their store,
+        when it is closed, or after ``limit_s`` (twice ``ready_s`` and a second, if left out): close
+        it where the request is aborted. Later matches report it, and :meth:`follow` waits for it.
+
+        Raises:
+            ConfigError: seconds that cannot be.
+        """
+        self._check_open()
+        limit_s = 2 * ready_s + GRACE_S if limit_s is None else limit_s
+        if not (0 <= ready_s < math.inf and 0 <= limit_s < math.inf):
+            raise ConfigError(
+                f"announce: ready_s = {ready_s}, limit_s = {limit_s}: expected seconds, >= 0"
+            )
+        pages = match.pages if match.version == self._version else len(match.keys)
+        return self._announcements.add(match.keys[pages:], ready_s, limit_s)
+
+    async def follow(self, match: Match, *, deadline_s: float = math.inf) -> Match:
+        """Wait for pages of ``match`` that another request computes, where that saves time.
+
+        Returns what can be restored then: at once, unless they are announced for sooner than this
+        request would compute them (planner.recompute_s_per_token) and than ``deadline_s``, in
+        seconds from now. It waits no longer than the computing would have taken, and not for an
+        announcement that ended.
+        """
+        self._check_open()
+        orchestrator, begun_s = self._orchestrator, self._orchestrator.now_s()
+        saved_s = orchestrator.saved_by_waiting_s(match.pages, match.announced)
+        until_s = begun_s + min(saved_s, deadline_s)
+        while not self._closed and match.version == self._version:
+            now_s = orchestrator.now_s()
+            expected = self._announcements.expected(match.keys[match.pages :])
+            if expected.first is None or not max(now_s, expected.due_s) < until_s:
+                break
+            await asyncio.wait([expected.first.over], timeout=until_s - now_s)
+            match = self._described(
+                match.version, match.keys, match.said, *await self._find(match.keys)
+            )
+        return match
+
+    def advise(
+        self, queue: Sequence[Queued], rules: QueueRules | None = None
+    ) -> tuple[Advice, ...]:
+        """In which order to begin the requests of ``queue``, and why (docs/orchestrator.md).
+
+        Nobody is passed over by more than ``rules.max_passed`` that came later, if the engine
+        counts them in :attr:`Queued.passed`.
+
+        Raises:
+            ConfigError: seconds that cannot be.
+        """
+        self._check_open()
+        return advise(described(queue), rules)
+
     def acquire(self, count: int, *, tenant: int = 0) -> SlotArray:
         """``count`` device slots to compute new pages in; the coldest pages make room.
 
@@ -315,6 +384,7 @@ class Cache:
         tenant: int | None = None,
         reuse: Reuse | None = None,
         session: str | None = None,
+        layers: bool = False,
     ) -> Store:
         """Begin at once to store the last ``len(slots)`` pages of ``match``'s prompt.
 
@@ -322,6 +392,10 @@ class Cache:
         decides. Close the store when the slots are no longer used.
 
         ``tenant``, ``reuse`` and ``session``: what was said with the match, if left out.
+
+        With ``layers`` the slots are still to be computed: ``store.layer_ready(i)`` says that layer
+        ``i`` of all of them is, and it leaves the device without waiting for the rest. The pages
+        can be found when they are whole; a store that is closed before that has stored nothing.
 
         The slot of a page that was loaded may be among them. On a CUDA device the caller has
         synchronised with the kernels that wrote the slots.
@@ -338,9 +412,12 @@ class Cache:
         slots = self._ours(slots)
         self._check_stored(slots, match.keys[len(match.keys) - len(slots) :])
         if match.version != self._version:
-            return self._orchestrator.refuse(slots)
+            return self._orchestrator.refuse(slots, by_layer=layers)
         origin = Origin(self._version, said.tenant)
-        return self._orchestrator.store(match.keys, slots, origin, said)
+        store = self._orchestrator.store(match.keys, slots, origin, said, by_layer=layers)
+        stored = match.keys[len(match.keys) - len(slots) :]
+        store.visible.add_done_callback(lambda _: self._announcements.decided(stored))
+        return store
 
     async def hint(self, actions: Sequence[Action]) -> tuple[Outcome, ...]:
         """Carry out what a caller asks for, in order; one answer each (docs/hints.md).
@@ -405,6 +482,7 @@ class Cache:
         await asyncio.shield(self._closing)  # a cancelled close goes on, and can be awaited again
 
     async def _close(self) -> None:
+        self._announcements.close()
         if self._exporter is not None:
             await self._exporter.close()
         await self._orchestrator.close()
@@ -484,9 +562,22 @@ class Cache:
             before = await self._hashed(pages, hasher, self._older)
             stored = await self._holds(before[len(tiers) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
-        forecast = self._orchestrator.forecast(tiers)
         self._orchestrator.spent(self._orchestrator.now_s() - begun_s)
-        return Match(version, keys, len(tiers), tiers, reasons, said, forecast)
+        return self._described(version, keys, said, tiers, reasons)
+
+    def _described(
+        self,
+        version: int,
+        keys: KeyArray,
+        said: Said,
+        tiers: NDArray[np.uint8],
+        reasons: NDArray[np.uint8],
+    ) -> Match:
+        """What was found of ``keys``, and what is predicted and announced."""
+        pages, forecast = len(tiers), self._orchestrator.forecast(tiers)
+        expected = self._announcements.expected(keys[pages:])
+        in_s = max(0.0, expected.due_s - self._orchestrator.now_s()) if expected.pages else 0.0
+        return Match(version, keys, pages, tiers, reasons, said, forecast, expected.pages, in_s)
 
     # What a cache on a node asks its node (node/client.py)
 

@@ -31,3 +31,5 @@ class Match:
     reasons: NDArray[np.uint8]  # Reason of each page behind them
     said: Said = NOTHING_SAID  # what the caller told with the request
     forecast: Forecast | None = None  # None: a link on the way was never measured
+    announced: int = 0  # pages behind the restorable ones that another request is computing
+    announced_s: float = 0.0  # when they are meant to be there, in seconds; 0: none, or overdue

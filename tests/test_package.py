@@ -17,6 +17,7 @@ PUBLIC = sorted(
         *("ConfigError", "LayoutError", "LeaseError", "TierFull", "TraceError"),
         *("BlockingCache", "NodeCache", "NodeError", "NodeFenced", "NodeLost", "NodeRefused"),
         *("Cache", "CacheConfig", "CacheStats", "Load", "Loaded", "LoadFailed", "Match"),
+        *("Advice", "Announcement", "QueueRules", "Queued"),
         *("Reason", "Store", "Stored", "Tier", "load_config", "HintError", "Reuse"),
         *("BorrowedPool", "Group", "KVShape", "Layout", "LayoutKind", "OwnedPool", "PagedMemory"),
     }

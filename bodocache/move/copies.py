@@ -45,7 +45,7 @@ class Copies:
         self.turn_pages = max(1, TURN_NBYTES // host.layout.page_nbytes)
         self.num_layers = self._device.layers
         self.layer_nbytes = host.layout.page_nbytes // self.num_layers  # of one page
-        self._of_layers: dict[int, PageCopy] = {}
+        self._of_layers: dict[tuple[int, bool], PageCopy] = {}
 
     def to_device(self, host_slots: SlotArray, device_slots: SlotArray) -> U64Array:
         """Copy host slots to device slots; the digests are of the bytes that were moved."""
@@ -60,12 +60,13 @@ class Copies:
 
     def copy_layer(self, layer: int, host_slots: SlotArray, device_slots: SlotArray) -> None:
         """Copy one layer of host slots to device slots, between CPU pools."""
-        if layer not in self._of_layers:
-            host, device = (pool.memory for pool in self._pools)
-            self._of_layers[layer] = PageCopy(host, device, layers=range(layer, layer + 1))
-        self._of_layers[layer].copy_on_host(
-            torch.from_numpy(host_slots), torch.from_numpy(device_slots)
-        )
+        copy = self._of_layer(layer, to_host=False)
+        copy.copy_on_host(torch.from_numpy(host_slots), torch.from_numpy(device_slots))
+
+    def layer_to_host(self, layer: int, device_slots: SlotArray, host_slots: SlotArray) -> None:
+        """Copy one layer of device slots to host slots, between CPU pools."""
+        copy = self._of_layer(layer, to_host=True)
+        copy.copy_on_host(torch.from_numpy(device_slots), torch.from_numpy(host_slots))
 
     def to_host(self, device_slots: SlotArray, host_slots: SlotArray) -> U64Array:
         """Copy device slots to host slots; the digests are of the bytes that were moved."""
@@ -74,6 +75,13 @@ class Copies:
         gathered = gather_pages(self._device, self._on_device(device_slots))
         self._host[torch.from_numpy(host_slots)] = gathered.pages.cpu()
         return _digests(gathered.digests)
+
+    def _of_layer(self, layer: int, *, to_host: bool) -> PageCopy:
+        if (layer, to_host) not in self._of_layers:
+            host, device = (pool.memory for pool in self._pools)
+            ends = (device, host) if to_host else (host, device)
+            self._of_layers[layer, to_host] = PageCopy(*ends, layers=range(layer, layer + 1))
+        return self._of_layers[layer, to_host]
 
     async def run(self, pages: int, copy: Callable[[], T], *, to: Tier = Tier.DEVICE) -> T:
         """Do ``copy``, which moves ``pages`` to tier ``to``: here if short, else in a thread."""

@@ -27,6 +27,7 @@ RowArray = NDArray[np.int64]
 GAP_S = 1e-3  # between two looks, at least
 LOOKING_SHARE = 0.05  # of the loop's time: where many loads make a look long, there are fewer
 LONGEST_GAP_S = 0.1  # while nothing arrives
+LINGER_S = 0.25  # for what storage has begun; longer than a read that is not stuck
 
 
 Decide = Callable[[Load, Proposal], int | None]
@@ -56,6 +57,7 @@ class Decider:
         """
         self.cuts = dict.fromkeys(Why, 0)
         self.reroute: Callable[[Part, Tier], None] = lambda _part, _tier: None
+        self.leaders: Callable[[RowArray], list[Part]] = lambda _rows: []
         self._outlook = outlook
         self._links = links
         self._lies_in = lies_in
@@ -85,9 +87,11 @@ class Decider:
         template = self._outlook.template(load.terms)
         one = Watched(load, nowhere(len(load.rows)), template)
         one.sources[wanted] = sources
+        one.leaders = self.leaders(load.rows[wanted[sources == Tier.DISK]])
         self._watched[load] = one
         load.before_commit = self._before_commit
         self._apply_first(one)
+        one.has_joined = bool(one.leaders)
         load.on_settled(lambda: self._forget(load))
 
     def watch(self, part: Part) -> None:
@@ -100,7 +104,11 @@ class Decider:
 
     def progress(self, part: Part) -> None:
         """Something of ``part`` has arrived, or failed."""
-        if part.load in self._watched:
+        self.progress_of(part.load)
+
+    def progress_of(self, load: Load) -> None:
+        """Something of ``load`` has arrived, or failed."""
+        if load in self._watched:
             self._idle_gap_s = 2 * CHUNK_S
             left_s = self._looked_s + self._gap_s - self._now_s()
             if left_s <= 0:
@@ -132,8 +140,11 @@ class Decider:
         return Forecast(mean_s, finish_s, self._outlook.recompute_s(len(tiers)))
 
     def backend_deadline_s(self, load: Load) -> float:
-        """When storage gives up by itself: where others decide, it does not."""
-        return load.deadline_s if self._is_alone else np.inf
+        """When storage gives up by itself: where others decide, it does not.
+
+        A little after the load does: what is in flight then is not lost to those that joined.
+        """
+        return load.deadline_s + LINGER_S if self._is_alone else np.inf
 
     def close(self) -> None:
         """Look no more."""
@@ -220,7 +231,7 @@ class Decider:
                 self._apply(one, choice, now_s)
         if any(one.cut_at >= 0 for one in self._watched.values()):
             self._look_again(self._gap_s)  # once more, and it is cut
-        elif any(one.parts for one in self._watched.values()):
+        elif any(one.is_begun for one in self._watched.values()):
             self._look_again(max(self._gap_s, self._idle_gap_s))
 
     def _apply(self, one: Watched, choice: Choice, now_s: float) -> None:
@@ -244,10 +255,11 @@ class Decider:
         for part in list(one.parts):
             if part.is_over or part.ticket is None:
                 continue
-            if not choice.is_demoted and np.isfinite(due_s) and part.ticket.due_s != due_s:
-                part.link.queue.start(part.ticket, due_s)
-            elif choice.is_demoted and part.ticket.due_s < last_s - GAP_S:
-                part.link.queue.start(part.ticket, max(due_s, last_s))
+            first_s, late_s = (min(one_s, part.joined_due_s) for one_s in (due_s, last_s))
+            if not choice.is_demoted and np.isfinite(due_s) and part.ticket.due_s != first_s:
+                part.link.queue.start(part.ticket, first_s)
+            elif choice.is_demoted and part.ticket.due_s < late_s - GAP_S:
+                part.link.queue.start(part.ticket, min(max(due_s, last_s), part.joined_due_s))
             if choice.late_s > 0 and len(part.left):
                 self._ask_another(part)
 
@@ -260,7 +272,7 @@ class Decider:
 
     def _nearly_over(self, one: Watched) -> bool:
         """Whether so little is left that it is there by the time a cut has taken effect."""
-        for part in one.parts:
+        for part in (*one.parts, *one.leaders):
             known = part.link.estimate()
             if known is None or part.left_nbytes > 2 * CHUNK_S * known.rate:
                 return False

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.move.flights import Flights
 from bodocache.move.load import Load, Source
 from bodocache.move.part import Part, RowArray
 from bodocache.move.residency import Residency
@@ -16,8 +17,9 @@ from bodocache.pools import OwnedPool
 class Lander:
     """Takes note of what loads move. Only what has its digest is ever placed."""
 
-    def __init__(self, residency: Residency, now_s: Callable[[], float]) -> None:
+    def __init__(self, residency: Residency, flights: Flights, now_s: Callable[[], float]) -> None:
         self.failed_checks = 0
+        self._flights = flights
         self._residency = residency
         self._now_s = now_s
 
@@ -36,6 +38,7 @@ class Lander:
         part.landed += len(good)
         part.link.moved(self._now_s(), len(good) * part.page_nbytes)
         part.load.arrive(part.positions[good], part.source)
+        self._flights.landed(part, good)
 
     def lose(self, part: Part, chosen: RowArray, tier: Tier, reasons: NDArray[np.uint8]) -> None:
         """Copies that failed are dropped: the next lookup does not find them."""
@@ -43,7 +46,17 @@ class Lander:
         there = self._residency.lies_in(rows, tier)
         for reason in np.unique(reasons[there]):
             self._residency.drop(rows[there & (reasons == reason)], tier, Reason(reason))
+        self.fail(part, chosen, reasons)
+
+    def fail(self, part: Part, chosen: RowArray, reasons: NDArray[np.uint8]) -> None:
+        """Pages that cannot be had there: not by the loads that joined either."""
         part.load.fail(part.positions[chosen], reasons)
+        self._flights.failed(part, chosen, reasons)
+
+    def fail_alone(self, part: Part, chosen: RowArray, reasons: NDArray[np.uint8]) -> None:
+        """Pages that do not come for this load: those that joined go on."""
+        part.load.fail(part.positions[chosen], reasons)
+        self._flights.left(part, chosen)
 
     def break_off(self, part: Part) -> None:
         """What of ``part`` has not arrived will not come."""
@@ -74,6 +87,7 @@ class Lander:
         ticket = part.ticket
         if is_whole and part.prediction is not None and ticket and not ticket.was_overtaken:
             link.calibration.judge(part.prediction, part.landed_s)
+        self._flights.end(part)
         if not is_whole:
             self.free_targets(part.load, part.positions[part.ours])
         residency.unpin(part.rows)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bodocache.move.copies import Copies
 from bodocache.move.copying import Copying
 from bodocache.move.decide import Decider
+from bodocache.move.flights import Flights
 from bodocache.move.land import Lander
 from bodocache.move.link import Link
 from bodocache.move.load import Load
@@ -24,6 +25,7 @@ from bodocache.move.terms import Terms
 from bodocache.move.timeline import Event
 from bodocache.move.windows import Windows
 from bodocache.pages import NOWHERE, Tier
+from bodocache.pools import OwnedPool
 
 _PLANNED, _PREDICTED = int(Event.PLANNED), int(Event.PREDICTED)
 
@@ -50,17 +52,25 @@ class Loader:
         self._nursery = nursery
         self._decider = decider
         self._windows = windows
-        self._lander = Lander(residency, now_s)
+        self._flights = Flights(now_s)
+        self._flights.arrived, self._flights.carry_on = self._came_along, self._carry_on
+        self._lander = Lander(residency, self._flights, now_s)
         self._now_s = now_s
         self._page_tokens = page_tokens
         self._loop = asyncio.get_running_loop()
         self._live: set[Load] = set()
         decider.reroute = self._reroute
+        decider.leaders = self._flights.leaders
 
     @property
     def hits(self) -> dict[Tier, int]:
         """Pages that loads delivered, by the tier they came from."""
         return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
+
+    @property
+    def joined(self) -> int:
+        """Pages that were on their way for another load, and not read again."""
+        return self._flights.joined
 
     @property
     def failed_checks(self) -> int:
@@ -106,9 +116,7 @@ class Loader:
                 self._decider.before_first_byte(load, wanted, sources)
                 kept = load.is_wanted(wanted)
                 wanted, sources = wanted[kept], sources[kept]
-            if slots is None:
-                self._take_targets(target, wanted, sources)
-            self._begin_parts(load, wanted, sources)
+            self._bring(load, wanted, sources)
             self._watch_deadline(load)
         except BaseException:
             load.close()
@@ -126,6 +134,40 @@ class Loader:
             await load.released
         self._windows.close()
         self._decider.close()
+
+    def _bring(self, load: Load, positions: RowArray, sources: NDArray[np.int64]) -> None:
+        """Bring the pages at ``positions``, or wait for those that are on their way."""
+        joins = sources == Tier.DISK
+        if joins.any():
+            joins[joins] = self._flights.join(load, positions[joins])
+            positions, sources = positions[~joins], sources[~joins]
+        if isinstance(self._residency.device, OwnedPool):
+            self._take_targets(load.slots, positions, sources)
+        self._begin_parts(load, positions, sources)
+
+    def _came_along(self, load: Load, positions: RowArray) -> None:
+        """Another load has brought pages that this one joined."""
+        residency, rows = self._residency, load.rows[positions]
+        if isinstance(residency.device, OwnedPool):
+            load.slots[positions] = residency.slots(rows, Tier.DEVICE)
+            load.arrive(positions, Tier.DISK)
+        else:  # into our own slots, from the one copy that was read
+            self._begin_part(load, Tier.HOST, positions)
+        self._decider.progress_of(load)
+
+    def _carry_on(self, load: Load, positions: RowArray) -> None:
+        """Bring pages that this load had joined and the other wants no more."""
+        residency, records = self._residency, self._residency.table.records
+        rows = load.rows[positions]
+        gone = records["tiers"][rows] == 0
+        load.fail(positions[gone], records["reason"][rows[gone]].astype(np.uint8))
+        rows, positions = rows[~gone], positions[~gone]
+        sources = residency.fastest(rows)
+        there = sources == Tier.DEVICE
+        load.slots[positions[there]] = residency.slots(rows[there], Tier.DEVICE)
+        load.arrive(positions[there], Tier.DEVICE)
+        residency.loads_again(load.rows)
+        self._bring(load, positions[~there], sources[~there])
 
     def _take_targets(
         self, target: SlotArray, wanted: RowArray, sources: NDArray[np.int64]
@@ -167,23 +209,25 @@ class Loader:
         residency.device.hold(device_slots)
         load.begin_part()
         link.begin(load.begun_s)
-        self._enter(
-            Part(
-                load=load,
-                source=tier,
-                link=link,
-                page_nbytes=residency.host.layout.page_nbytes,
-                rows=rows,
-                positions=positions,
-                host_slots=host_slots,
-                device_slots=device_slots,
-                keys=residency.table.keys[rows],
-                digests=residency.table.digests[rows],
-                kept=np.zeros(len(rows), np.bool_),
-                left=np.arange(len(rows)),
-                ours=np.ones(len(rows), np.bool_),
-            )
+        part = Part(
+            load=load,
+            source=tier,
+            link=link,
+            page_nbytes=residency.host.layout.page_nbytes,
+            rows=rows,
+            positions=positions,
+            host_slots=host_slots,
+            device_slots=device_slots,
+            keys=residency.table.keys[rows],
+            digests=residency.table.digests[rows],
+            kept=np.zeros(len(rows), np.bool_),
+            left=np.arange(len(rows)),
+            ours=np.ones(len(rows), np.bool_),
         )
+        if tier is Tier.DISK:
+            part.on_left = self._flights.left
+            self._flights.lead(part)
+        self._enter(part)
 
     def _most_read(self, load: Load, pages: int) -> int:
         """How many of ``pages`` may take host slots and wait for the disk."""
@@ -200,6 +244,7 @@ class Loader:
         payers = (part.load.terms.tenant,)
         part.ticket = queue.enter(work, Priority.LOAD, deadline_s=due_s, payers=payers)
         assert part.ticket is not None, "there was room"
+        part.own_due_s = part.ticket.due_s
         part.prediction = part.link.predict_ticket(part.ticket)
         self._note(part, part.ticket)
         self._decider.watch(part)

@@ -75,11 +75,23 @@ class Mover(Protocol):
         """A request was looked up for so long."""
         ...
 
-    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
+    def saved_by_waiting_s(self, pages: int, behind: int) -> float:
+        """Seconds to compute the ``behind`` pages after the first ``pages``, less to load them."""
+        ...
+
+    def store(
+        self,
+        keys: KeyArray,
+        slots: SlotArray,
+        origin: Origin,
+        said: Said,
+        *,
+        by_layer: bool = False,
+    ) -> Store:
         """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
         ...
 
-    def refuse(self, slots: SlotArray) -> Store:
+    def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
         ...
 

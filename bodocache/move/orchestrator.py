@@ -58,6 +58,7 @@ class Traffic:
     unplanned: dict[Unplanned, int]  # windows
     gain: Gain
     credit_waits: int  # chunks that waited for their tenant's credits
+    joined: int  # pages that were on their way for another load, and not read again
     not_admitted: int
     task_failures: int
 
@@ -130,6 +131,7 @@ class Orchestrator:
             layers=self._copies.num_layers,
             switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
         )
+        self._recompute_s = outlook.recompute_s
         self.decider = Decider(
             outlook,
             loading,
@@ -248,7 +250,23 @@ class Orchestrator:
         """When a load of pages that lie in ``tiers`` would be there, if it came now."""
         return self.decider.forecast(tiers)
 
-    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
+    def saved_by_waiting_s(self, pages: int, behind: int) -> float:
+        """Seconds to compute the ``behind`` pages after the first ``pages``, less to load them."""
+        compute_s = self._recompute_s(pages + behind) - self._recompute_s(pages)
+        if isinstance(self.residency.device, OwnedPool):  # they are stored on the device
+            return compute_s
+        load = self.forecast(np.full(behind, Tier.HOST, np.uint8))
+        return compute_s - (load.mean_s if load is not None else 0.0)
+
+    def store(
+        self,
+        keys: KeyArray,
+        slots: SlotArray,
+        origin: Origin,
+        said: Said,
+        *,
+        by_layer: bool = False,
+    ) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         is_aside = self.worth.is_aside
         if is_aside and not isinstance(self.residency.device, OwnedPool):
@@ -256,14 +274,14 @@ class Orchestrator:
         request = self.requests.storing(said, keys, len(slots))
         chance, favour = self.hints.told(said)
         origin = replace(origin, chance=chance, favour=favour, is_written=not is_aside)
-        store = self._storer.begin(keys, slots, origin)
+        store = self._storer.begin(keys, slots, origin, by_layer=by_layer)
         self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)
         return store
 
-    def refuse(self, slots: SlotArray) -> Store:
+    def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
-        return self._storer.refuse(slots)
+        return self._storer.refuse(slots, by_layer=by_layer)
 
     def hold_writes(self) -> AbstractContextManager[None]:
         """See :meth:`bodocache.cache.Cache.hold_writes`."""
@@ -281,6 +299,7 @@ class Orchestrator:
             unplanned=dict(self.windows.unplanned),
             gain=self.worth.gain,
             credit_waits=self.credit_waits,
+            joined=self.joined,
             not_admitted=self.not_admitted,
             task_failures=self.task_failures,
         )
@@ -289,6 +308,11 @@ class Orchestrator:
     def hits(self) -> dict[Tier, int]:
         """Pages delivered by loads, by the tier they came from."""
         return self._loader.hits
+
+    @property
+    def joined(self) -> int:
+        """Pages that were on their way for another load, and not read again."""
+        return self._loader.joined
 
     @property
     def failed_checks(self) -> int:

@@ -37,12 +37,14 @@ class Watched:
     sources: NDArray[np.int64]  # of each page: the Tier it comes from, or NOWHERE
     template: NDArray[np.void]  # LOAD[1]
     parts: list[Part] = field(default_factory=list)
+    leaders: list[Part] = field(default_factory=list)  # of other loads, that it joined
+    has_joined: bool = False  # them: it waits for what they bring
     cut_at: int = -1  # tokens at which it was last to be cut; -1: nowhere
 
     @property
     def is_begun(self) -> bool:
         """Whether it waits or moves already."""
-        return bool(self.parts)
+        return self.has_joined or bool(self.parts)
 
 
 class Outlook:
@@ -68,6 +70,7 @@ class Outlook:
         self._is_known = np.zeros(len(self._links), np.bool_)
         self._sizes = np.array([page_nbytes, page_tokens, layers])
         self._records = np.full(len(self._links) + 1, _AT_ONCE)
+        self._shared: list[NDArray[np.int64]] = []  # rows that an earlier load has read, if any
         self._room = 0
         self._grow(4)
 
@@ -82,6 +85,7 @@ class Outlook:
         dues_s = [one.load.terms.due_s(now_s) for one in watched]
         order = sorted(range(len(watched)), key=dues_s.__getitem__)
         self._measure(watched, min(dues_s, default=np.inf))
+        self._shared = [np.empty(0, np.int64)] if any(one.leaders for one in watched) else []
         listed: list[tuple[int, int]] = []
         end = 0
         for i in order:
@@ -106,7 +110,7 @@ class Outlook:
 
     def _measure(self, watched: Sequence[Watched], first_due_s: float) -> None:
         """The links as they are believed now, and what others have queued ahead of the loads."""
-        tickets = {part.ticket for one in watched for part in one.parts}
+        tickets = {part.ticket for one in watched for part in (*one.parts, *one.leaders)}
         for k, link in enumerate(self._links):
             record = link.record(link.queue.ahead_of(first_due_s, without=tickets))
             self._is_known[k] = record is not None
@@ -120,7 +124,7 @@ class Outlook:
         load = one.load
         if load.done or load.committed is not None:
             return 0
-        return int(
+        count = int(
             _list_load(
                 *(self._loads, k, one.template, due_s, now_s, one.is_begun, one.cut_at),
                 load.whole_layers,
@@ -134,6 +138,20 @@ class Outlook:
                 end,
             )
         )
+        if count and self._shared:
+            self._count_once(one, end, count)
+        return count
+
+    def _count_once(self, one: Watched, end: int, count: int) -> None:
+        """Count one byte for pages that are read for a load before, not all of them again."""
+        bounds = self._bounds[end : end + count] // self._page_tokens
+        rows = one.load.rows[: one.load.wanted]
+        from_disk = one.load.are_missing[: len(rows)] & (one.sources[: len(rows)] == Tier.DISK)
+        from_disk[: bounds[0]] = False
+        is_again = from_disk & np.isin(rows, np.concatenate(self._shared))
+        again = np.append(0, np.cumsum(is_again))[bounds] * (self.page_nbytes - 1)
+        self._first[end : end + count] -= again[:, None]
+        self._shared.append(rows[from_disk])
 
     def template(self, terms: Terms) -> NDArray[np.void]:
         """LOAD[1] with what stays the same from look to look; ``wait_s`` is when it starts."""

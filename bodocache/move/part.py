@@ -5,8 +5,10 @@ A part keeps its pages pinned and its slots taken until it has drained, whatever
 meanwhile. All of it is the loop's.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.queue import Ticket
 from bodocache.pages import Tier
+
+if TYPE_CHECKING:
+    from bodocache.move.flights import Following
 
 RowArray = NDArray[np.int64]
 SlotArray = NDArray[np.int64]
@@ -48,6 +53,11 @@ class Part:
     landed_s: float = 0.0  # when the last page had landed
     is_over: bool = False
     before_first: Callable[[], None] | None = None  # has it planned; None: it is
+    flight: int = 0  # its number among those that others may join; 0: none of them
+    followers: list["Following"] = field(default_factory=list)  # loads that wait for some of it
+    own_due_s: float = math.inf  # when its own load needs it
+    joined_due_s: float = math.inf  # when the first that joined does
+    on_left: Callable[["Part", RowArray], None] = lambda _part, _chosen: None  # not for us any more
 
     @property
     def left_nbytes(self) -> int:
@@ -81,8 +91,12 @@ class Part:
         """Another source brings pages ``chosen``, which have not begun."""
         self.ours[chosen] = False
         self.left = self.left[self.ours[self.left]]
+        self.on_left(self, chosen)
 
     def drop_unwanted(self) -> None:
         """Forget what waits and is not wanted any more."""
         if len(self.left):
-            self.left = self.left[self.load.is_wanted(self.positions[self.left])]
+            wanted = self.load.is_wanted(self.positions[self.left])
+            dropped, self.left = self.left[~wanted], self.left[wanted]
+            if len(dropped):
+                self.on_left(self, dropped)

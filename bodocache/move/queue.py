@@ -206,6 +206,14 @@ class LinkQueue:
         self._make_way(ticket)
         self._pump()
 
+    def reschedule(self, ticket: Ticket, due_s: float) -> None:
+        """Others want ``ticket`` too, or no longer: it is due at ``due_s`` from now on."""
+        if ticket.is_open and due_s != ticket.due_s:
+            ticket.was_overtaken |= due_s > ticket.due_s
+            self.start(ticket, due_s)
+            for other in self._open:
+                other.was_overtaken |= ticket < other
+
     def done(self, ticket: Ticket, nbytes: int) -> None:
         """A chunk of ``nbytes`` has ended, or no longer counts as in flight: it was given up."""
         self._count(ticket, -nbytes)

@@ -189,9 +189,9 @@ class Reads:
         landed = statuses == Status.LANDED
         lost = ~landed & (statuses != Status.LATE)
         self._lander.land(part, chosen[landed], flight.sender.verified[fresh[landed]])
-        part.load.fail(part.positions[chosen[late]], reasons[late])
+        self._lander.fail_alone(part, chosen[late], reasons[late])
         absent = lost & (reasons == Reason.UNAVAILABLE)  # they are there again with their directory
-        part.load.fail(part.positions[chosen[absent]], reasons[absent])
+        self._lander.fail(part, chosen[absent], reasons[absent])
         lost &= ~absent
         if lost.any():
             self._lander.lose(part, chosen[lost], Tier.DISK, reasons[lost])

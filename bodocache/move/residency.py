@@ -116,6 +116,10 @@ class Residency:
             self._loading = int(self.table.records["tenant"][found[present - 1]])
         return found[:present], slots[:present], wanted[:count], sources[:count]
 
+    def loads_again(self, rows: RowArray) -> None:
+        """A load of ``rows`` goes on: room is made for whom these pages are of."""
+        self._loading = int(self.table.records["tenant"][rows[-1]])
+
     def describe(self, rows: RowArray, host_slots: SlotArray) -> NDArray[np.void]:
         """A batch (TRANSFER) that gets pages ``rows`` from disk into ``host_slots``."""
         batch = np.zeros(len(rows), TRANSFER)

@@ -9,6 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.errors import BodoCacheError
+from bodocache.move.layers import Layers
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -19,15 +22,23 @@ class Stored:
     refused: int  # pages that no tier had room for, or whose prefix is not there
 
 
+class Abandoned(Exception):
+    """A store by layer was closed before all of its layers had been computed."""
+
+
 class Store:
     """A store on its way; the handle an engine holds.
 
     ``await store`` returns when its pages can be found: a borrowed pool's slots are the engine's
     own again. An owned pool's slots stay pinned until ``close``. ``await store.written`` returns
     when each page is on disk or was refused there; it gives the number written.
+
+    One by layer takes each layer from the device when :meth:`layer_ready` says that it is computed,
+    and is visible when it is whole. Closed before that, it has stored nothing.
     """
 
-    def __init__(self, *, on_close: Callable[["Store"], None]) -> None:
+    def __init__(self, *, on_close: Callable[["Store"], None], layers: int = 0) -> None:
+        """``layers``: of a store by layer."""
         loop = asyncio.get_running_loop()
         self.visible: asyncio.Future[Stored] = loop.create_future()
         self.held_rows = np.empty(0, np.int64)  # pinned until close
@@ -38,6 +49,8 @@ class Store:
         self._open = 0
         self._count = 0
         self._closed = False
+        self._num_layers = layers
+        self._ready = Layers()
 
     def __await__(self) -> Generator[object, None, Stored]:
         """Wait until the pages can be found; cancelling the wait leaves the store as it is."""
@@ -47,6 +60,7 @@ class Store:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.abandon()
         try:
             if kind is None:  # a body that was cancelled is not made to wait
                 await self
@@ -58,16 +72,51 @@ class Store:
         """Awaitable: how many of the pages reached the disk."""
         return asyncio.shield(self._written)
 
+    def layer_ready(self, index: int) -> None:
+        """Layer ``index`` of every page has been computed: it may leave the device.
+
+        Layers come in order; the same one again is harmless. On a CUDA device the caller has
+        synchronised with the kernels that wrote it.
+
+        Raises:
+            BodoCacheError: there is no such layer, one before it is missing, or this is no store by
+                layer.
+        """
+        if not 0 <= index < self._num_layers:
+            raise BodoCacheError(
+                f"store: layer {index} of {self._num_layers}; layers=True begins a store by layer"
+            )
+        if index > self._ready.whole:
+            raise BodoCacheError(
+                f"store: layer {index} is ready before layer {self._ready.whole}; say them in order"
+            )
+        self._ready.advance(index + 1)
+
     def close(self) -> None:
         """The engine no longer uses the slots. Takes effect when the pages can be found."""
         if not self._closed:
             self._closed = True
+            self.abandon()
             if self.visible.done():  # at once: whoever acquires next may count on the slots
                 self._on_close(self)
             else:
                 self.visible.add_done_callback(lambda _: self._on_close(self))
 
     # What follows is the orchestrator's side.
+
+    @property
+    def is_by_layer(self) -> bool:
+        """Whether its layers come one after the other."""
+        return self._num_layers > 0
+
+    async def layer(self, index: int) -> None:
+        """Wait until layer ``index`` is computed. Abandoned: it will not be."""
+        await self._ready.wait(index)
+
+    def abandon(self) -> None:
+        """Layers that are not computed by now will not be."""
+        if self.is_by_layer:
+            self._ready.fail(Abandoned())
 
     def hold(self, rows: NDArray[np.int64], *, spare: NDArray[np.int64]) -> None:
         """``rows`` are pinned until close; ``spare`` slots will hold no page."""

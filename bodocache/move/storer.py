@@ -5,6 +5,7 @@ A page becomes visible only with its digest known. The engine's slots are pinned
 store (an owned pool) or are its own again when the store is visible (a borrowed one).
 """
 
+import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from bodocache.move.copies import Copies
 from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
-from bodocache.move.store import Store, Stored
+from bodocache.move.store import Abandoned, Store, Stored
 from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
 from bodocache.pages import NOWHERE, Tier
@@ -57,14 +58,16 @@ class Storer:
         self._live: set[Store] = set()
         self._coming: set[int] = set()  # rows of pages on their way to the host
 
-    def begin(self, keys: KeyArray, slots: SlotArray, origin: Origin) -> Store:
+    def begin(
+        self, keys: KeyArray, slots: SlotArray, origin: Origin, *, by_layer: bool = False
+    ) -> Store:
         """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
         residency = self._residency
         first = len(keys) - len(slots)
         before = residency.leading(keys[:first])
         if len(before) < first:  # their prefix is gone: nobody could reach them
-            return self.refuse(slots)
-        store = Store(on_close=self._close)
+            return self.refuse(slots, by_layer=by_layer)
+        store = self._opened(by_layer=by_layer)
         chain = residency.index.find(keys[first:])
         new = ~self._is_known(chain)
         fresh = np.flatnonzero(new)
@@ -81,8 +84,9 @@ class Storer:
         return store
 
     async def idle(self) -> None:
-        """Wait until no store is on its way to the host."""
+        """Wait until no store is on its way to the host: what is not computed is not stored."""
         for store in list(self._live):
+            store.abandon()
             await store
 
     def _is_known(self, chain: RowArray) -> NDArray[np.bool_]:
@@ -110,9 +114,9 @@ class Storer:
         self._coming.update(rows.tolist())
         return rows
 
-    def refuse(self, slots: SlotArray) -> Store:
+    def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing: its pages could not be reached."""
-        store = Store(on_close=self._close)
+        store = self._opened(by_layer=by_layer)
         self._residency.promise(slots)
         store.hold(np.empty(0, np.int64), spare=slots)
         store.visible.set_result(Stored(new=0, known=0, refused=len(slots)))
@@ -128,6 +132,8 @@ class Storer:
             store.show(rows[:shown])  # before the disk asks what they are worth
             if self._writer is not None and origin.is_written:
                 await self._writer.offer(store, rows[:shown])
+        except Abandoned:
+            pass  # nothing of it was shown
         finally:
             store.spare(slots[shown:])
             store.settle(0, 0)
@@ -145,7 +151,8 @@ class Storer:
         host_slots = residency.take_worth(rows, tenant=origin.tenant, favour=origin.favour)
         kept, unused = len(host_slots), host_slots
         try:
-            raw = await self._copy(slots[:kept], host_slots)
+            gather = self._gather_by_layer if store.is_by_layer else self._gather
+            raw = await gather(store, slots[:kept], host_slots)
             # A load that was under way when a page was lost may have brought it back by now.
             new = np.flatnonzero(table.records["tiers"][rows[:kept]] == 0)
             table.digests[rows[new]] = digest.seeded(raw[new], table.keys[rows[new]])
@@ -160,7 +167,41 @@ class Storer:
             self._coming.difference_update(rows.tolist())
         return kept
 
-    async def _copy(self, slots: SlotArray, host_slots: SlotArray) -> NDArray[np.uint64]:
+    def _opened(self, *, by_layer: bool) -> Store:
+        return Store(on_close=self._close, layers=self._copies.num_layers if by_layer else 0)
+
+    async def _gather_by_layer(
+        self, store: Store, slots: SlotArray, host_slots: SlotArray
+    ) -> NDArray[np.uint64]:
+        """The same, each layer as it is computed; the digests are of what lies on the host then."""
+        residency, copies, last = self._residency, self._copies, self._copies.num_layers - 1
+        if not copies.runs_here:  # a GPU gathers whole pages
+            await store.layer(last)
+            return await self._gather(store, slots, host_slots)
+        pages = max(1, copies.turn_nbytes // copies.layer_nbytes)
+        with residency.host.lease(host_slots), residency.device.lease(slots):
+            for layer in range(last + 1):
+                await store.layer(layer)
+                for first in range(0, len(slots), pages):
+                    turn = slice(first, first + pages)
+                    self._link.begin(begun_s := self._now_s())
+                    copies.layer_to_host(layer, slots[turn], host_slots[turn])
+                    moved = len(slots[turn])
+                    self._link.end(
+                        self._now_s(),
+                        begun_s=begun_s,
+                        pages=moved if layer == last else 0,
+                        nbytes=moved * copies.layer_nbytes,
+                    )
+                    await asyncio.sleep(0)
+            return copies.digests_on_host(host_slots)
+
+    async def _gather(
+        self,
+        _: Store,
+        slots: SlotArray,
+        host_slots: SlotArray,
+    ) -> NDArray[np.uint64]:
         """Copy device slots to host slots; the digests of what was copied, without seeds."""
         if not len(slots):
             return np.empty((0, 2), np.uint64)

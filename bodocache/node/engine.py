@@ -165,13 +165,29 @@ class Engine:
     def spent(self, seconds: float) -> None:
         """Weighed by nobody."""
 
-    def store(self, keys: KeyArray, slots: SlotArray, origin: Origin, said: Said) -> Store:
-        """See :meth:`bodocache.cache.Cache.store`."""
+    def saved_by_waiting_s(self, pages: int, behind: int) -> float:
+        """Nobody knows what a page costs: nothing is waited for."""
+        del pages, behind
+        return 0.0
+
+    def store(
+        self,
+        keys: KeyArray,
+        slots: SlotArray,
+        origin: Origin,
+        said: Said,
+        *,
+        by_layer: bool = False,
+    ) -> Store:
+        """See :meth:`bodocache.cache.Cache.store`; not by layer yet."""
+        if by_layer:
+            raise NodeError("store: layers=True on a node is not there yet; store whole pages")
         del origin  # the node knows our weights, and the tenant is said
         return self._storer.begin(keys, slots, said, self._attached)
 
-    def refuse(self, slots: SlotArray) -> Store:
+    def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
+        del by_layer
         return self._storer.refuse(slots)
 
     def hold_writes(self) -> AbstractContextManager[None]:
@@ -191,6 +207,7 @@ class Engine:
             unplanned={},
             gain=Gain(0.0, 0.0, is_aside=False, times_aside=0),
             credit_waits=0,
+            joined=0,  # the disk is read by the node
             not_admitted=0,
             task_failures=self._nursery.failures,
         )

@@ -2,6 +2,7 @@
 """Backends for tests, ours and our users': faults by composition, and stand-ins."""
 
 from bodocache.clock import VirtualClock
+from bodocache.testing.counting import CountingBackend
 from bodocache.testing.cufile_faults import CallFault, Code, CuFileError, OpFault, Trouble
 from bodocache.testing.fake_cufile import FakeCuFile
 from bodocache.testing.faulty import Fault, FaultyBackend, Operation
@@ -15,6 +16,7 @@ __all__ = [
     "Call",
     "CallFault",
     "Code",
+    "CountingBackend",
     "CuFileError",
     "FakeCuFile",
     "Fault",

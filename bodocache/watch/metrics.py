@@ -224,6 +224,9 @@ METRICS = (
            "loads that were cut: before the first byte, when found tardy, by their deadline, or for"
            " lack of credits",
            _decided),
+    Metric("bodocache_joined", _COUNTER, (),
+           "pages that were on their way for another load, and not read again",
+           _one(lambda it: it.joined)),
     Metric("bodocache_loads_in_flight", _GAUGE, (), "loads asked for and not settled",
            _one(lambda it: it.requests.loads_in_flight)),
     Metric("bodocache_stores_in_flight", _GAUGE, (), "stores asked for and not visible",
