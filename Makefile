@@ -75,7 +75,7 @@ gpu:
 	@status=0; said=""; \
 	stage() { \
 	  what="$$1"; shift; echo "== $$what"; "$$@"; code=$$?; said="$$said\n== $$code: $$what"; \
-	  [ $$code = 0 ] || status=1; \
+	  [ $$code = 0 ] || { echo "== failed ($$code): $$*"; status=1; }; \
 	}; \
 	stage "checking every kernel's bytes" \
 	  timeout -k 2 175 $(GPU_PYTHON) bench/gpu_checks.py --json $(RESULTS)/gpu_checks.json; \

@@ -137,8 +137,6 @@ class PageCopy:
         """Checked indices where ``path`` wants them. A move between host and device waits."""
         if path is CopyPath.TORCH:
             return source_slots, destination_slots
-        if path is not CopyPath.COPY_ENGINE and source_slots.device == self.device:
-            return source_slots, destination_slots
         where = torch.device("cpu") if path is CopyPath.COPY_ENGINE else self.device
         return source_slots.to(where), destination_slots.to(where)
 

@@ -143,10 +143,10 @@ def copy_batch(
 
 def current_stream(device: torch.device) -> int:
     """Torch's current stream of ``device``, as the driver knows it."""
+    if _raw_stream is None:
+        return int(torch.cuda.current_stream(device).cuda_stream)
     index = torch.cuda.current_device() if device.index is None else device.index
-    if _raw_stream is not None:
-        return int(_raw_stream(index))
-    return int(torch.cuda.current_stream(index).cuda_stream)
+    return int(_raw_stream(index))
 
 
 # What Triton asks, too: a tenth of the time that an object for the stream takes.

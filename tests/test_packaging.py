@@ -51,7 +51,7 @@ def sources(checkout):
     return {
         f"{package}/{path.relative_to(checkout / folder)}"
         for folder, package in folders.items()
-        for pattern in ("*.py", "*.pyi", "*.proto", "*.cu", "py.typed")
+        for pattern in ("*.py", "*.pyi", "*.proto", "*.cu", "py.typed", "profiles/*.toml")
         for path in (checkout / folder).rglob(pattern)
     }
 

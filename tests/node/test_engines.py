@@ -499,13 +499,13 @@ def test_a_page_that_two_engines_ask_for_is_read_once(tmp_path, house):
             house.attach(path, values) as three,
         ):
             await on_disk_alone(house, one)
-            before = node.host.links["disk->host"].stats(0.0).pages
+            before = node.host.links["disk->host"].stats().pages
             assert await asyncio.gather(*(it.serve(house.prompt(6)) for it in (two, three))) == [
                 6,
                 6,
             ]
             await house.until(lambda: not node.host.links["disk->host"].in_flight)
-            read = node.host.links["disk->host"].stats(0.0).pages - before
+            read = node.host.links["disk->host"].stats().pages - before
             tiers = [it.cache.stats().traffic.hits[Tier.DISK] for it in (two, three)]
             assert read == max(tiers) > 0
             assert min(tiers) > 0
