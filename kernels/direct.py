@@ -99,14 +99,7 @@ def launch_at(
     """As :func:`launch`, on ``stream``, for an address of addresses of parameters."""
     blocks, threads, shared_nbytes = shape
     arguments = (function, blocks, 1, 1, threads, 1, 1, shared_nbytes, stream, parameters, None)
-    call = _calls().launch
-    if _is_current(device):
-        code = call(*arguments)
-    else:
-        with gpu.current_context(device):
-            code = call(*arguments)
-    if code:
-        _refused("cuLaunchKernel", code)
+    _do("cuLaunchKernel", _calls().launch, device, arguments)
 
 
 def copy_batch(
@@ -131,13 +124,7 @@ def copy_batch(
     places = (column.__array_interface__["data"][0] for column in (targets, sources, nbytes))
     of_all = (ctypes.byref(_ATTRIBUTES), ctypes.byref(_OF_ALL), 1)
     arguments = (*places, len(nbytes), *of_all, ctypes.byref(failed), stream)
-    if _is_current(device):
-        code = call(*arguments)
-    else:
-        with gpu.current_context(device):
-            code = call(*arguments)
-    if code:
-        _refused("cuMemcpyBatchAsync", code)
+    _do("cuMemcpyBatchAsync", call, device, arguments)
     return True
 
 
@@ -151,6 +138,17 @@ def current_stream(device: torch.device) -> int:
 
 # What Triton asks, too: a tenth of the time that an object for the stream takes.
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # noqa: SLF001 -- see above
+
+
+def _do(name: str, call: _Call, device: torch.device, arguments: tuple[Any, ...]) -> None:
+    """Call the driver in torch's context of ``device``; BackendError where it refuses."""
+    if _is_current(device):
+        code = call(*arguments)
+    else:
+        with gpu.current_context(device):
+            code = call(*arguments)
+    if code:
+        gpu.checked(name, (gpu.cuda_driver().CUresult(code),))
 
 
 def _is_current(device: torch.device) -> bool:
@@ -192,7 +190,3 @@ def _found(name: str, since: int, types: tuple[Any, ...]) -> _Call | None:
         return None
     function: _Call = ctypes.CFUNCTYPE(ctypes.c_int, *types)(int(address))
     return function
-
-
-def _refused(call: str, code: int) -> None:
-    gpu.checked(call, (gpu.cuda_driver().CUresult(code),))

@@ -161,12 +161,10 @@ def launch(
 
 def again(launch: Launch, slots: tuple[torch.Tensor, torch.Tensor], grid: Grid) -> Launch:
     """``launch`` for other pages, without sums or parts."""
-    fixed = launch.constexprs
-    row_tiles = -(-fixed["BASES"] * fixed["PIECE_UNITS"] // fixed["UNITS"])
     num_rows = len(slots[0])
     return Launch(
         launch.kernel,
-        min(-(-num_rows // fixed["ROWS"]) * row_tiles, grid.programs),
+        _programs(launch, num_rows, grid),
         {
             **launch.arguments,
             "from_slots_ptr": slots[0],
@@ -174,25 +172,29 @@ def again(launch: Launch, slots: tuple[torch.Tensor, torch.Tensor], grid: Grid) 
             "sums_ptr": slots[0],
             "num_rows": num_rows,
         },
-        fixed,
+        launch.constexprs,
         num_warps=launch.num_warps,
     )
+
+
+def _programs(launch: Launch, num_rows: int, grid: Grid) -> int:
+    """How many programs share ``num_rows`` of ``launch``'s rows."""
+    fixed = launch.constexprs
+    row_tiles = -(-fixed["BASES"] * fixed["PIECE_UNITS"] // fixed["UNITS"])
+    return min(-(-num_rows // fixed["ROWS"]) * row_tiles, grid.programs)
 
 
 class Repeat:
     """The launch of one pair of pools for ever other pages: what is left is their numbers."""
 
-    __slots__ = ("_dtype", "_grid", "_head", "_launch", "_loaded", "_row_tiles", "_rows", "_tail")
+    __slots__ = ("_dtype", "_grid", "_head", "_launch", "_loaded", "_tail")
 
     def __init__(self, launch: Launch, grid: Grid) -> None:
         """``launch``: without sums or parts."""
-        arguments, fixed = launch.arguments, launch.constexprs
         self._launch, self._grid, self._loaded = launch, grid, launch.loaded()
-        slots = arguments["from_slots_ptr"]
+        slots = launch.arguments["from_slots_ptr"]
         assert isinstance(slots, torch.Tensor)
         self._dtype = slots.dtype
-        self._rows = fixed["ROWS"]
-        self._row_tiles = -(-fixed["BASES"] * fixed["PIECE_UNITS"] // fixed["UNITS"])
         values = launch.values()
         self._head, self._tail = values[:2], values[-2:]
 
@@ -202,9 +204,8 @@ class Repeat:
             again(self._launch, (source_slots, destination_slots), self._grid).run()
             return
         count, ours = len(source_slots), source_slots.data_ptr()
-        tiles = -(-count // self._rows) * self._row_tiles
         values = (*self._head, ours, destination_slots.data_ptr(), ours, count, *self._tail)
-        self._loaded.launch(min(tiles, self._grid.programs), values)
+        self._loaded.launch(_programs(self._launch, count, self._grid), values)
 
 
 def warm(launch: Launch) -> None:
