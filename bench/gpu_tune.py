@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The constants of the page kernels on a GPU: each choice beside the others, in one run.
 
-What ``kernels/move.py``, ``kernels/bulk.py`` and ``kernels/coldest.py`` hold was chosen by these
-tables. Device time alone (submission is hidden); every variant's bytes are checked once. Under 2
-minutes. Without a GPU: exit code 2.
+What ``kernels/move.py`` and ``kernels/bulk.py`` hold was chosen by these tables. Device time alone
+(submission is hidden); every variant's bytes over the link are checked once. Under 2 minutes.
+Without a GPU: exit code 2.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import _common
@@ -27,11 +27,12 @@ from bodocache.kernels.runs import pair_of, runs_of
 from bodocache.kernels.select import Direction
 from bodocache.layout import LayoutKind, PagedMemory
 
-LINK_PIECES = (4 * KIB, 256 * KIB)
+LINK_PIECES = (512, KIB, 4 * KIB, 256 * KIB)
+WITHIN_PIECE = 4 * KIB
 # Programs, 16-byte units of a tile, warps.
 LINK_GRIDS = (
     *(Grid(4, 2048, 16), Grid(4, 4096, 16), Grid(4, 4096, 32), Grid(2, 4096, 32)),
-    *(Grid(4, 8192, 32), Grid(8, 1024, 8)),
+    *(Grid(4, 8192, 32), Grid(8, 1024, 8), Grid(4, 1024, 8), Grid(2, 2048, 16)),
 )
 DEVICE_GRIDS = (
     *(Grid(1024, 512, 4), Grid(528, 512, 4), Grid(2112, 512, 4), Grid(1 << 20, 512, 4)),
@@ -172,10 +173,7 @@ def _beside(
 ) -> None:
     copy = lambda stream: _gpu_overlap._on(stream, lambda: call(0))  # noqa: E731, SLF001
     load_s = _gpu_overlap._alone(bench, lambda: call(0))  # noqa: SLF001 -- the same folder
-    parts: tuple[tuple[str, Callable[[int], object]], ...] = (
-        *(("prefill", model.products), ("decode", model.reads)),
-    )
-    for kind, compute in parts:
+    for kind, compute in (("prefill", model.products), ("decode", model.reads)):
         one_s = _gpu_overlap._alone(bench, lambda c=compute: c(1))  # noqa: SLF001
         count = max(1, int(0.6 * load_s / one_s))
         alone_s, _ = bench.timer.beside(None, lambda c=compute, n=count: c(n))
@@ -186,31 +184,29 @@ def _beside(
 
 
 def within(bench: Bench) -> None:
-    """Gather and scatter, with digests and without."""
+    """Gather and scatter, with digests."""
     pool, flat = bench.random(bench.scale.device_pool), bench.random(bench.scale.device_call)
-    for piece in (4 * KIB,):
-        memory = _gpu_bench.paged(LayoutKind.LAYER_FIRST, pool, bench.scale.layers, piece)
-        pages = flat.view(-1, memory.page_nbytes)
-        order = bench.order(memory.num_pages).to(bench.device)
-        rows = torch.arange(len(pages), dtype=torch.int32, device=bench.device)
-        sets = _gpu_bench.disjoint(order, len(pages), 4)
-        sums = empty_sums(len(pages), memory.page_nbytes, bench.device)
-        runs = runs_of(memory)
-        calls: dict[str, Call] = {}
-        for grid in DEVICE_GRIDS:
-            for op, given in (("fused", sums),):
-                out = [move.launch(runs, pages, (s, rows), given, grid=grid) for s in sets]
-                back = [move.launch(pages, runs, (rows, s), given, grid=grid) for s in sets]
-                calls[f"gather {op}|{_name(grid)}"] = lambda i, o=out: o[i % len(o)].run()
-                calls[f"scatter {op}|{_name(grid)}"] = lambda i, b=back: b[i % len(b)].run()
-        parts = list(pool[: len(sets) * flat.numel()].split(flat.numel()))
-        calls["copy|torch"] = lambda i, p=parts: flat.copy_(p[i % len(p)])
-        timed = bench.timer.interleaved(calls, hidden=True)
-        for name, timing in timed.timings.items():
-            op, _, what = name.partition("|")
-            rate = 2 * flat.numel() / timing.median_s / 1e12
-            said = {"op": op, "piece_nbytes": piece, "tb_per_s": rate}
-            bench.report.timed("within", what, timing, **said)
+    memory = _gpu_bench.paged(LayoutKind.LAYER_FIRST, pool, bench.scale.layers, WITHIN_PIECE)
+    pages = flat.view(-1, memory.page_nbytes)
+    order = bench.order(memory.num_pages).to(bench.device)
+    rows = torch.arange(len(pages), dtype=torch.int32, device=bench.device)
+    sets = _gpu_bench.disjoint(order, len(pages), 4)
+    sums = empty_sums(len(pages), memory.page_nbytes, bench.device)
+    runs = runs_of(memory)
+    calls: dict[str, Call] = {}
+    for grid in DEVICE_GRIDS:
+        out = [move.launch(runs, pages, (s, rows), sums, grid=grid) for s in sets]
+        back = [move.launch(pages, runs, (rows, s), sums, grid=grid) for s in sets]
+        calls[f"gather fused|{_name(grid)}"] = lambda i, o=out: o[i % len(o)].run()
+        calls[f"scatter fused|{_name(grid)}"] = lambda i, b=back: b[i % len(b)].run()
+    parts = list(pool[: len(sets) * flat.numel()].split(flat.numel()))
+    calls["copy|torch"] = lambda i, p=parts: flat.copy_(p[i % len(p)])
+    timed = bench.timer.interleaved(calls, hidden=True)
+    for name, timing in timed.timings.items():
+        op, _, what = name.partition("|")
+        rate = 2 * flat.numel() / timing.median_s / 1e12
+        said = {"op": op, "piece_nbytes": WITHIN_PIECE, "tb_per_s": rate}
+        bench.report.timed("within", what, timing, **said)
 
 
 def _name(grid: Grid) -> str:
