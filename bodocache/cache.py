@@ -278,6 +278,7 @@ class Cache:
             compute_s=compute_s,
             n_waiting=n_waiting,
             layers=orchestrator.num_layers,
+            tenant=match.said.tenant,
         )
         slots = self._checked(slots, match.pages)
         pages = match.pages if match.version == self._version else 0
@@ -416,7 +417,7 @@ class Cache:
         origin = Origin(self._version, said.tenant)
         store = self._orchestrator.store(match.keys, slots, origin, said, by_layer=layers)
         stored = match.keys[len(match.keys) - len(slots) :]
-        store.visible.add_done_callback(lambda _: self._announcements.decided(stored))
+        store.on_visible(lambda _: self._announcements.decided(stored))
         return store
 
     async def hint(self, actions: Sequence[Action]) -> tuple[Outcome, ...]:
@@ -573,11 +574,14 @@ class Cache:
         tiers: NDArray[np.uint8],
         reasons: NDArray[np.uint8],
     ) -> Match:
-        """What was found of ``keys``, and what is predicted and announced."""
-        pages, forecast = len(tiers), self._orchestrator.forecast(tiers)
+        """What was found of ``keys``, and what is announced."""
+        pages, orchestrator = len(tiers), self._orchestrator
         expected = self._announcements.expected(keys[pages:])
-        in_s = max(0.0, expected.due_s - self._orchestrator.now_s()) if expected.pages else 0.0
-        return Match(version, keys, pages, tiers, reasons, said, forecast, expected.pages, in_s)
+        in_s = max(0.0, expected.due_s - orchestrator.now_s()) if expected.pages else 0.0
+        return Match(
+            *(version, keys, pages, tiers, reasons, said, expected.pages, in_s),
+            predict=orchestrator.forecast,
+        )
 
     # What a cache on a node asks its node (node/client.py)
 

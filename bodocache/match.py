@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the cache holds of one prompt, as :meth:`bodocache.cache.Cache.match` answers."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,13 @@ class Forecast:
     recompute_s: float  # of the same pages, as planner.recompute_s_per_token says
 
 
+Predict = Callable[[NDArray[np.uint8]], Forecast | None]  # of pages that lie in some Tiers
+
+
+def _unknown(_: NDArray[np.uint8]) -> None:
+    """Where no cache is asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """What the cache holds of one prompt, as it was when asked."""
@@ -30,6 +38,11 @@ class Match:
     tiers: NDArray[np.uint8]  # fastest Tier of each restorable page
     reasons: NDArray[np.uint8]  # Reason of each page behind them
     said: Said = NOTHING_SAID  # what the caller told with the request
-    forecast: Forecast | None = None  # None: a link on the way was never measured
     announced: int = 0  # pages behind the restorable ones that another request is computing
     announced_s: float = 0.0  # when they are meant to be there, in seconds; 0: none, or overdue
+    predict: Predict = field(default=_unknown, repr=False)
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """When a load of it would be there, if it came now; None: a link was never measured."""
+        return self.predict(self.tiers)

@@ -20,6 +20,7 @@ from bodocache.pages import Reason
 
 _NUMBERS = itertools.count()
 _TIMER_MAX_S = 3600.0  # a later deadline is looked at again then
+_PENDING = int(Status.PENDING)  # of an enum each look costs a call
 
 
 class Outcome(NamedTuple):
@@ -215,7 +216,7 @@ class BatchTransfer:
 
     def finish(self, positions: NDArray[np.int64], outcome: Outcome) -> NDArray[np.bool_]:
         """Make the pages at ``positions`` final; return which of them were not yet."""
-        fresh: NDArray[np.bool_] = self.statuses[positions] == Status.PENDING
+        fresh: NDArray[np.bool_] = self.statuses[positions] == _PENDING
         chosen = positions[fresh]
         self.statuses[chosen] = outcome.statuses[fresh]
         self.reasons[chosen] = outcome.reasons[fresh]

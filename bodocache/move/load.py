@@ -83,6 +83,7 @@ class Load:
         self._on_close = on_close
         self._sources: list[Source] = []
         self._on_settled: list[Callable[[], None]] = []
+        self._on_released: list[Callable[[], None]] = []
         loop = asyncio.get_running_loop()
         self._result: asyncio.Future[Loaded] = loop.create_future()
         self._released: asyncio.Future[None] = loop.create_future()
@@ -247,6 +248,10 @@ class Load:
         else:
             self._on_settled.append(callback)
 
+    def on_released(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when nothing can write to the slots any more."""
+        self._on_released.append(callback)
+
     def abandon(self) -> None:
         """Nothing more is wanted of what has not arrived."""
         self.wanted = 0
@@ -301,6 +306,8 @@ class Load:
         if self.parts == 0:
             self.settle()
             self._released.set_result(None)
+            for callback in self._on_released:
+                callback()
 
     def settle(self) -> None:
         """Fix the result: the leading pages that are there now."""

@@ -248,9 +248,12 @@ class Loader:
         part.prediction = part.link.predict_ticket(part.ticket)
         self._note(part, part.ticket)
         self._decider.watch(part)
-        self._windows.add(part)
+        is_planned = part.source is Tier.DISK  # a copy gains nothing by another order
+        if is_planned:
+            self._windows.add(part)
         queue.start(part.ticket)
-        self._windows.wait()
+        if is_planned:
+            self._windows.wait()
 
     def _note(self, part: Part, ticket: Ticket) -> None:
         note, link, nbytes = part.load.note, part.link, len(part.rows) * part.page_nbytes

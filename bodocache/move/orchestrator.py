@@ -7,7 +7,7 @@ backend are handed to it, and the backend is closed with it.
 
 import contextlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -202,6 +202,7 @@ class Orchestrator:
     async def open(self) -> int:
         """Begin to run; take in what the backend holds from before. Returns how many pages."""
         await self._nursery.open()
+        self.residency.rehearse()
         if self._backend is None or self._writer is None:
             return 0
         found = self.residency.recover(self._backend.entries())
@@ -227,7 +228,6 @@ class Orchestrator:
         request = self.requests.loading(match, terms.deadline_s)
         self.residency.room_for(Activity.LOAD, match.said.tenant)
         follow = partial(self.requests.follow_load, request)
-        terms = replace(terms, tenant=match.said.tenant)
         load = self._loader.begin(keys, slots, terms, on_load=follow)
         load.on_settled(lambda: self._weigh(load))
         return load
@@ -273,7 +273,7 @@ class Orchestrator:
             return self._storer.refuse(slots)
         request = self.requests.storing(said, keys, len(slots))
         chance, favour = self.hints.told(said)
-        origin = replace(origin, chance=chance, favour=favour, is_written=not is_aside)
+        origin = Origin(origin.version, origin.tenant, chance, favour, not is_aside)
         store = self._storer.begin(keys, slots, origin, by_layer=by_layer)
         self.requests.follow_store(request, store)
         store.on_shown = self.hints.storing(said)

@@ -23,6 +23,10 @@ from dataclasses import dataclass
 BLOCK_CHUNKS = 32
 NEWEST_WEIGHT = 0.1  # of the newest block, once there are ten: 320 chunks of 2 ms are 0.6 s
 CLASSES_NBYTES = (64 << 10, 1 << 20)  # where one class of sizes ends and the next begins
+_CLASSES = len(CLASSES_NBYTES) + 1
+_NEAREST: tuple[tuple[int, ...], ...] = tuple(
+    (*range(k, _CLASSES), *range(k - 1, -1, -1)) for k in range(_CLASSES)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class LinkRate:
 
     def __init__(self) -> None:
         self._since_s = 0.0
-        self._classes = [_Class() for _ in range(len(CLASSES_NBYTES) + 1)]
+        self._classes = [_Class() for _ in range(_CLASSES)]
 
     def resume(self, now_s: float) -> None:
         """The link was idle and is busy from now on."""
@@ -64,17 +68,19 @@ class LinkRate:
         Where its own class is not known: the nearest, of larger chunks if there is one.
         """
         first = len(CLASSES_NBYTES) if nbytes is None else bisect_right(CLASSES_NBYTES, nbytes)
-        order = [*range(first, len(self._classes)), *range(first - 1, -1, -1)]
-        found = (self._classes[k].estimate() for k in order)
-        return next((estimate for estimate in found if estimate is not None), None)
+        for k in _NEAREST[first]:
+            if (known := self._classes[k].known) is not None:
+                return known
+        return None
 
 
 class _Class:
     """Learns from chunks of about one size."""
 
-    __slots__ = ("_block", "_blocks", "_drift2", "_nbytes", "_seconds", "_spread2")
+    __slots__ = ("_block", "_blocks", "_drift2", "_nbytes", "_seconds", "_spread2", "known")
 
     def __init__(self) -> None:
+        self.known: Estimate | None = None  # once a block is complete
         self._block: list[tuple[float, int]] = []  # seconds and bytes of its chunks
         self._blocks = 0
         self._nbytes = self._seconds = 0.0  # of a block, on average
@@ -85,11 +91,6 @@ class _Class:
         if len(self._block) == BLOCK_CHUNKS:
             self._learn()
             self._block.clear()
-
-    def estimate(self) -> Estimate | None:
-        if self._seconds <= 0.0:
-            return None
-        return Estimate(self._nbytes / self._seconds, self._spread2**0.5, self._drift2**0.5)
 
     def _learn(self) -> None:
         seconds = sum(taken_s for taken_s, _ in self._block)
@@ -107,3 +108,5 @@ class _Class:
             self._drift2 = max(0.0, self._drift2 + weight * (error2 - self._drift2))
         self._nbytes += weight * (total - self._nbytes)
         self._seconds += weight * (seconds - self._seconds)
+        rate = self._nbytes / self._seconds
+        self.known = Estimate(rate, self._spread2**0.5, self._drift2**0.5)

@@ -120,7 +120,7 @@ class Requests:
         """``load`` begins: note what becomes of it."""
         load.note = partial(self.timeline.add, request.number)
         load.on_settled(partial(self._settled, request, load))
-        load.released.add_done_callback(partial(self._released, request))
+        load.on_released(partial(self._released, request))
 
     def storing(self, said: Said, keys: NDArray[np.uint8], pages: int) -> Request:
         """The last ``pages`` of ``keys`` are about to be stored."""
@@ -132,10 +132,8 @@ class Requests:
     def follow_store(self, request: Request, store: Store) -> None:
         """``store`` has begun: note what becomes of it."""
         begun_s = self._now_s()
-        store.visible.add_done_callback(
-            lambda _: self._visible(request, store.visible.result().new, begun_s)
-        )
-        store.written.add_done_callback(lambda written: self._written(request, written.result()))
+        store.on_visible(lambda stored: self._visible(request, stored.new, begun_s))
+        store.on_written(partial(self._written, request))
 
     def moved(self, link: int, begun_s: float, pages: int, nbytes: int) -> None:
         """An op of the ``link``-th link that began at ``begun_s`` is over."""
@@ -173,7 +171,7 @@ class Requests:
         counts.hits += pages
         counts.misses += len(request.keys) - pages
 
-    def _released(self, request: Request, _: object) -> None:
+    def _released(self, request: Request) -> None:
         self.timeline.add(request.number, _RELEASED)
         self.stages["drain"].add(max(0.0, self._now_s() - request.settled_s))
 

@@ -46,6 +46,8 @@ class Store:
         self.on_shown: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None
         self._written: asyncio.Future[int] = loop.create_future()
         self._on_close = on_close
+        self._on_visible: list[Callable[[Stored], None]] = []
+        self._on_written: list[Callable[[int], None]] = []
         self._open = 0
         self._count = 0
         self._closed = False
@@ -97,10 +99,7 @@ class Store:
         if not self._closed:
             self._closed = True
             self.abandon()
-            if self.visible.done():  # at once: whoever acquires next may count on the slots
-                self._on_close(self)
-            else:
-                self.visible.add_done_callback(lambda _: self._on_close(self))
+            self.on_visible(lambda _: self._on_close(self))
 
     # What follows is the orchestrator's side.
 
@@ -132,6 +131,26 @@ class Store:
         if self.on_shown is not None:
             self.on_shown(self.held_rows, rows)
 
+    def on_visible(self, callback: Callable[[Stored], None]) -> None:
+        """Have ``callback`` called when its pages can be found: at once if they can."""
+        if self.visible.done():
+            callback(self.visible.result())
+        else:
+            self._on_visible.append(callback)
+
+    def on_written(self, callback: Callable[[int], None]) -> None:
+        """Have ``callback`` called with how many pages are on disk: at once if it is decided."""
+        if self._written.done():
+            callback(self._written.result())
+        else:
+            self._on_written.append(callback)
+
+    def conclude(self, stored: Stored) -> None:
+        """Its pages can be found, but for those that were refused."""
+        self.visible.set_result(stored)
+        for callback in self._on_visible:
+            callback(stored)
+
     def expect(self, pages: int) -> None:
         """``pages`` are queued for the disk."""
         self._open += pages
@@ -142,3 +161,5 @@ class Store:
         self._count += written
         if self._open == 0 and not self._written.done():
             self._written.set_result(self._count)
+            for callback in self._on_written:
+                callback(self._count)

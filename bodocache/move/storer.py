@@ -119,7 +119,7 @@ class Storer:
         store = self._opened(by_layer=by_layer)
         self._residency.promise(slots)
         store.hold(np.empty(0, np.int64), spare=slots)
-        store.visible.set_result(Stored(new=0, known=0, refused=len(slots)))
+        store.conclude(Stored(new=0, known=0, refused=len(slots)))
         store.settle(0, 0)
         return store
 
@@ -138,7 +138,7 @@ class Storer:
             store.spare(slots[shown:])
             store.settle(0, 0)
             self._live.discard(store)
-            store.visible.set_result(Stored(new=shown, known=known, refused=len(rows) - shown))
+            store.conclude(Stored(new=shown, known=known, refused=len(rows) - shown))
 
     async def _show(self, store: Store, rows: RowArray, slots: SlotArray, origin: Origin) -> int:
         """Copy those of ``rows`` that are worth their room; from then on they can be found."""

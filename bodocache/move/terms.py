@@ -35,6 +35,7 @@ class Terms:
         compute_s: ArrayLike | None,
         n_waiting: int,
         layers: int,
+        tenant: int = 0,
     ) -> "Terms":
         """As an engine says them: seconds from now. ConfigError: what cannot be."""
         if not deadline_s >= 0:
@@ -52,7 +53,7 @@ class Terms:
                 f" the pool's {layers} layers"
             )
         start_s = None if start_s is None else now_s + start_s
-        return cls(now_s + deadline_s, start_s, seconds, n_waiting)
+        return cls(now_s + deadline_s, start_s, seconds, n_waiting, tenant)
 
     @property
     def may_be_cut(self) -> bool:

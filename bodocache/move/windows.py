@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planning windows: loads that come while their links are busy are planned together.
+"""Planning windows: what is read from disk while the disk is busy is planned together.
 
 A part is planned when its link first asks it for a chunk: at once where the link is idle, so a load
 that comes alone waits for nobody. Beside others, all that has come by then is planned in one

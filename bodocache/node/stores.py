@@ -71,7 +71,7 @@ class NodeStorer:
         store = Store(on_close=self._close)
         self._residency.promise(slots)
         store.hold(np.empty(0, np.int64), spare=slots)
-        store.visible.set_result(Stored(new=0, known=0, refused=len(slots)))
+        store.conclude(Stored(new=0, known=0, refused=len(slots)))
         store.settle(0, 0)
         return store
 
@@ -116,7 +116,7 @@ class NodeStorer:
             if not new:
                 self.written(messages.Written(number, 0))
             self._live.discard(store)
-            store.visible.set_result(Stored(new, old, len(slots) - new - old))
+            store.conclude(Stored(new, old, len(slots) - new - old))
 
     async def _put(
         self, number: int, keys: KeyArray, slots: SlotArray, said: Said, attached: Attached
