@@ -25,6 +25,7 @@ from bodocache.move.tasks import Nursery
 from bodocache.pages import Reason, Tier
 
 _log = logging.getLogger(__name__)
+_LANDED, _PENDING = int(Status.LANDED), int(Status.PENDING)
 
 
 class SendOn:
@@ -164,7 +165,7 @@ class Reads:
             while more:
                 more = await transfer.progress()
                 flight.sender.take_time()
-                fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
+                fresh = np.flatnonzero((transfer.statuses != _PENDING) & ~seen)
                 seen[fresh] = True
                 self.part.under_way -= len(fresh)
                 self._take_over(flight, fresh)
@@ -180,15 +181,17 @@ class Reads:
             return
         part, chosen = self.part, flight.chosen[fresh]
         statuses, reasons = flight.transfer.statuses[fresh], flight.transfer.reasons[fresh]
+        landed = statuses == _LANDED
+        self._lander.land(part, chosen[landed], flight.sender.verified[fresh[landed]])
+        if landed.all():
+            return
         late = statuses == Status.LATE
         if flight.was_withdrawn:
             back = late & (reasons == Reason.CANCELLED)
             part.put_back(chosen[back])
             part.drop_unwanted()
             late &= ~back
-        landed = statuses == Status.LANDED
         lost = ~landed & (statuses != Status.LATE)
-        self._lander.land(part, chosen[landed], flight.sender.verified[fresh[landed]])
         self._lander.fail_alone(part, chosen[late], reasons[late])
         absent = lost & (reasons == Reason.UNAVAILABLE)  # they are there again with their directory
         self._lander.fail(part, chosen[absent], reasons[absent])
