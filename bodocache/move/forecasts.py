@@ -57,7 +57,8 @@ class Forecasts:
         """The last of ``rows``, the request's, is used again with a ``chance``; NaN: nobody said.
 
         Returns log2 of what that multiplies the value of the request's pages by; -inf: nothing
-        of them is needed any more.
+        of them is needed any more. Where the model of reuse learns from the chance, that is all:
+        the odds of what it knows already would count twice.
         """
         self._settle()
         if math.isnan(chance) and tenant not in self._rows:
@@ -75,7 +76,7 @@ class Forecasts:
     def _favour(self, record: int, bucket: int) -> float:
         if bucket == trust.END and trust.heeds_end(self._trusts, record):
             return -math.inf
-        return trust.favour(self._trusts, record, bucket)
+        return 0.0 if self._residency.learns else trust.favour(self._trusts, record, bucket)
 
     def note_use(self, request: int, rows: RowArray) -> None:
         """``request`` uses ``rows``: what waited for one of them came."""

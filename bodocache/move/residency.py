@@ -450,10 +450,14 @@ class Residency:
         return pool
 
     @property
+    def learns(self) -> bool:
+        """Whether pages are weighed by what is learned of their requests, hints among it."""
+        return not int(self.policy["features_off"][0]) & Feature.REUSE
+
+    @property
     def _admits(self) -> bool:
         """Whether stores have to be worth their room; only what is learned can be compared."""
-        off = int(self.policy["features_off"][0])
-        return not off & (Feature.ADMIT | Feature.REUSE)
+        return self.learns and not int(self.policy["features_off"][0]) & Feature.ADMIT
 
     def _taker(self, tenant: int, promised: int) -> victims.Taker:
         return victims.Taker(self._account(tenant), tenant, promised)
