@@ -3,8 +3,8 @@
 
 Between CPU pools a copy runs where it is called, in turns of at most TURN_NBYTES: a hop to another
 thread and back waits for the interpreter's lock twice, 4 ms for 5 MB beside a busy loop where the
-copy itself takes 0.6. A copy that waits for a GPU runs in a thread; layers cross on a stream of the GPU,
-that thread submits them.
+copy itself takes 0.6. A copy that waits for a GPU runs in a thread; layers cross on a stream of the
+GPU, to which that thread submits them.
 """
 
 import asyncio

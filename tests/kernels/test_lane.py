@@ -49,8 +49,8 @@ class Stream:
     def wait_stream(self, _):
         pass
 
-    def wait_event(self, _):
-        pass
+    def wait_event(self, event):
+        self.waits_for = event
 
 
 class Event:
@@ -232,6 +232,15 @@ def test_a_commit_waits_for_nothing_and_allocates_nothing(gpu, path, steps):
 def test_indices_are_where_the_path_wants_them_before_the_commit(gpu, path):
     load(slots=7, path=path)
     assert gpu.log.count("to [7] on default") == 2
+
+
+def test_other_work_of_a_lane_and_what_it_waits_for_are_on_its_stream(gpu):
+    made, event = CudaLane(CPU), object()
+    made.run(lambda: gpu.note("work"))
+    assert gpu.log[-1] == "work on lane 101"
+    made.follow(event)
+    assert made._track.stream.waits_for is event
+    assert gpu.current.name == "default"
 
 
 def test_what_waits_for_its_own_stream_cannot_be_held(gpu):
