@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +47,17 @@ class House:
     stream: torch.cuda.Stream
     compute: "Compute"
 
-    def begin(self) -> Load:
-        """A load, committed at once: all but the first pages go by layer."""
-        self.cache._orchestrator.residency.empty_device()  # noqa: SLF001
+    async def loaded(self, tokens: int) -> tuple[float, int]:
+        """Seconds of a load with ``tokens`` computed of each layer, and its wrong bytes.
+
+        It is committed at once: all but the first pages go by layer.
+        """
+        self.cache._orchestrator.residency.empty_device()  # noqa: SLF001 -- no door for that
+        begun_s = time.perf_counter()
         load = self.cache.load(self.match, compute_s=np.full(LAYERS, 1e-3))
         load.commit()
-        return load
+        began_s = time.perf_counter() - begun_s
+        return began_s + await self.timed(load, tokens), await self.end(load)
 
     async def end(self, load: Load) -> int:
         """Wrong bytes of what it delivered."""
@@ -153,38 +157,19 @@ async def stored(opened: Cache, pool: OwnedPool) -> House:
 
 async def calibrated(house: House) -> int:
     """How many tokens take as long as a layer of the load."""
-    load_s = await median(lambda: loaded_alone(house))
+    load_s = statistics.median([(await house.loaded(0))[0] for _ in range(5)])
     tokens = MOST_TOKENS
     for _ in range(3):  # few tokens are no faster than some
-        compute_s = await median(lambda tokens=tokens: house.timed(None, tokens))
+        compute_s = statistics.median([await house.timed(None, tokens) for _ in range(5)])
         tokens = max(64, round(tokens * load_s / compute_s / 64) * 64)
     return tokens
 
 
-async def loaded_alone(house: House) -> float:
-    """Seconds of a load that nobody computes under."""
-    begun_s = time.perf_counter()
-    load = house.begin()
-    began_s = time.perf_counter() - begun_s
-    seconds = began_s + await house.timed(load, 0)
-    await house.end(load)
-    return seconds
-
-
-async def median(call: Callable[[], Any]) -> float:
-    """Of five."""
-    return statistics.median([await call() for _ in range(5)])
-
-
 async def one_round(house: House, tokens: int) -> dict[str, Any]:
     """The load alone, the compute alone, and both."""
-    load_s = await loaded_alone(house)
+    load_s, wrong = await house.loaded(0)
     compute_s = await house.timed(None, tokens)
-    begun_s = time.perf_counter()
-    load = house.begin()
-    began_s = time.perf_counter() - begun_s
-    both_s = began_s + await house.timed(load, tokens)
-    wrong = await house.end(load)
+    both_s, more_wrong = await house.loaded(tokens)
     return {
         "load_ms": round(load_s * 1e3, 2),
         "compute_ms": round(compute_s * 1e3, 2),
@@ -192,7 +177,7 @@ async def one_round(house: House, tokens: int) -> dict[str, Any]:
         "of_the_longer": round(both_s / max(load_s, compute_s), 3),
         "gb_per_s": round(PAGES * GROUP.page_nbytes(PAGE_TOKENS) / load_s / 1e9, 2),
         "tokens": tokens,
-        "wrong_bytes": wrong,
+        "wrong_bytes": wrong + more_wrong,
     }
 
 
