@@ -30,7 +30,7 @@ class LayerCopies:
     For who makes many layer-wise copies between the same two pools, all in one thread.
     """
 
-    __slots__ = ("layers", "whole")
+    __slots__ = ("_prepared", "layers", "whole")
 
     def __init__(
         self,
@@ -46,6 +46,14 @@ class LayerCopies:
             PageCopy(source, destination, layers=range(l, l + 1), path=path, blocks=blocks)
             for l in range(source.layers)
         ]
+        self._prepared: set[tuple[CopyPath, torch.dtype]] = set()
+
+    def prepare(self, path: CopyPath, index_dtype: torch.dtype) -> None:
+        """Do now what the first copies by ``path`` would wait for."""
+        if (path, index_dtype) not in self._prepared:
+            for copy in (self.whole, *self.layers):
+                copy.prepare(path, index_dtype)
+            self._prepared.add((path, index_dtype))
 
 
 class LayerwiseCopy:
@@ -104,7 +112,7 @@ class LayerwiseCopy:
             )
         if copies is None:
             copies = LayerCopies(source, destination, path=path, blocks=blocks)
-        self._whole, self._layers = copies.whole, copies.layers
+        self._copies, self._whole, self._layers = copies, copies.whole, copies.layers
         if check.on_gpu(self._whole.device):
             refuse_capture()
         self._slots = self._whole.checked(source_slots, destination_slots)
@@ -269,8 +277,7 @@ class LayerwiseCopy:
         if self._ahead is not None:
             self._check_holdable(path)
         self._slots = self._whole.placed(path, *self._slots)
-        for copy in (self._whole, *self._layers):
-            copy.prepare(path, self._slots[0].dtype)
+        self._copies.prepare(path, self._slots[0].dtype)
         return path
 
     def _check_holdable(self, path: CopyPath) -> None:

@@ -85,6 +85,10 @@ class Store:
             BodoCacheError: there is no such layer, one before it is missing, or this is no store by
                 layer.
         """
+        self.follow(index, None if stream is None else stream.record_event())
+
+    def follow(self, index: int, event: Event | None) -> None:
+        """The same, of a layer that is computed when ``event`` has passed."""
         if not 0 <= index < self._num_layers:
             raise BodoCacheError(
                 f"store: layer {index} of {self._num_layers}; layers=True begins a store by layer"
@@ -94,7 +98,7 @@ class Store:
                 f"store: layer {index} is ready before layer {self._ready.whole}; say them in order"
             )
         if index == self._ready.whole:
-            self._events.append(None if stream is None else stream.record_event())
+            self._events.append(event)
         self._ready.advance(index + 1)
 
     def close(self) -> None:
