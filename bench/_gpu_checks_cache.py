@@ -21,6 +21,7 @@ from _gpu_pools import Machine, Skipped, same
 from bodocache.kernels import CopyPath, check
 from bodocache.kernels.reference.views import page_views
 from bodocache.layout import Group, Layout, LayoutKind
+from bodocache.pages import Reason, Tier
 
 NEEDED = ("numba", "pydantic")  # beyond what kernels need
 CANCELS_S = (0.0, 1e-4, 3e-4, 1e-3, 2e-3, 4e-3)
@@ -117,6 +118,15 @@ class House:
         load = self.cache.load(match, compute_s=[1e-3] * self.group.layers)
         load.commit()
         return load
+
+    async def leave_on_disk(self, of: int, pages: int) -> None:
+        """The last ``pages`` of a prompt lie on disk alone."""
+        self.residency.empty_device()
+        match = await self.cache.match(self.tokens(of))
+        rows = self.residency.leading(match.keys)[-pages:]
+        self.residency.drop(rows[::-1], Tier.HOST, Reason.EVICTED)
+        tiers = (await self.cache.match(self.tokens(of))).tiers
+        assert int((tiers == Tier.DISK).sum()) == pages, f"tiers {tiers.tolist()}"
 
     async def load(self, of: int) -> None:
         """Load a prompt under an engine that reads it, every byte compared."""
@@ -223,7 +233,7 @@ async def _layers(machine: Machine) -> None:
             before = house.lanes
             await house.store(of)
             await house.load(of)
-            house.residency._evict(1, house.pages // 3)  # noqa: SLF001 -- these lie on disk alone
+            await house.leave_on_disk(of, house.pages // 3)
             await house.load(of)
             lanes = house.lanes - before
             assert lanes == 3, f"path {path}: {lanes} streams; expected one each time"

@@ -190,8 +190,8 @@ def _name(check: Callable[..., None]) -> str:
     return check.__name__.removeprefix("check_")
 
 
-# A kernel, as ``bodocache kernels`` names it, and all checks of kernels that launch it: each of them,
-# in all its variants, must have passed. Checks of a whole cache need more than kernels do.
+# A kernel, as ``bodocache kernels`` names it, and all checks of kernels that launch it: each must
+# have passed, in all its variants. Checks of a whole cache need more than kernels do.
 PROVES: Mapping[str, Sequence[str]] = {
     "gather": ("gather_and_scatter", "offsets_beyond_2_31", "graph_capture"),
     "scatter": ("gather_and_scatter", "offsets_beyond_2_31", "graph_capture"),
