@@ -23,6 +23,12 @@ import numpy as np
 import torch
 from _common import Claim, parser, write
 
+try:
+    import numba  # noqa: F401 -- GPU images have torch and triton; a cache needs these, too
+    import pydantic  # noqa: F401
+except ModuleNotFoundError as error:
+    sys.exit(f"skipped: {error}")
+
 from bodocache import Cache, CacheConfig, Group, Layout, LayoutKind, Load, Match, OwnedPool, cache
 from bodocache.config import HostConfig, IdentityConfig, TiersConfig
 from bodocache.kernels import select
