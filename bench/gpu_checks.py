@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Correctness of every kernel on a GPU: all bytes against the twins, cuts, graph capture.
 
-Needs torch, triton and cuda-python alone: ``python bench/gpu_checks.py``. Each check runs in a
+Needs torch, triton and cuda-python: ``python bench/gpu_checks.py``; checks of a whole cache, and of
+GDS, say what else they need and are skipped without it. Each check runs in a
 process of its own, a few at a time: one that crashes or hangs costs only itself. A line for each;
 the exit status is the number of those that failed. ``--json FILE`` notes what passed where, after
 every check.
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 import triton
+from _gpu_checks_cache import check_cache_cancel, check_cache_layers
 from _gpu_checks_pages import (
     check_bulk_copies_within_the_device,
     check_copies_within_the_device,
@@ -166,16 +168,30 @@ def checks_of(groups: Sequence[Group]) -> dict[str, Check]:
         check_graph_capture,
         check_scores_and_the_coldest,
         check_quantised_pages,
+        check_cache_layers,
+        check_cache_cancel,
     )
     return checks | {_name(check): check for check in others}
+
+
+def named(checks: Mapping[str, Check], only: Sequence[str]) -> list[str]:
+    """The checks of these names, or of all that begin with one that is no check's."""
+    names = [
+        name
+        for wanted in only
+        for name in ([wanted] if wanted in checks else [n for n in checks if n.startswith(wanted)])
+    ]
+    if not names:
+        raise SystemExit(f"no check is called {' or '.join(only)}; there are {', '.join(checks)}")
+    return names
 
 
 def _name(check: Callable[..., None]) -> str:
     return check.__name__.removeprefix("check_")
 
 
-# A kernel, as ``bodocache kernels`` names it, and all checks that launch it: each of them, in all
-# its variants, must have passed.
+# A kernel, as ``bodocache kernels`` names it, and all checks of kernels that launch it: each must
+# have passed, in all its variants. Checks of a whole cache need more than kernels do.
 PROVES: Mapping[str, Sequence[str]] = {
     "gather": ("gather_and_scatter", "offsets_beyond_2_31", "graph_capture"),
     "scatter": ("gather_and_scatter", "offsets_beyond_2_31", "graph_capture"),
@@ -304,9 +320,13 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", type=Path, help="write the rows there, after each check")
     arguments.add_argument(
-        "--quick", action="store_true", help="one small group, in this process; no 5 GiB pool"
+        "--quick",
+        action="store_true",
+        help="one small group, in this process; no 5 GiB pool and no whole cache",
     )
-    arguments.add_argument("--only", help="one check, in this process")
+    arguments.add_argument(
+        "--only", nargs="+", metavar="NAME", help="these, or all that begin so, in this process"
+    )
     arguments.add_argument("--device", type=int, default=0, help="index; default: 0")
     chosen = arguments.parse_args()
     if not torch.cuda.is_available():
@@ -318,7 +338,9 @@ def main() -> int:
     checks = checks_of(machine.groups)
     if chosen.only or chosen.quick:
         torch.cuda.set_device(device)
-        names = [chosen.only] if chosen.only else [n for n in checks if "beyond" not in n]
+        names = [n for n in checks if not n.startswith(("offsets_beyond", "cache_"))]
+        if chosen.only:
+            names = named(checks, chosen.only)
         came = run(machine, {name: checks[name] for name in names})
     else:
         # This process makes no context: the GPU may be one that serves a single process.

@@ -18,6 +18,7 @@ from bodocache.cache import Cache, CacheStats, SlotArray
 from bodocache.errors import CacheClosed
 from bodocache.hints.actions import Action, Outcome
 from bodocache.hints.reuse import Reuse
+from bodocache.kernels.lane import Stream
 from bodocache.match import Match
 from bodocache.move.load import Load, Loaded
 from bodocache.move.store import Store, Stored
@@ -98,11 +99,17 @@ class BlockingStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._loop.call_if_open(self._store.abandon)  # layers that are not computed by now
         try:
             if kind is None:
                 self.wait()
         finally:
             self.close()
+
+    def layer_ready(self, index: int, stream: Stream | None = None) -> None:
+        """Layer ``index`` of a store by layer is computed; see :meth:`Store.layer_ready`."""
+        event = None if stream is None else stream.record_event()  # where the caller is by now
+        self._loop.call(lambda: self._store.follow(index, event))
 
     def wait(self, timeout_s: float | None = None) -> Stored:
         """Wait until the pages can be found. TimeoutError: not in ``timeout_s``; it goes on."""
@@ -194,10 +201,13 @@ class BlockingCache(Generic[C]):
         tenant: int | None = None,
         reuse: Reuse | None = None,
         session: str | None = None,
+        layers: bool = False,
     ) -> BlockingStore:
         """Begin at once to store the last pages of a prompt."""
         store = self._loop.call(
-            lambda: self._cache.store(match, slots, tenant=tenant, reuse=reuse, session=session)
+            lambda: self._cache.store(
+                match, slots, tenant=tenant, reuse=reuse, session=session, layers=layers
+            )
         )
         return BlockingStore(self._loop, store)
 

@@ -251,7 +251,8 @@ class Cache:
         The pool's own slots are used, or ``slots`` (one per page of ``match.pages``) of a borrowed
         pool. ``await load`` gives the pages that landed, exactly the bytes that were stored;
         ``load.recompute`` is the rest. ``load.commit()`` fixes what is loaded before all of it is
-        there. Close the load when the pages are no longer used.
+        there. Close the load when the pages are no longer used. On a CUDA device nothing that was
+        launched before, but for what stands in the default stream, uses their slots any more.
 
         Args:
             match: what to load.
@@ -399,7 +400,8 @@ class Cache:
         can be found when they are whole; a store that is closed before that has stored nothing.
 
         The slot of a page that was loaded may be among them. On a CUDA device the caller has
-        synchronised with the kernels that wrote the slots.
+        synchronised with the kernels that wrote the slots, or names their stream to
+        ``layer_ready``.
 
         Raises:
             LayoutError: more slots than pages, a slot that is not taken or stands twice, or one

@@ -9,16 +9,18 @@ and never freed: work in flight may still use them when the load's object is gon
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from bodocache.errors import BodoCacheError
-from bodocache.kernels import gpu
+from bodocache.kernels import check, gpu
 from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.select import CopyPath
 
 Stream = torch.cuda.Stream
+Event = torch.cuda.Event
 
 _RELEASE_S = 1e-4  # between two writes of a counter that what is in flight may lower again
 
@@ -61,6 +63,14 @@ class Lane(Protocol):
         """Let the engine's ``stream`` wait for ``mark``; the caller does not."""
         ...
 
+    def follow(self, event: Event) -> None:
+        """Begin nothing more until ``event`` of the engine's stream has passed."""
+        ...
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do ``work``, which submits to the current stream, after all submitted before."""
+        ...
+
     def release(self) -> None:
         """Hold nothing any more, whatever the engine tells; wait here until all has ended."""
         ...
@@ -100,6 +110,13 @@ class HostLane:
 
     def make_wait(self, stream: Stream | None, mark: Mark) -> None:
         """Nothing to wait for."""
+
+    def follow(self, event: Event) -> None:
+        """What this thread computed has ended."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Now."""
+        work()
 
     def release(self) -> None:
         """Nothing is held."""
@@ -257,6 +274,15 @@ class CudaLane:
         assert isinstance(mark, _Event), "a mark of this lane"
         (stream or torch.cuda.current_stream(self._device)).wait_event(mark.event)
 
+    def follow(self, event: Event) -> None:
+        """The stream waits for it, on the device."""
+        self._track.stream.wait_event(event)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """On the stream; what it allocates is the stream's."""
+        with torch.cuda.stream(self._track.stream):
+            work()
+
     def release(self) -> None:
         """Write the counter from here, and again: what the engine's stream was told to write may
         come later, and is less.
@@ -269,6 +295,11 @@ class CudaLane:
     def drain(self) -> None:
         """Wait for the stream."""
         self._track.stream.synchronize()
+
+
+def lane_for(device: torch.device) -> Lane:
+    """A stream of a GPU, or this thread where both sides are CPU pools."""
+    return CudaLane(device) if check.on_gpu(device) and device.type != "cpu" else HostLane()
 
 
 def _as_int32(value: int) -> Any:

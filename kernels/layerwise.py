@@ -14,7 +14,7 @@ from bodocache import env
 from bodocache.errors import BodoCacheError, LayoutError
 from bodocache.kernels import check, select
 from bodocache.kernels.copy import PageCopy
-from bodocache.kernels.lane import CudaLane, HostLane, Lane, Mark, Stream, refuse_capture
+from bodocache.kernels.lane import Lane, Mark, Stream, lane_for, refuse_capture
 from bodocache.kernels.select import CopyPath
 from bodocache.layout import PagedMemory
 
@@ -22,6 +22,38 @@ STEP_S = 2e-3  # of the link: how long a cut waits at most
 # Copies by the copy engine that may stand behind a hold. A stream takes about a thousand commands;
 # one more, and the host waits for the engine, which waits for the host.
 MAX_HELD_RUNS = 256
+
+
+class LayerCopies:
+    """The copies between one pair of pools, of whole pages and of each layer: checked once.
+
+    For who makes many layer-wise copies between the same two pools, all in one thread.
+    """
+
+    __slots__ = ("_prepared", "layers", "whole")
+
+    def __init__(
+        self,
+        source: PagedMemory,
+        destination: PagedMemory,
+        *,
+        path: CopyPath | str | None = None,
+        blocks: int | None = None,
+    ) -> None:
+        """See ``copy_pages``. Both memories are kept alive."""
+        self.whole = PageCopy(source, destination, path=path, blocks=blocks)
+        self.layers = [
+            PageCopy(source, destination, layers=range(l, l + 1), path=path, blocks=blocks)
+            for l in range(source.layers)
+        ]
+        self._prepared: set[tuple[CopyPath, torch.dtype]] = set()
+
+    def prepare(self, path: CopyPath, index_dtype: torch.dtype) -> None:
+        """Do now what the first copies by ``path`` would wait for."""
+        if (path, index_dtype) not in self._prepared:
+            for copy in (self.whole, *self.layers):
+                copy.prepare(path, index_dtype)
+            self._prepared.add((path, index_dtype))
 
 
 class LayerwiseCopy:
@@ -44,6 +76,7 @@ class LayerwiseCopy:
         path: CopyPath | str | None = None,
         blocks: int | None = None,
         lane: Lane | None = None,
+        copies: LayerCopies | None = None,
     ) -> None:
         """Nothing is copied yet. Arguments are as for ``copy_pages``, but for what is said here.
 
@@ -64,6 +97,7 @@ class LayerwiseCopy:
                 be left at the commit.
             blocks: of the SM and bulk kernels.
             lane: where copies run; default: a stream of the GPU, or this thread for two CPU pools.
+            copies: between these very memories, made before; ``path`` and ``blocks`` are theirs.
 
         Raises:
             LayoutError: as ``copy_pages``, or ``ahead`` or ``chunk_nbytes`` is less than one, or
@@ -76,24 +110,23 @@ class LayerwiseCopy:
             raise LayoutError(
                 f"layerwise copy: ahead={ahead}, chunk_nbytes={chunk_nbytes}; expected at least 1"
             )
-        self._whole = PageCopy(source, destination, path=path, blocks=blocks)
+        if copies is None:
+            copies = LayerCopies(source, destination, path=path, blocks=blocks)
+        self._copies, self._whole, self._layers = copies, copies.whole, copies.layers
         if check.on_gpu(self._whole.device):
             refuse_capture()
-        self._layers = [
-            PageCopy(source, destination, layers=range(l, l + 1), path=path, blocks=blocks)
-            for l in range(source.layers)
-        ]
         self._slots = self._whole.checked(source_slots, destination_slots)
         self._ahead = ahead
         self._path = self._prepared_path()
         nbytes = _step_nbytes(self._whole) if chunk_nbytes is None else chunk_nbytes
         self._chunk_pages = max(1, nbytes // self._whole.source.page_nbytes)
         self._chunk_layers = max(1, nbytes // self._layers[0].source.page_nbytes)
-        self._lane = lane or _lane_for(self._whole)
+        self._lane = lane or lane_for(self._whole.device)
         self._part = 0  # layers submitted of the first page that is not submitted as a whole
         self._told = 0  # layers of which the engine is done
         self._chunks: list[tuple[int, Mark]] = []  # pages until there, and when they are whole
-        self._marks: list[Mark] = []  # of each layer that the commit submitted
+        self._marks: list[Mark] = []  # of each layer submitted since the commit
+        self._passed = 0  # of these
         self._is_committed = False
         self._pages = len(self._slots[0])  # that will come
         self._is_cut = False
@@ -111,10 +144,17 @@ class LayerwiseCopy:
     @property
     def whole(self) -> int:
         """Leading pages of which every layer lies in its slot now."""
-        if len(self._marks) == self.layers and self._marks[-1].passed:
+        if self._is_committed and self.whole_layers == self.layers:
             return self._pages
         passed = [pages for pages, mark in self._chunks if mark.passed]
         return passed[-1] if passed else 0
+
+    @property
+    def whole_layers(self) -> int:
+        """Leading layers, of those submitted since the commit, that lie in all slots now."""
+        while self._passed < len(self._marks) and self._marks[self._passed].passed:
+            self._passed += 1
+        return self._passed
 
     def advance(self) -> bool:
         """Submit the next whole pages, or layers of the next one; False when none was left.
@@ -145,8 +185,10 @@ class LayerwiseCopy:
         self._is_cut = True
         self._pages = self.submitted
 
-    def commit(self, pages: int | None = None) -> None:
+    def commit(self, pages: int | None = None, *, layers: int | None = None) -> None:
         """Bring the first ``pages`` (default: all), what is left of them layer by layer.
+
+        All layers are submitted now, or the first ``layers`` and the rest by :meth:`go_on`.
 
         Raises:
             BodoCacheError: the copy was committed or cut, or ``pages`` is not between
@@ -161,12 +203,26 @@ class LayerwiseCopy:
                 f" {self._pages}: those submitted are on their way"
             )
         self._pages, self._is_committed = pages, True
+        self.go_on(self.layers if layers is None else layers)
+
+    def go_on(self, layers: int) -> None:
+        """Submit what is missing of the first ``layers`` layers of the committed pages.
+
+        Raises:
+            BodoCacheError: nothing was committed, or there are not as many layers.
+            BackendError: as :meth:`commit`.
+        """
+        if not self._is_committed or not 0 <= layers <= self.layers:
+            raise BodoCacheError(
+                f"layerwise copy: {layers} layers of {self.layers}; commit first, then 0 to"
+                f" {self.layers}"
+            )
         first = self.submitted
-        for layer, copy in enumerate(self._layers):
+        for layer in range(len(self._marks), layers):
             if self._ahead is not None and layer >= self._ahead:
                 self._lane.hold_until(layer - self._ahead + 1)
-            if first < pages:
-                self._submit(copy, first, pages)
+            if first < self._pages:
+                self._submit(self._layers[layer], first, self._pages)
             self._marks.append(self._lane.mark())
 
     def wait_layer(self, layer: int, stream: Stream | None = None) -> None:
@@ -221,8 +277,7 @@ class LayerwiseCopy:
         if self._ahead is not None:
             self._check_holdable(path)
         self._slots = self._whole.placed(path, *self._slots)
-        for copy in (self._whole, *self._layers):
-            copy.prepare(path, self._slots[0].dtype)
+        self._copies.prepare(path, self._slots[0].dtype)
         return path
 
     def _check_holdable(self, path: CopyPath) -> None:
@@ -272,7 +327,7 @@ class LayerwiseCopy:
         if layer >= len(self._marks):
             raise BodoCacheError(
                 f"layerwise copy: layer {layer} of {self.layers} does not come: the commit failed"
-                f" at layer {len(self._marks)}; abort"
+                f" at layer {len(self._marks)}, or went no further: abort, or go on"
             )
         return self._marks[layer]
 
@@ -289,8 +344,3 @@ def _step_nbytes(copy: PageCopy) -> int:
     direction = select.direction_of(copy.source.device, copy.destination.device)
     rate = select.bytes_per_s(direction, piece_nbytes=copy.piece_nbytes, device=copy.device)
     return max(1, int(rate * STEP_S))
-
-
-def _lane_for(copy: PageCopy) -> Lane:
-    device = copy.device
-    return CudaLane(device) if check.on_gpu(device) and device.type != "cpu" else HostLane()

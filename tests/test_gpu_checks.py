@@ -77,13 +77,14 @@ def outcomes(lie, *only):
     return {row["check"]: row["outcome"] for row in rows}, proven, ran.stderr
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(400)  # a cache's code may have to be compiled first
 def test_checks_pass_and_what_was_skipped_proves_nothing():
     found, proven, said = outcomes(None)
     passed = {name for name, outcome in found.items() if outcome == "passed"}
     assert passed == {
         *("gather_and_scatter narrow", "copies_within_the_device narrow", "sums_by_layer"),
         *("host_copies torch", "host_copies sm", "scores_and_the_coldest", "quantised_pages"),
+        *("cache_layers", "cache_cancel"),
     }, said
     assert "FAILED" not in found.values()
     assert proven.keys() == {"digest", "score", "subtree", "coldest", "quantise"}
@@ -206,6 +207,15 @@ def checks(monkeypatch):
     import gpu_checks
 
     return gpu_checks
+
+
+def test_checks_are_chosen_by_name_or_by_how_names_begin(checks):
+    names = checks.checks_of(checks.GROUPS)
+    assert checks.named(names, ["cache", "gds direct"]) == [
+        *("cache_layers", "cache_cancel", "gds direct")
+    ]
+    with pytest.raises(SystemExit, match="no check is called nothing"):
+        checks.named(names, ["nothing"])
 
 
 def test_a_kernel_is_proven_by_all_of_its_checks(checks):

@@ -3,7 +3,8 @@
 
 Between CPU pools a copy runs where it is called, in turns of at most TURN_NBYTES: a hop to another
 thread and back waits for the interpreter's lock twice, 4 ms for 5 MB beside a busy loop where the
-copy itself takes 0.6. A copy that waits for a GPU runs in a thread.
+copy itself takes 0.6. A copy that waits for a GPU runs in a thread; layers cross on a stream of the
+GPU, to which that thread submits them.
 """
 
 import asyncio
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bodocache.digest import digest_rows
 from bodocache.kernels import gather_pages, scatter_pages
-from bodocache.kernels.copy import PageCopy
 from bodocache.kernels.landing import LandingPad
+from bodocache.kernels.lane import Lane, lane_for
+from bodocache.kernels.layerwise import LayerCopies
 from bodocache.kernels.prepared import PreparedCopies
+from bodocache.kernels.select import CopyPath  # noqa: TC001 -- as the others
+from bodocache.move.stream import LayerStream
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool, OwnedPool, SlotArray
 
@@ -38,6 +41,8 @@ class Copies:
         self._pools = (host, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bodocache-copy")
         self.runs_here = self._device.device.type == "cpu"
+        self.streams_layers = not self.runs_here
+        self.path: CopyPath | None = None  # of layers on a GPU; None: what is fastest there
         self._prepared = PreparedCopies(self._device, self._host) if self.runs_here else None
         # For threads that send pages on without Python's lock; None where they cannot.
         self.pad = LandingPad(self._device, self._host) if self.runs_here else None
@@ -45,7 +50,13 @@ class Copies:
         self.turn_pages = max(1, TURN_NBYTES // host.layout.page_nbytes)
         self.num_layers = self._device.layers
         self.layer_nbytes = host.layout.page_nbytes // self.num_layers  # of one page
-        self._of_layers: dict[tuple[int, bool], PageCopy] = {}
+        self._scratch = np.zeros((1, host.layout.page_nbytes), np.uint8)
+        self._onto_scratch = (
+            PreparedCopies(self._device, torch.from_numpy(self._scratch))
+            if self.runs_here
+            else None
+        )
+        self._of_layers: dict[bool, LayerCopies] = {}
 
     def to_device(self, host_slots: SlotArray, device_slots: SlotArray) -> U64Array:
         """Copy host slots to device slots; the digests are of the bytes that were moved."""
@@ -54,19 +65,36 @@ class Copies:
         staged = self._host[torch.from_numpy(host_slots)].to(self._device.device)
         return _digests(scatter_pages(staged, self._device, self._on_device(device_slots)))
 
-    def digests_on_host(self, host_slots: SlotArray) -> U64Array:
-        """The digests of host slots, where they lie."""
-        return digest_rows(self._pools[0].rows, host_slots)
+    def digests_on_device(self, device_slots: SlotArray) -> U64Array:
+        """The digests of what lies in slots of a CPU pool: as fast as copying it."""
+        assert self._onto_scratch is not None, "a CPU pool"
+        return self._onto_scratch.gather(device_slots, np.zeros_like(device_slots))
 
     def copy_layer(self, layer: int, host_slots: SlotArray, device_slots: SlotArray) -> None:
         """Copy one layer of host slots to device slots, between CPU pools."""
-        copy = self._of_layer(layer, to_host=False)
+        copy = self._layers(to_host=False).layers[layer]
         copy.copy_on_host(torch.from_numpy(host_slots), torch.from_numpy(device_slots))
 
     def layer_to_host(self, layer: int, device_slots: SlotArray, host_slots: SlotArray) -> None:
         """Copy one layer of device slots to host slots, between CPU pools."""
-        copy = self._of_layer(layer, to_host=True)
+        copy = self._layers(to_host=True).layers[layer]
         copy.copy_on_host(torch.from_numpy(device_slots), torch.from_numpy(host_slots))
+
+    def stream_down(self, host_slots: SlotArray, device_slots: SlotArray) -> LayerStream:
+        """What brings host slots to device slots layer by layer. In the thread."""
+        copies = self._layers(to_host=False)
+        return LayerStream(
+            copies, host_slots, device_slots, to_host=False, make_lane=self.make_lane
+        )
+
+    def stream_up(self, device_slots: SlotArray, host_slots: SlotArray) -> LayerStream:
+        """The same from the device to the host."""
+        copies = self._layers(to_host=True)
+        return LayerStream(copies, device_slots, host_slots, to_host=True, make_lane=self.make_lane)
+
+    def make_lane(self) -> Lane:
+        """Where layers cross: a stream of the device."""
+        return lane_for(self._device.device)
 
     def to_host(self, device_slots: SlotArray, host_slots: SlotArray) -> U64Array:
         """Copy device slots to host slots; the digests are of the bytes that were moved."""
@@ -76,19 +104,23 @@ class Copies:
         self._host[torch.from_numpy(host_slots)] = gathered.pages.cpu()
         return _digests(gathered.digests)
 
-    def _of_layer(self, layer: int, *, to_host: bool) -> PageCopy:
-        if (layer, to_host) not in self._of_layers:
+    def _layers(self, *, to_host: bool) -> LayerCopies:
+        if to_host not in self._of_layers:
             host, device = (pool.memory for pool in self._pools)
             ends = (device, host) if to_host else (host, device)
-            self._of_layers[layer, to_host] = PageCopy(*ends, layers=range(layer, layer + 1))
-        return self._of_layers[layer, to_host]
+            self._of_layers[to_host] = LayerCopies(*ends, path=self.path)
+        return self._of_layers[to_host]
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in the thread of this device, after all that was asked of it before."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def run(self, pages: int, copy: Callable[[], T], *, to: Tier = Tier.DEVICE) -> T:
         """Do ``copy``, which moves ``pages`` to tier ``to``: here if short, else in a thread."""
         del to  # one thread for both; a simulation has a link for each
         if self.runs_here and pages <= self.turn_pages:
             return copy()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, copy)
+        return await self.in_thread(copy)
 
     def close(self) -> None:
         """Wait for copies under way, and end the thread."""

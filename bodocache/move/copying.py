@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From host memory to the device: page by page, or layer by layer once the load is committed.
 
-Between CPU pools a turn of the link's queue copies here, on the loop, about 1 ms; the digest is of
-the bytes that were moved. By layer, digests are of whole pages in host memory, checked in turns
-between the layers, and the last layer comes when all were right: no step ends on bytes that failed.
-A copy that waits for a GPU runs in a thread, whole pages at a time.
+Between CPU pools a turn of the link's queue copies here, on the loop, about 1 ms. To a GPU whole
+pages go in a thread, layers on a stream of the device. The digest of a whole page is of the bytes
+that were moved; by layer, of what lies on the device behind the last layer, and that one comes when
+all were right: no step ends on bytes that failed.
 """
 
 import logging
@@ -14,12 +14,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache import digest
+from bodocache.move.by_layer import ByLayer, verified_by
 from bodocache.move.copies import Copies
 from bodocache.move.land import Lander
 from bodocache.move.part import Part, RowArray
+from bodocache.move.streaming import Streaming
 from bodocache.move.tasks import Nursery
-from bodocache.pages import Reason, Tier
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Copying:
         self._nursery = nursery
         self._now_s = now_s
         self._on_progress = on_progress
-        self._by_layer: _ByLayer | None = None
+        self._by_layer: ByLayer | Streaming | None = None
 
     @property
     def left_nbytes(self) -> int:
@@ -53,16 +53,21 @@ class Copying:
     def begin(self, nbytes: int) -> int:
         """Copy the next pages, or what comes next of the layers."""
         part = self.part
+        if isinstance(self._by_layer, Streaming):
+            return self._by_layer.begin(nbytes)
         try:
             if self._by_layer is not None:
-                moved = self._by_layer.turn(nbytes)
+                moved = self._by_layer.begin(nbytes)
             elif self._copies.runs_here:
                 moved = self._copy_turn(nbytes)
             else:
                 return self._begin_in_thread(nbytes)
         except Exception:  # noqa: BLE001 -- what cannot be copied is a miss
             _log.exception("host to device: %d pages could not be copied", len(part.rows))
-            self._by_layer, part.under_way = None, 0
+            if self._by_layer is not None:
+                self._by_layer.stop()
+            else:
+                part.under_way = 0
             self._lander.break_off(part)
             moved = 0
         self._end_if_over()
@@ -77,18 +82,36 @@ class Copying:
         """Copy nothing more that the load does not want."""
         self.part.drop_unwanted()
         if self._by_layer is not None and not self.part.load.wanted:
-            self._by_layer, self.part.under_way = None, 0
+            self._by_layer.stop()
         self._end_if_over()
 
     def hurry(self) -> None:
         """Go on layer by layer, where the engine computes so."""
-        part = self.part
-        if not (part.load.terms.is_layered and self._copies.runs_here and len(part.left)):
+        part, copies = self.part, self._copies
+        if not (self._goes_by_layer and len(part.left)):
             return
+        make = ByLayer if copies.runs_here else Streaming
         chosen = part.take(len(part.left))
-        self._by_layer = _ByLayer(part, chosen, self._copies, self._lander, self._now_s)
+        by_layer = make(part, chosen, copies=copies, lander=self._lander, now_s=self._now_s)
+        self._by_layer = by_layer
+        if isinstance(by_layer, Streaming):
+            self._nursery.spawn(self._follow(by_layer))
         if part.ticket is not None:
-            part.link.queue.start(part.ticket, float(self._by_layer.due_s[0]))
+            part.link.queue.start(part.ticket, float(by_layer.due_s[0]))
+
+    @property
+    def _goes_by_layer(self) -> bool:
+        """Whether what is left at the commit goes layer by layer."""
+        copies = self._copies
+        is_able = copies.runs_here or copies.streams_layers
+        return is_able and self.part.load.terms.is_layered
+
+    async def _follow(self, streaming: Streaming) -> None:
+        try:
+            await streaming.run()
+            self._on_progress(self.part)
+        finally:
+            self._end_if_over()
 
     def _copy_turn(self, nbytes: int) -> int:
         part = self.part
@@ -105,11 +128,13 @@ class Copying:
         part = self.part
         raw = self._copies.to_device(part.host_slots[chosen], part.device_slots[chosen])
         part.landed_s = max(part.landed_s, self._now_s())
-        found = digest.seeded(raw, part.keys[chosen])
-        verified: NDArray[np.bool_] = (found == part.digests[chosen]).all(axis=1)
-        return verified
+        return verified_by(raw, part, chosen)
 
     def _begin_in_thread(self, nbytes: int) -> int:
+        if self._goes_by_layer:  # one step at a time: what is left at the commit is streamed
+            if self.part.under_way:
+                return 0
+            nbytes = min(nbytes, self.part.link.queue.chunk_nbytes)
         chosen = self.part.take(max(1, nbytes // self.part.page_nbytes))
         if len(chosen):
             self._nursery.spawn(self._copy_in_thread(chosen))
@@ -131,6 +156,8 @@ class Copying:
         finally:
             if part.ticket is not None:
                 part.link.queue.done(part.ticket, len(chosen) * part.page_nbytes)
+                if len(part.left):
+                    part.link.queue.start(part.ticket)
             self._end_if_over()
 
     def _end_if_over(self) -> None:
@@ -139,78 +166,3 @@ class Copying:
             self._by_layer = None
         if not (part.is_over or part.under_way or len(part.left)):
             self._lander.end_part(part, self)
-
-
-class _ByLayer:
-    """What was left of a part at the commit: copied by layer, and checked meanwhile."""
-
-    def __init__(
-        self,
-        part: Part,
-        chosen: RowArray,
-        copies: Copies,
-        lander: Lander,
-        now_s: Callable[[], float],
-    ) -> None:
-        self._part = part
-        self._chosen = chosen
-        self._copies = copies
-        self._lander = lander
-        self._now_s = now_s
-        self._checked = 0  # pages
-        self._is_checks_turn = True  # the last turn was: layers come first
-        self._layer = self._done = 0  # and pages of this layer that are there
-        self.due_s = part.load.terms.layers_due_s(now_s())
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing of it is left."""
-        return not len(self._chosen)
-
-    def turn(self, nbytes: int) -> int:
-        """Check or copy what one turn allows; the bytes of whole pages that it is worth."""
-        nbytes = min(nbytes, self._copies.turn_nbytes)
-        is_last = self._layer == self._copies.num_layers - 1
-        self._is_checks_turn = is_last or not self._is_checks_turn
-        if self._is_checks_turn and self._checked < len(self._chosen):
-            return self._check(max(1, nbytes // self._part.page_nbytes))
-        return self._copy(max(1, nbytes // self._copies.layer_nbytes))
-
-    def _check(self, pages: int) -> int:
-        """Compare digests in host memory. One that is wrong ends the load: it was committed."""
-        part, chosen = self._part, self._chosen[self._checked : self._checked + pages]
-        raw = self._copies.digests_on_host(part.host_slots[chosen])
-        right = (digest.seeded(raw, part.keys[chosen]) == part.digests[chosen]).all(axis=1)
-        self._checked += len(chosen)
-        if not right.all():
-            self._end()
-            bad = chosen[~right]
-            self._lander.failed_checks += len(bad)
-            reasons = np.full(len(bad), Reason.CORRUPT, np.uint8)
-            self._lander.lose(part, bad, Tier.HOST, reasons)
-        return len(chosen) * part.page_nbytes
-
-    def _copy(self, pages: int) -> int:
-        part, chosen = self._part, self._chosen[self._done : self._done + pages]
-        slots = (part.host_slots[chosen], part.device_slots[chosen])
-        self._copies.copy_layer(self._layer, *slots)
-        self._done += len(chosen)
-        if self._done == len(self._chosen):
-            self._layer, self._done = self._layer + 1, 0
-            self._end_layer()
-        return len(chosen) * self._copies.layer_nbytes
-
-    def _end_layer(self) -> None:
-        part, all_chosen = self._part, self._chosen
-        if self._layer < self._copies.num_layers:
-            part.load.arrive_by_layer(part.positions[all_chosen], self._layer)
-            if part.ticket is not None:
-                part.link.queue.start(part.ticket, float(self.due_s[self._layer]))
-            return
-        self._end()
-        part.landed_s = max(part.landed_s, self._now_s())
-        self._lander.land(part, all_chosen, np.ones(len(all_chosen), np.bool_))
-
-    def _end(self) -> None:
-        self._part.under_way -= len(self._chosen)
-        self._chosen = self._chosen[:0]

@@ -26,11 +26,13 @@ class Lander:
     def land(self, part: Part, chosen: RowArray, verified: NDArray[np.bool_]) -> None:
         """Pages ``chosen`` were sent; those that did not verify are worth nothing."""
         good, bad = chosen[verified], chosen[~verified]
+        if len(good):  # first: a committed load that fails names the pages that are whole
+            self._land(part, good)
         if len(bad):
             self.failed_checks += len(bad)
             self.lose(part, bad, Tier.HOST, np.full(len(bad), Reason.CORRUPT, np.uint8))
-        if not len(good):
-            return
+
+    def _land(self, part: Part, good: RowArray) -> None:
         if part.source is Tier.DISK:
             self._keep_on_host(part, good)
         if isinstance(self._residency.device, OwnedPool):

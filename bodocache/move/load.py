@@ -78,7 +78,8 @@ class Load:
         self._reasons = np.full(len(rows), Reason.LATE, np.uint8)
         self._has_failed = np.zeros(len(rows), np.bool_)
         self.whole_layers = np.zeros(len(rows), np.int64)  # of each page; all: it has arrived
-        self._layers = Layers()
+        self._given_layers = np.zeros(len(rows), np.int64)  # or whole
+        self.layers = Layers()
         self._committed: int | None = None
         self._on_close = on_close
         self._sources: list[Source] = []
@@ -186,39 +187,44 @@ class Load:
         assert committed is not None
         return committed
 
-    async def layer(self, index: int) -> None:
+    async def layer(self, index: int, stream: object | None = None) -> None:
         """Wait until layer ``index`` of every committed page is in its slot.
 
-        The last layer is there only when every page was verified: a step that has waited for all of
-        them has computed on the bytes that were stored.
+        The bytes of a layer were verified when they came to the host; whole pages are verified once
+        more where they lie on the device, and only then is the last layer there. So a step computes
+        on no other bytes than those stored, or learns it here before it has a token.
+
+        ``stream`` is the engine's CUDA stream (torch.cuda.Stream): then this returns as soon as the
+        layer's copies stand in a stream of the device, and ``stream`` waits for them there; what it
+        was given before goes on meanwhile. The last layer is waited for here in any case.
 
         Raises:
             LoadFailed: it will not come.
             BodoCacheError: nothing was committed, or there is no such layer.
         """
-        self._check_layer(index)
-        await self._layers.wait(index)
+        given = self._is_given_enough(index, stream)
+        await self.layers.wait(index, given=given)
+        if given:
+            self.layers.make_wait(index, stream)
 
     def wait_layer(
         self, index: int, stream: object | None = None, *, timeout_s: float | None = None
     ) -> None:
         """The same for a thread that is not the loop's, which waits without Python's lock.
 
-        ``stream`` is the engine's CUDA stream: what it was given before goes on meanwhile, what
-        comes after finds the layer. Between CPU pools there is none.
-
         Raises:
             TimeoutError: the layer did not come within ``timeout_s``.
             LoadFailed, BodoCacheError: as :meth:`layer`; or the loop's own thread would wait.
         """
-        del stream  # a layer that was waited for here has ended on the copies' stream, too
-        self._check_layer(index)
-        if self._layers.is_loops_thread and self._layers.whole <= index and not self.done:
+        given, layers = self._is_given_enough(index, stream), self.layers
+        if layers.is_loops_thread and not layers.is_decided(index, given=given) and not self.done:
             raise BodoCacheError(
                 f"load: wait_layer({index}) in the event loop's thread would wait for itself;"
                 f" there it is `await load.layer({index})`"
             )
-        self._layers.wait_here(index, timeout_s)
+        layers.wait_here(index, timeout_s, given=given)
+        if given:
+            layers.make_wait(index, stream)
 
     def cancel(self) -> None:
         """Begin nothing more; what has landed is the result. Harmless when done."""
@@ -280,9 +286,19 @@ class Load:
         if self.done:
             return
         self.whole_layers[positions] = layers
+        self.give_by_layer(positions, layers)
         if self._committed is not None:
-            self._layers.advance(int(self.whole_layers[: self._committed].min(initial=layers)))
+            self.layers.advance(int(self.whole_layers[: self._committed].min(initial=layers)))
         self._settle_if_whole()
+
+    def give_by_layer(self, positions: RowArray, layers: int) -> None:
+        """The first ``layers`` layers of these pages stand in a stream of the device, or are there.
+
+        The last layer of a page is given when it is there.
+        """
+        self._given_layers[positions] = np.maximum(self._given_layers[positions], layers)
+        if self._committed is not None and not self.done:
+            self.layers.give(int(self._given_layers[: self._committed].min(initial=layers)))
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
         """The pages at ``positions`` will not come."""
@@ -338,7 +354,8 @@ class Load:
             self.abandon()
             return
         self._keep(pages)
-        self._layers.advance(int(self.whole_layers[:pages].min(initial=self._num_layers)))
+        self.layers.advance(int(self.whole_layers[:pages].min(initial=self._num_layers)))
+        self.layers.give(int(self._given_layers[:pages].min(initial=self._num_layers)))
         self._settle_if_whole()
         for source in list(self._sources):
             source.hurry()
@@ -368,9 +385,9 @@ class Load:
     def _end_layers(self) -> None:
         failure = self._failure()
         if failure is None:
-            self._layers.advance(self._num_layers)
+            self.layers.advance(self._num_layers)
         else:
-            self._layers.fail(failure)
+            self.layers.fail(failure)
 
     def _failure(self) -> LoadFailed | None:
         """Why the commit could not be kept; None where it was, or where there was none."""
@@ -409,6 +426,11 @@ class Load:
             raise BodoCacheError(
                 f"load: commit of {pages} pages after that of {self._committed}; it is final"
             )
+
+    def _is_given_enough(self, index: int, stream: object | None) -> bool:
+        """Whether who waits for layer ``index`` goes on when it is given to the device."""
+        self._check_layer(index)
+        return stream is not None and index < self._num_layers - 1
 
     def _check_layer(self, index: int) -> None:
         if self._committed is None or not 0 <= index < self._num_layers:

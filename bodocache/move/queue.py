@@ -174,6 +174,10 @@ class LinkQueue:
             return mine < max(1, self._max_open // (1 + self.credits.limited))
         return len(self._open) < self._max_open
 
+    def is_sole_load(self, ticket: Ticket) -> bool:
+        """Whether no load but ``ticket`` waits or moves."""
+        return all(other is ticket or other.priority is not Priority.LOAD for other in self._open)
+
     def enter(
         self, work: Work, priority: Priority, *, deadline_s: float, payers: Sequence[int] = ()
     ) -> Ticket | None:

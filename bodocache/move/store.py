@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError
+from bodocache.kernels.lane import Event, Stream
 from bodocache.move.layers import Layers
 
 
@@ -53,6 +54,7 @@ class Store:
         self._closed = False
         self._num_layers = layers
         self._ready = Layers()
+        self._events: list[Event | None] = []
 
     def __await__(self) -> Generator[object, None, Stored]:
         """Wait until the pages can be found; cancelling the wait leaves the store as it is."""
@@ -74,16 +76,21 @@ class Store:
         """Awaitable: how many of the pages reached the disk."""
         return asyncio.shield(self._written)
 
-    def layer_ready(self, index: int) -> None:
+    def layer_ready(self, index: int, stream: Stream | None = None) -> None:
         """Layer ``index`` of every page has been computed: it may leave the device.
 
-        Layers come in order; the same one again is harmless. On a CUDA device the caller has
-        synchronised with the kernels that wrote it.
+        Layers come in order; the same one again is harmless. On a CUDA device it is computed when
+        what ``stream`` (torch.cuda.Stream) has been given so far has ended: an event is recorded
+        there. Without a stream the caller has synchronised with the kernels that wrote it.
 
         Raises:
             BodoCacheError: there is no such layer, one before it is missing, or this is no store by
                 layer.
         """
+        self.follow(index, None if stream is None else stream.record_event())
+
+    def follow(self, index: int, event: Event | None) -> None:
+        """The same, of a layer that is computed when ``event`` has passed."""
         if not 0 <= index < self._num_layers:
             raise BodoCacheError(
                 f"store: layer {index} of {self._num_layers}; layers=True begins a store by layer"
@@ -92,6 +99,8 @@ class Store:
             raise BodoCacheError(
                 f"store: layer {index} is ready before layer {self._ready.whole}; say them in order"
             )
+        if index == self._ready.whole:
+            self._events.append(event)
         self._ready.advance(index + 1)
 
     def close(self) -> None:
@@ -108,9 +117,18 @@ class Store:
         """Whether its layers come one after the other."""
         return self._num_layers > 0
 
+    @property
+    def ready(self) -> int:
+        """How many leading layers are computed, or will be when their events have passed."""
+        return self._ready.whole
+
     async def layer(self, index: int) -> None:
-        """Wait until layer ``index`` is computed. Abandoned: it will not be."""
+        """Wait until layer ``index`` is ready. Abandoned: it will not be."""
         await self._ready.wait(index)
+
+    def event(self, layer: int) -> Event | None:
+        """After which a layer that is ready is computed; None: it is."""
+        return self._events[layer]
 
     def abandon(self) -> None:
         """Layers that are not computed by now will not be."""

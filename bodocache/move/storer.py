@@ -5,7 +5,6 @@ A page becomes visible only with its digest known. The engine's slots are pinned
 store (an owned pool) or are its own again when the store is visible (a borrowed one).
 """
 
-import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.move.copies import Copies
+from bodocache.move.gathering import Gathering
 from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
@@ -50,11 +50,10 @@ class Storer:
         now_s: Callable[[], float],
     ) -> None:
         self._residency = residency
-        self._link = link
-        self._copies = copies
+        self._gathering = Gathering(residency, link=link, copies=copies, now_s=now_s)
+        self._num_layers = copies.num_layers
         self._nursery = nursery
         self._writer = writer
-        self._now_s = now_s
         self._live: set[Store] = set()
         self._coming: set[int] = set()  # rows of pages on their way to the host
 
@@ -151,8 +150,7 @@ class Storer:
         host_slots = residency.take_worth(rows, tenant=origin.tenant, favour=origin.favour)
         kept, unused = len(host_slots), host_slots
         try:
-            gather = self._gather_by_layer if store.is_by_layer else self._gather
-            raw = await gather(store, slots[:kept], host_slots)
+            raw = await self._gathering.gather(store, slots[:kept], host_slots)
             # A load that was under way when a page was lost may have brought it back by now.
             new = np.flatnonzero(table.records["tiers"][rows[:kept]] == 0)
             table.digests[rows[new]] = digest.seeded(raw[new], table.keys[rows[new]])
@@ -168,55 +166,7 @@ class Storer:
         return kept
 
     def _opened(self, *, by_layer: bool) -> Store:
-        return Store(on_close=self._close, layers=self._copies.num_layers if by_layer else 0)
-
-    async def _gather_by_layer(
-        self, store: Store, slots: SlotArray, host_slots: SlotArray
-    ) -> NDArray[np.uint64]:
-        """The same, each layer as it is computed; the digests are of what lies on the host then."""
-        residency, copies, last = self._residency, self._copies, self._copies.num_layers - 1
-        if not copies.runs_here:  # a GPU gathers whole pages
-            await store.layer(last)
-            return await self._gather(store, slots, host_slots)
-        pages = max(1, copies.turn_nbytes // copies.layer_nbytes)
-        with residency.host.lease(host_slots), residency.device.lease(slots):
-            for layer in range(last + 1):
-                await store.layer(layer)
-                for first in range(0, len(slots), pages):
-                    turn = slice(first, first + pages)
-                    self._link.begin(begun_s := self._now_s())
-                    copies.layer_to_host(layer, slots[turn], host_slots[turn])
-                    moved = len(slots[turn])
-                    self._link.end(
-                        self._now_s(),
-                        begun_s=begun_s,
-                        pages=moved if layer == last else 0,
-                        nbytes=moved * copies.layer_nbytes,
-                    )
-                    await asyncio.sleep(0)
-            return copies.digests_on_host(host_slots)
-
-    async def _gather(
-        self,
-        _: Store,
-        slots: SlotArray,
-        host_slots: SlotArray,
-    ) -> NDArray[np.uint64]:
-        """Copy device slots to host slots; the digests of what was copied, without seeds."""
-        if not len(slots):
-            return np.empty((0, 2), np.uint64)
-        residency, begun_s, landed = self._residency, self._now_s(), 0
-        self._link.begin(begun_s)
-        try:
-            with residency.host.lease(host_slots), residency.device.lease(slots):
-                raw = await self._copies.run(
-                    *(len(slots), lambda: self._copies.to_host(slots, host_slots)), to=Tier.HOST
-                )
-            landed = len(slots)
-        finally:
-            nbytes = landed * residency.host.layout.page_nbytes
-            self._link.end(self._now_s(), begun_s=begun_s, pages=landed, nbytes=nbytes)
-        return raw
+        return Store(on_close=self._close, layers=self._num_layers if by_layer else 0)
 
     def _close(self, store: Store) -> None:
         residency = self._residency

@@ -334,7 +334,7 @@ class SimulatedCopies(Copies):
         self._device_words, self._host_words = device.words, host.words
         self._page_nbytes = host.layout.page_nbytes
         self._channels = {Tier.DEVICE: down, Tier.HOST: up}
-        self.runs_here = False
+        self.runs_here = self.streams_layers = False
         self.num_layers = host.layout.group.layers
         self.layer_nbytes = self._page_nbytes // self.num_layers
         self.turn_nbytes = TURN_NBYTES
@@ -346,10 +346,6 @@ class SimulatedCopies(Copies):
         moved = self._host_words[host_slots]
         self._device_words[device_slots] = moved
         return moved
-
-    def digests_on_host(self, host_slots: SlotArray) -> U64Array:
-        """The digests of host slots, where they lie."""
-        return self._host_words[host_slots]
 
     def to_host(self, device_slots: SlotArray, host_slots: SlotArray) -> U64Array:
         """The same to the host."""

@@ -10,6 +10,7 @@ import gc
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,8 +32,10 @@ from bodocache.kernels import (
 )
 from bodocache.kernels.lane import CudaLane
 from bodocache.kernels.launch import device_table
+from bodocache.kernels.layerwise import LayerCopies
 from bodocache.kernels.runs import runs_of
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
+from bodocache.move.stream import LayerStream
 
 pytestmark = pytest.mark.skipif(env.triton_interpreted(), reason="recorded, not interpreted")
 
@@ -49,8 +52,8 @@ class Stream:
     def wait_stream(self, _):
         pass
 
-    def wait_event(self, _):
-        pass
+    def wait_event(self, event):
+        self.waits_for = event
 
 
 class Event:
@@ -232,6 +235,37 @@ def test_a_commit_waits_for_nothing_and_allocates_nothing(gpu, path, steps):
 def test_indices_are_where_the_path_wants_them_before_the_commit(gpu, path):
     load(slots=7, path=path)
     assert gpu.log.count("to [7] on default") == 2
+
+
+def test_other_work_of_a_lane_and_what_it_waits_for_are_on_its_stream(gpu):
+    made, event = CudaLane(CPU), object()
+    made.run(lambda: gpu.note("work"))
+    assert gpu.log[-1] == "work on lane 101"
+    made.follow(event)
+    assert made._track.stream.waits_for is event
+    assert gpu.current.name == "default"
+
+
+def test_a_cache_submits_layers_and_digests_on_one_stream_and_waits_for_nothing(gpu):
+    copies = LayerCopies(pool(LayoutKind.PAGE), pool(LayoutKind.LAYER_FIRST), path=CopyPath.SM)
+    slots = np.arange(6)
+
+    def begin():
+        return LayerStream(copies, slots, slots + 1, to_host=False, make_lane=lambda: CudaLane(CPU))
+
+    begin().submit(3)  # tables and code are there
+    stream = begin()
+    gpu.busy.add(lane_name := f"lane {100 + gpu.created}")
+    gpu.log.clear()
+    stream.submit(1)
+    assert gpu.log == [f"kernel on {lane_name}"]
+    stream.submit(3)
+    assert [line for line in gpu.log if "kernel" in line] == [f"kernel on {lane_name}"] * 4
+    assert all(line.endswith(lane_name) for line in gpu.log)
+    assert not [line for line in gpu.log if line.startswith(("to ", "load"))]  # cpu: of checks here
+    assert (stream.given, stream.whole, stream.is_over) == (3, 0, False)
+    gpu.busy.clear()
+    assert (stream.whole, stream.is_over) == (3, True)
 
 
 def test_what_waits_for_its_own_stream_cannot_be_held(gpu):

@@ -9,6 +9,7 @@ import torch
 
 from bodocache.errors import BackendError, BodoCacheError, LayoutError
 from bodocache.kernels import LayerwiseCopy, gather_pages
+from bodocache.kernels.layerwise import LayerCopies
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 
 LAYERS, PAGES = 4, 6
@@ -132,6 +133,31 @@ def test_after_the_commit_layers_land_in_order(pools):
     copy.wait_layer(LAYERS - 1)
     assert copy.whole == 6
     assert landed(pools) == [True] * 6
+
+
+def test_layers_are_submitted_as_far_as_it_is_told_to_go_on(pools):
+    lane = SlowLane()
+    copies = LayerCopies(pools[0][0], pools[1][0])
+    copy = begin(pools, lane=lane, copies=copies)
+    with pytest.raises(BodoCacheError, match="commit first"):
+        copy.go_on(1)
+    copy.commit(layers=1)
+    copy.go_on(3)
+    copy.go_on(2)  # it has
+    assert (len(lane.queue), copy.whole_layers) == (3, 0)
+    lane.run_to(2)
+    assert (copy.whole_layers, copy.whole) == (2, 0)
+    with pytest.raises(BodoCacheError, match="layer 3 of 4 does not come"):
+        copy.wait_layer(3)
+    with pytest.raises(BodoCacheError, match="5 layers of 4"):
+        copy.go_on(5)
+    copy.go_on(LAYERS)
+    copy.drain()
+    assert (copy.whole_layers, copy.whole) == (LAYERS, 6)
+    assert landed(pools) == [True] * 6
+    again = begin(pools, copies=copies)
+    again.commit()
+    assert again.whole == 6
 
 
 def test_it_runs_so_many_layers_ahead_and_no_more(pools):

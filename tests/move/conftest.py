@@ -25,14 +25,18 @@ from bodocache.config import (
     TiersConfig,
 )
 from bodocache.digest import digest_rows, seeded
+from bodocache.errors import BackendError
 from bodocache.kernels.host import compiled as host_path
+from bodocache.kernels.lane import HostLane
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.match import Match
+from bodocache.move.copies import Copies, HostSide
 from bodocache.move.queue import Priority
 from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.replay import payload
 from bodocache.testing import MemoryBackend, MemoryDisk
+from bodocache.wiring import host_pool, layout_of
 
 host_path()
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
@@ -75,6 +79,82 @@ class Valve:
         self.flow()
 
 
+class SlowLane(HostLane):
+    """A stream of the device that gets on when a test says so; ``steps`` is what it was given."""
+
+    def __init__(self, *, is_shut):
+        self.is_shut, self.steps, self.done, self.refuses_from = is_shut, [], 0, None
+
+    def submit(self, copy, _path, source_slots, destination_slots):
+        if self.refuses_from is not None and len(self.steps) >= self.refuses_from:
+            raise BackendError("cuLaunchKernel: refused")
+        self._give(lambda: copy.copy_on_host(source_slots, destination_slots))
+
+    def run(self, work):
+        self._give(work)
+
+    def follow(self, event):
+        self._give(event)
+
+    def mark(self):
+        return Passed(self, len(self.steps))
+
+    def make_wait(self, stream, mark):
+        stream.waits.append(mark)
+
+    def drain(self):
+        self.flow(len(self.steps))
+
+    def _give(self, step):
+        self.steps.append(step)
+        if not self.is_shut:
+            self.drain()
+
+    def flow(self, count):
+        """Do the next ``count`` steps."""
+        for step in self.steps[self.done : self.done + count]:
+            step()
+            self.done += 1
+
+
+class Passed:
+    """A point in the work of a lane."""
+
+    def __init__(self, lane, place):
+        self._lane, self._place = lane, place
+
+    @property
+    def passed(self):
+        return self._lane.done >= self._place
+
+
+class EngineStream:
+    """A stream of the engine's: notes what it was made to wait for; its events are logged."""
+
+    def __init__(self):
+        self.waits, self.passed = [], []
+
+    def record_event(self):
+        number = len(self.passed)
+        self.passed.append(False)
+        return lambda: self.passed.__setitem__(number, True)
+
+
+class StreamedCopies(Copies):
+    """Copies between CPU pools on the ways that a GPU's take: in the thread, and on lanes."""
+
+    def __init__(self, device, host):
+        super().__init__(device, host)
+        self.runs_here, self.streams_layers, self.pad = False, True, None
+        self.lanes, self.is_shut, self.refuses_from = [], False, None
+
+    def make_lane(self):
+        lane = SlowLane(is_shut=self.is_shut)
+        lane.refuses_from = self.refuses_from
+        self.lanes.append(lane)
+        return lane
+
+
 class Standing:
     """Work that fills the link and does not end."""
 
@@ -104,7 +184,9 @@ class House:
         shares=None,
         tenants=None,
         features=None,
+        streams=False,
     ):
+        self.streams = streams
         self.clock = clock or RealClock()
         self.hints = hints or HintsConfig()
         self.tenants = tenants or TenantsConfig(shares or {})
@@ -137,8 +219,12 @@ class House:
             hints=self.hints,
             tenants=self.tenants,
         )
+        host = None
+        if self.streams:
+            pool = host_pool(config, layout_of(self.pool, GROUP))
+            host = HostSide(pool, StreamedCopies(self.pool, pool))
         self.cache = await Cache.open(
-            config, self.pool, group=GROUP, backend=self.backend, clock=self.clock
+            config, self.pool, group=GROUP, backend=self.backend, clock=self.clock, host=host
         )
         self.orchestrator = self.cache._orchestrator
         self.residency = self.orchestrator.residency
@@ -210,7 +296,13 @@ class House:
     @contextmanager
     def busy_disk(self):
         """Inside, a load that never moves has its turn on the disk."""
-        queue = self.orchestrator._links["host->disk"].queue
+        with self.busy("host->disk"):
+            yield
+
+    @contextmanager
+    def busy(self, link):
+        """The same on any link."""
+        queue = self.orchestrator._links[link].queue
         ticket = queue.enter(Standing(), Priority.LOAD, deadline_s=0.0)
         queue.start(ticket)
         try:
@@ -332,6 +424,12 @@ def house():
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     return opened
+
+
+@pytest.fixture
+def engine_stream():
+    """``engine_stream()``: another stream of the engine's."""
+    return EngineStream
 
 
 @pytest.fixture
