@@ -204,7 +204,7 @@ def test_right_chances_are_found_out_and_then_count(house, prompt, learns):
         clock = VirtualClock()
         async with house(device=16, host=16, disk=0, clock=clock) as it:
             if not learns:
-                it.residency.policy["features_off"] |= Feature.REUSE
+                it.residency.policy["features_off"] = Feature.REUSE
             await converse(it, prompt, clock, said_right)
             told = it.cache.stats().hints.reliability[1]
             assert told.outcomes == 120
