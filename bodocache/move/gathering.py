@@ -5,7 +5,6 @@ Digests are of what was read from the device, so that a byte that changes on the
 a miss later, not a page. On a stream they are taken behind the last layer, from the very slots.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from bodocache import digest
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
+from bodocache.move.queue import LinkQueue, Priority
 from bodocache.move.residency import Residency, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.stream import LayerStream, passed
@@ -27,10 +27,17 @@ class Gathering:
     """Copies device slots to host slots; each method returns the digests of the pages."""
 
     def __init__(
-        self, residency: Residency, *, link: Link, copies: Copies, now_s: Callable[[], float]
+        self,
+        residency: Residency,
+        *,
+        link: Link,
+        beside: LinkQueue,
+        copies: Copies,
+        now_s: Callable[[], float],
     ) -> None:
         self._residency = residency
         self._link = link
+        self._beside = beside
         self._copies = copies
         self._now_s = now_s
 
@@ -65,17 +72,18 @@ class Gathering:
         return raw
 
     async def _in_turns(self, store: Store, slots: SlotArray, host_slots: SlotArray) -> _Digests:
-        """Between CPU pools, on the loop; other work of the loop's between two turns."""
+        """Between CPU pools, on the loop, in turns with the loads: they use the same memory bus."""
         copies, sums = self._copies, np.zeros((len(slots), 2), np.uint64)
         pages = max(1, copies.turn_nbytes // copies.layer_nbytes)
         for layer in range(copies.num_layers):
             await store.layer(layer)
             for first in range(0, len(slots), pages):
                 turn = slice(first, first + pages)
-                self._link.begin(begun_s := self._now_s())
-                copies.layer_to_host(layer, slots[turn], host_slots[turn], sums[turn])
-                self._end(begun_s, 1, len(slots[turn]), self._ended(layer + 1, slots[turn]))
-                await asyncio.sleep(0)
+                nbytes = len(slots[turn]) * copies.layer_nbytes
+                async with self._beside.turn(Priority.STORE, nbytes):
+                    self._link.begin(begun_s := self._now_s())
+                    copies.layer_to_host(layer, slots[turn], host_slots[turn], sums[turn])
+                    self._end(begun_s, 1, len(slots[turn]), self._ended(layer + 1, slots[turn]))
         return digest.of_sums(sums, copies.num_layers * copies.layer_nbytes)
 
     async def _on_stream(self, store: Store, slots: SlotArray, host_slots: SlotArray) -> _Digests:

@@ -165,6 +165,7 @@ class Orchestrator:
         self._storer = Storer(
             self.residency,
             link=self._links["device->host"],
+            beside=self._links["host->device"].queue,
             copies=self._copies,
             nursery=self._nursery,
             writer=self._writer,
