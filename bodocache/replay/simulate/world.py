@@ -106,6 +106,7 @@ class World:
             channel=self.storage,
             clock=self.clock,
             op_nbytes=self.profile.storage.op_bytes,
+            onward=self.down,
         )
         self.backend = backend
         copies = SimulatedCopies(self.device, self.host, down=self.down, up=self.up)
