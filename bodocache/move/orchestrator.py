@@ -234,9 +234,10 @@ class Orchestrator:
 
     def stands_aside(self, keys: KeyArray) -> bool:
         """Whether nothing but the device is to be asked for a request of ``keys``."""
-        copied_s = self._links["device->host"].counted()[3]
-        self.worth.spent(copied_s - self._counted_s)
-        self._counted_s = copied_s
+        if self._copies.runs_here:  # a GPU computes meanwhile
+            copied_s = self._links["device->host"].counted()[3]
+            self.worth.spent(copied_s - self._counted_s)
+            self._counted_s = copied_s
         return self.worth.judge(keys)
 
     def spent(self, seconds: float) -> None:
@@ -244,7 +245,10 @@ class Orchestrator:
         self.worth.spent(seconds)
 
     def _weigh(self, load: Load) -> None:
-        self.worth.loaded(load.from_below, self.now_s() - load.begun_s)
+        """An engine that said when it is free does not wait before that."""
+        since_s = load.begun_s if load.terms.start_s is None else load.terms.start_s
+        waited_s = max(0.0, self.now_s() - max(since_s, load.begun_s))
+        self.worth.loaded(load.from_below, waited_s)
 
     def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
         """When a load of pages that lie in ``tiers`` would be there, if it came now."""

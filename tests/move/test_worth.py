@@ -198,3 +198,36 @@ def test_an_owned_pools_pages_stay_on_the_host_but_are_not_written_while_it_is_a
             assert await it.pages_of(tokens) == 0
 
     asyncio.run(scenario())
+
+
+def test_what_passes_before_the_engine_is_free_is_no_wait_of_its(house, prompt):
+    async def scenario():
+        async with house(clock=VirtualClock()) as it:
+            for start_s, waited_s in ((None, 8.0), (5.0, 3.0), (10.0, 0.0)):
+                await it.put(prompt(4))
+                it.leave_on(Tier.DISK)
+                it.valve.is_shut = True
+                before_s = it.orchestrator.worth.spent_s
+                with await it.begin(prompt(4), start_s=start_s) as load:
+                    await asyncio.sleep(0)
+                    it.clock.advance(8.0)
+                    it.valve.open()
+                    assert (await load).pages == 4
+                spent_s = it.orchestrator.worth.spent_s - before_s
+                assert spent_s == pytest.approx(waited_s)
+
+    asyncio.run(scenario())
+
+
+def test_a_gpus_copies_of_stores_take_no_time_of_its_engine(house, prompt):
+    async def scenario():
+        async with house() as it:
+            await it.put(prompt(4))
+            assert it.orchestrator._links["device->host"].counted()[3] > 0.0
+            for runs_here in (False, True):
+                it.orchestrator._copies.runs_here = runs_here
+                before_s = it.orchestrator.worth.spent_s
+                it.orchestrator.stands_aside(np.zeros((0, 32), np.uint8))
+                assert (it.orchestrator.worth.spent_s > before_s) == runs_here
+
+    asyncio.run(scenario())

@@ -31,6 +31,11 @@ LOADING_SHARE = 0.5  # of the device's pages: what the loads of waiting requests
 class Policy(Protocol):
     """When loads begin, when a request may start, and what of its load it then waits for."""
 
+    @property
+    def steps_aside(self) -> bool:
+        """Whether its cache may step aside (docs/orchestrator.md): others' caches do not."""
+        ...
+
     def begin(self, engine: "Engine", job: Job) -> None:
         """Begin to load what ``job.match`` found; ``engine.poke`` when it may be ready later."""
         ...

@@ -8,6 +8,8 @@ from bodocache.replay.simulate.job import Job
 class Predicted:
     """Loads with all that an engine can say; starts when the load is whole, or was cut."""
 
+    steps_aside = True
+
     def begin(self, engine: Engine, job: Job) -> None:
         """Say when the engine is free, and what it computes in any case."""
         assert job.match is not None
