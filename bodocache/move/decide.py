@@ -9,6 +9,7 @@ must agree on a cut. A rank that follows another decides nothing by its own cloc
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,7 @@ class Decider:
         one.leaders = self.leaders(load.rows[wanted[sources == Tier.DISK]])
         self._watched[load] = one
         load.before_commit = self._before_commit
+        load.on_expected = self._expect
         self._apply_first(one)
         one.has_joined = bool(one.leaders)
         load.on_settled(lambda: self._forget(load))
@@ -169,6 +171,15 @@ class Decider:
         if pages is not None and pages < load.wanted:
             self.cuts[Why.UNPAID] += 1
             load.cut(pages)
+
+    def _expect(self, load: Load, start_s: float, n_waiting: float) -> None:
+        """The engine is free at another time than it said."""
+        one, now_s = self._watched.get(load), self._now_s()
+        if one is None:
+            return
+        load.terms = replace(load.terms, start_s=now_s + start_s, n_waiting=n_waiting)
+        one.template = self._outlook.template(load.terms)
+        self._look_again(max(0.0, self._looked_s + self._gap_s - now_s))
 
     def _before_commit(self, load: Load) -> None:
         if load in self._watched:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.move.choice import Choice
+from bodocache.move.effort import Effort
 from bodocache.move.link import Link
 from bodocache.move.listing import DISK, MAX_BOUNDARIES, list_load
 from bodocache.move.load import Load
@@ -54,15 +55,14 @@ class Outlook:
         *,
         page_nbytes: int,
         page_tokens: int,
-        token_s: float,
-        slope_s: float,
+        effort: Effort,
         layers: int,
         switch_s: float,
     ) -> None:
         self._links = (links[Tier.DISK], links[Tier.HOST])
         self.page_nbytes = page_nbytes
         self._page_tokens = page_tokens
-        self._token_s, self._slope_s = token_s, slope_s
+        self._effort = effort
         self._layers = layers
         self._switch_s = switch_s
         self._is_known = np.zeros(len(self._links), np.bool_)
@@ -103,8 +103,7 @@ class Outlook:
 
     def recompute_s(self, pages: int) -> float:
         """Seconds to compute the first ``pages`` of a prompt again."""
-        tokens = pages * self._page_tokens
-        return self._token_s * tokens + self._slope_s * tokens * tokens / 2
+        return self._effort.recompute_s(pages * self._page_tokens)
 
     def _measure(self, watched: Sequence[Watched], first_due_s: float) -> None:
         """The links as they are believed now, and what others have queued ahead of the loads."""
@@ -156,7 +155,7 @@ class Outlook:
         record = np.zeros(1, loads.LOAD)
         record["wait_s"] = -np.inf if terms.start_s is None else terms.start_s
         record["new_compute_s"] = terms.compute_s.sum()
-        record["token_s"], record["slope_s"] = self._token_s, self._slope_s
+        record["token_s"], record["slope_s"] = self._effort.token_s, self._effort.slope_s
         record["n_waiting"] = terms.n_waiting
         record["layers"] = self._layers if terms.is_layered else 0
         record["links"], record["copies"] = DISK, 1

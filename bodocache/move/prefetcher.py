@@ -49,7 +49,14 @@ class Prefetcher:
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
         self._live: set[Operation] = set()
 
-    def begin(self, rows: RowArray, deadline_s: float, *, tenant: int = 0) -> Operation:
+    def begin(
+        self,
+        rows: RowArray,
+        deadline_s: float,
+        *,
+        tenant: int = 0,
+        priority: Priority = Priority.PREFETCH,
+    ) -> Operation:
         """Begin to read ``rows``, which lie on disk and not on the host; what arrives in time.
 
         The credits of ``tenant`` pay for it.
@@ -57,7 +64,7 @@ class Prefetcher:
         operation = Operation()
         self._live.add(operation)
         self._residency.pin(rows)
-        self._nursery.spawn(self._run(operation, rows, deadline_s, tenant))
+        self._nursery.spawn(self._run(operation, rows, deadline_s, tenant, priority))
         return operation
 
     async def close(self) -> None:
@@ -68,7 +75,12 @@ class Prefetcher:
             await operation
 
     async def _run(
-        self, operation: Operation, rows: RowArray, deadline_s: float, tenant: int
+        self,
+        operation: Operation,
+        rows: RowArray,
+        deadline_s: float,
+        tenant: int,
+        priority: Priority,
     ) -> None:
         timer = None
         if math.isfinite(deadline_s):
@@ -79,7 +91,7 @@ class Prefetcher:
             for first in range(0, len(rows), self._batch_pages):
                 batch = rows[first : first + self._batch_pages]
                 nbytes = len(batch) * self._backend.page_nbytes
-                async with self._link.queue.turn(Priority.PREFETCH, nbytes, payers=(tenant,)):
+                async with self._link.queue.turn(priority, nbytes, payers=(tenant,)):
                     if operation.is_cancelled:
                         break
                     arrived += await self._read(operation, batch)

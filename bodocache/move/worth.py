@@ -74,10 +74,14 @@ class Worth:
         self.spent_s += seconds
         self._spent += seconds
 
-    def loaded(self, depths: NDArray[np.int64], waited_s: float) -> None:
-        """A load brought the pages at ``depths`` from the host or the disk."""
+    def loaded(self, depths: NDArray[np.int64], waited_s: float, n_waiting: float) -> None:
+        """A load brought the pages at ``depths`` from the host or the disk.
+
+        To compute them would have delayed ``n_waiting`` other requests; the wait delays none: the
+        engine serves them meanwhile.
+        """
         self.spent(waited_s)
-        saved_s = float(self._recompute_s(depths).sum())
+        saved_s = (1.0 + n_waiting) * float(self._recompute_s(depths).sum())
         self.saved_s += saved_s
         self._saved += saved_s
 

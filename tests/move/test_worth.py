@@ -173,6 +173,12 @@ def test_it_never_steps_aside_where_that_is_switched_off(is_on):
     assert worth.judge(np.zeros((1, 32), np.uint8)) == is_on
 
 
+def test_a_load_saves_everyone_whom_the_recompute_would_have_delayed():
+    worth = worth_of(VirtualClock())
+    worth.loaded(np.arange(4), waited_s=0.1, n_waiting=2.5)
+    assert (worth.saved_s, worth.spent_s) == (pytest.approx(3.5 * 4 * PAGE_S), 0.1)
+
+
 def worth_of(clock, is_on=True):
     return Worth(
         recompute_s=lambda depths: np.full(len(depths), PAGE_S),

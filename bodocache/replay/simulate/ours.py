@@ -23,14 +23,16 @@ class Predicted:
             job.match,
             start_s=start_s,
             compute_s=[new_s / speed.layers] * speed.layers,
-            n_waiting=round(behind),
+            n_waiting=behind,
             deadline_s=latest_s,
         )
         job.load.on_settled(engine.poke)
 
-    def is_ready(self, engine: Engine, job: Job) -> bool:  # noqa: ARG002 -- one signature
-        """When nothing more will come."""
+    def is_ready(self, engine: Engine, job: Job) -> bool:
+        """When nothing more will come; if not, the engine is free, or will be, by now."""
         assert job.load is not None
+        if not job.load.done:
+            job.load.expect(start_s=engine.backlog_s(job), n_waiting=engine.behind(job))
         return job.load.done
 
     def commit(self, engine: Engine, job: Job) -> None:
