@@ -111,7 +111,7 @@ class Decider:
     def progress_of(self, load: Load) -> None:
         """Something of ``load`` has arrived, or failed."""
         if load in self._watched:
-            self._idle_gap_s = 2 * CHUNK_S
+            self._idle_gap_s = 2 * max(CHUNK_S, self._outlook.page_s)
             left_s = self._looked_s + self._gap_s - self._now_s()
             if left_s <= 0:
                 self._look()

@@ -101,6 +101,11 @@ class Outlook:
             choices[i] = self._choice(k, first)
         return choices
 
+    @property
+    def page_s(self) -> float:
+        """Seconds that a page takes on the slower link, when last looked at."""
+        return float(self.page_nbytes / self._records["rate"].min())
+
     def recompute_s(self, pages: int) -> float:
         """Seconds to compute the first ``pages`` of a prompt again."""
         return self._effort.recompute_s(pages * self._page_tokens)

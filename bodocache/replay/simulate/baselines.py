@@ -79,12 +79,17 @@ class Recompute:
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    """Start at once and wait inside the step for whatever comes, layer by layer."""
+    """Start at once and wait inside the step for whatever comes.
+
+    ``is_layered``: layers come from the host one by one, each while the one before is computed;
+    what is on disk comes whole before. If not, all of it is awaited.
+    """
 
     steps_aside: ClassVar = False
+    is_layered: bool = False
 
     def begin(self, engine: Engine, job: Job) -> None:
-        """Load all of it; layers are awaited in the step."""
+        """Load all of it; it is awaited in the step."""
         assert job.match is not None
         speed = engine.speed
         new_s = speed.prefill_s(job.matched, job.tokens - job.matched)
@@ -100,7 +105,7 @@ class Always:
         """All that may still come."""
         assert job.load is not None
         committed = job.load.commit()
-        job.streams = not job.load.done
+        job.streams, job.is_layered = not job.load.done, self.is_layered
         engine.take(job, len(committed) // engine.profile.model.page_tokens)
 
 
@@ -121,4 +126,5 @@ BEST_EFFORT = Patience(lambda _pages, _page_tokens: 0.0)
 TIMEOUT = Patience(sglang_timeout_s)
 STATIC_TIMEOUT = Patience(lambda _pages, _page_tokens: STATIC_TIMEOUT_S)
 LOAD_ALWAYS = Always()
+LOOKAHEAD = Always(is_layered=True)
 RECOMPUTE_ALWAYS = Recompute()
