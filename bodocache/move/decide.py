@@ -282,9 +282,11 @@ class Decider:
             self.reroute(part, other)
 
     def _nearly_over(self, one: Watched) -> bool:
-        """Whether so little is left that it is there by the time a cut has taken effect."""
+        """Whether no more is left than two chunks, of a page at least: it comes as soon as a cut."""
         for part in (*one.parts, *one.leaders):
             known = part.link.estimate()
-            if known is None or part.left_nbytes > 2 * CHUNK_S * known.rate:
+            if known is None:
+                return False
+            if part.left_nbytes > 2 * max(part.page_nbytes, CHUNK_S * known.rate):
                 return False
         return True
