@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = ("#aa3377", "#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#bbbbbb", "#885500")
-COLOURS += ("#000000",)
+COLOURS = ("#aa3377", "#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#bbbbbb", "#000000")
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

@@ -282,7 +282,7 @@ class Decider:
             self.reroute(part, other)
 
     def _nearly_over(self, one: Watched) -> bool:
-        """Whether no more is left than two chunks, of a page at least: it comes as soon as a cut."""
+        """Whether no more is left than two chunks, of a page each at least: a cut is no sooner."""
         for part in (*one.parts, *one.leaders):
             known = part.link.estimate()
             if known is None:

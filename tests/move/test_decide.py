@@ -200,6 +200,24 @@ def test_what_is_nearly_there_is_not_cut(house, prompt, is_near, pages):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("pages", "is_near"), [(2, True), (3, False)])
+def test_two_pages_that_are_left_are_as_good_as_there(house, prompt, pages, is_near):
+    """However long a page takes: a cut would let one of them end anyway."""
+
+    async def scenario():
+        async with house() as it:
+            await on_tier(it, prompt(pages), Tier.DISK)
+            teach(it, SLOW)
+            it.valve.is_shut = True
+            with await it.begin(prompt(pages), start_s=100.0) as load:
+                decider = it.orchestrator.decider
+                assert decider._nearly_over(decider._watched[load]) == is_near
+                it.valve.open()
+                await load
+
+    asyncio.run(scenario())
+
+
 def test_two_looks_must_agree_on_a_cut(house, prompt):
     async def scenario():
         async with house() as it, asyncio.timeout(5):

@@ -79,14 +79,9 @@ class Recompute:
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    """Start at once and wait inside the step for whatever comes.
-
-    ``is_layered``: layers come from the host one by one, each while the one before is computed;
-    what is on disk comes whole before. If not, all of it is awaited.
-    """
+    """Start at once and wait inside the step for the whole load."""
 
     steps_aside: ClassVar = False
-    is_layered: bool = False
 
     def begin(self, engine: Engine, job: Job) -> None:
         """Load all of it; it is awaited in the step."""
@@ -105,7 +100,7 @@ class Always:
         """All that may still come."""
         assert job.load is not None
         committed = job.load.commit()
-        job.streams, job.is_layered = not job.load.done, self.is_layered
+        job.streams = not job.load.done
         engine.take(job, len(committed) // engine.profile.model.page_tokens)
 
 
@@ -126,5 +121,4 @@ BEST_EFFORT = Patience(lambda _pages, _page_tokens: 0.0)
 TIMEOUT = Patience(sglang_timeout_s)
 STATIC_TIMEOUT = Patience(lambda _pages, _page_tokens: STATIC_TIMEOUT_S)
 LOAD_ALWAYS = Always()
-LOOKAHEAD = Always(is_layered=True)
 RECOMPUTE_ALWAYS = Recompute()

@@ -17,14 +17,12 @@ import numpy as np
 
 from bodocache.cache import Cache
 from bodocache.errors import ConfigError, LoadFailed, TierFull
-from bodocache.pages import Tier
 from bodocache.replay.simulate.job import Job
 from bodocache.replay.simulate.profile import Profile
 from bodocache.replay.simulate.speed import Speed
 
 DECODE_STEPS = 64  # at most, as one event
 RETRY_S = 1e-3
-LOOK_S = 1e-3
 SETTLED_S = 30.0
 BUSIEST = 0.95  # an engine's share of the time, beyond which it is taken for no more
 LOADING_SHARE = 0.5  # of the device's pages: what the loads of waiting requests may take
@@ -262,21 +260,12 @@ class Engine:
         return is_whole
 
     async def _compute_as_it_comes(self, layer_s: float, streaming: list[Job]) -> bool:
-        """Layer by layer, each when every load has brought it.
-
-        Copies of a simulation go page by page: where those from the host are meant to go layer by
-        layer, a layer is there when as many of their bytes are, and the pages from the disk.
-        """
-        on_host = {job.number: _missing(job)[1] for job in streaming}
+        """Layer by layer, each when every load has brought it."""
         for layer in range(self.speed.layers):
             for job in streaming:
                 assert job.load is not None
                 try:
-                    if job.is_layered and layer + 1 < self.speed.layers:
-                        left = (1.0 - (layer + 1) / self.speed.layers) * on_host[job.number]
-                        await self._until_left(job, left, layer_s)
-                    else:
-                        await job.load.layer(layer)
+                    await job.load.layer(layer)
                 except LoadFailed as error:
                     await job.load.released
                     await self._do_without(job, error.pages)
@@ -285,12 +274,6 @@ class Engine:
         for job in streaming:
             job.streams = False
         return True
-
-    async def _until_left(self, job: Job, left: float, each_s: float) -> None:
-        """Look every ``each_s`` whether no more than ``left`` pages of the host are missing."""
-        assert job.load is not None
-        while not job.load.done and _missing(job) > (0, left):  # noqa: ASYNC110 -- in virtual time
-            await asyncio.sleep(max(each_s, LOOK_S))
 
     async def _do_without(self, job: Job, pages: int) -> None:
         """Only the first ``pages`` of what was committed came: compute the others, too."""
@@ -376,12 +359,3 @@ class Engine:
             self._poked = None
             if timer is not None:
                 timer.cancel()
-
-
-def _missing(job: Job) -> tuple[int, int]:
-    """Pages that were committed and have not come: from the disk, and from the host."""
-    assert job.load is not None
-    assert job.match is not None
-    missing = job.load.are_missing[: job.load.wanted]
-    from_disk = job.match.tiers[: len(missing)] == Tier.DISK
-    return int((missing & from_disk).sum()), int((missing & ~from_disk).sum())

@@ -34,7 +34,6 @@ class Job:
     at: int = 0  # tokens that are in place
     left: int = 0  # tokens still to decode
     streams: bool = False  # its layers may still be on their way when it is computed
-    is_layered: bool = False  # and come one after the other; if not, all with the last page
     committed: bool = False
     cut: bool = False  # at least a page that was matched was not brought
     recompute_s: float = 0.0

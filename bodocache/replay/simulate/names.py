@@ -10,7 +10,6 @@ BASELINES = (
     "timeout",
     "static_timeout",
     "load_always",
-    "lookahead",
     "recompute_always",
 )
 WEATHERS = ("steady", "bursty", "drifting", "failing", "hung")

@@ -16,7 +16,6 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "timeout": lambda: baselines.TIMEOUT,  # idem
     "static_timeout": lambda: baselines.STATIC_TIMEOUT,
     "load_always": lambda: baselines.LOAD_ALWAYS,
-    "lookahead": lambda: baselines.LOOKAHEAD,
     "recompute_always": lambda: baselines.RECOMPUTE_ALWAYS,
     ORACLE: Oracle,
 }
