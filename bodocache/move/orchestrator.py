@@ -186,6 +186,8 @@ class Orchestrator:
                 now_s=clock.now_s,
             )
         )
+        if self._prefetcher is not None:
+            self._prefetcher.are_coming = self._loader.are_coming
         self._demoter = Demoter(
             self.residency,
             writer=self._writer,

@@ -48,6 +48,8 @@ class Prefetcher:
         self._now_s = now_s
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
         self._live: set[Operation] = set()
+        # Which rows a load brings meanwhile.
+        self.are_coming: Callable[[RowArray], NDArray[np.bool_]] = lambda rows: rows < 0
 
     def begin(
         self,
@@ -105,9 +107,10 @@ class Prefetcher:
             operation.end(arrived)
 
     async def _read(self, operation: Operation, rows: RowArray) -> int:
-        """Read those that no load has brought meanwhile, as many as the host has room for."""
+        """Read those that no load has brought or brings, as many as the host has room for."""
         residency = self._residency
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
+        rows = rows[~self.are_coming(rows)]
         owner = int(residency.table.records["tenant"][rows[-1]]) if len(rows) else 0
         residency.room_for(Activity.HINT, owner)
         slots = residency.take_most(Tier.HOST, len(rows), tenant=owner)
