@@ -27,7 +27,6 @@ RowArray = NDArray[np.int64]
 
 GAP_S = 1e-3  # between two looks, at least
 LOOKING_SHARE = 0.05  # of the loop's time: where many loads make a look long, there are fewer
-LONGEST_GAP_S = 0.1  # while nothing arrives
 LINGER_S = 0.25  # for what storage has begun; longer than a read that is not stuck
 
 
@@ -70,7 +69,6 @@ class Decider:
         self._watched: dict[Load, Watched] = {}
         self._looked_s = -np.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._idle_gap_s = 2 * CHUNK_S
         self._gap_s = GAP_S
 
     def consult(self, decide: Decide) -> None:
@@ -102,7 +100,7 @@ class Decider:
         if one is not None:
             one.parts.append(part)
             one.sources[part.positions] = part.source
-            self._look_again(self._idle_gap_s)
+            self._look_again(self._chunk_s)
 
     def progress(self, part: Part) -> None:
         """Something of ``part`` has arrived, or failed."""
@@ -111,7 +109,6 @@ class Decider:
     def progress_of(self, load: Load) -> None:
         """Something of ``load`` has arrived, or failed."""
         if load in self._watched:
-            self._idle_gap_s = 2 * max(CHUNK_S, self._outlook.page_s)
             left_s = self._looked_s + self._gap_s - self._now_s()
             if left_s <= 0:
                 self._look()
@@ -197,7 +194,6 @@ class Decider:
     def _look_by_timer(self) -> None:
         self._timer = None
         if self._watched:
-            self._idle_gap_s = min(LONGEST_GAP_S, 1.5 * self._idle_gap_s)
             self._look()
 
     def _apply_first(self, one: Watched) -> None:
@@ -227,6 +223,11 @@ class Decider:
         )
         return bool(there and here and there.finish_s + CHUNK_S < here.finish_s)
 
+    @property
+    def _chunk_s(self) -> float:
+        """How long a chunk takes, of a page at least: so soon a load is looked at again."""
+        return max(CHUNK_S, self._outlook.page_s)
+
     def _look(self) -> None:
         begun_s = self._now_s()
         self._look_at_all()
@@ -243,7 +244,7 @@ class Decider:
         if any(one.cut_at >= 0 for one in self._watched.values()):
             self._look_again(self._gap_s)  # once more, and it is cut
         elif any(one.is_begun for one in self._watched.values()):
-            self._look_again(max(self._gap_s, self._idle_gap_s))
+            self._look_again(max(self._gap_s, self._chunk_s))
 
     def _apply(self, one: Watched, choice: Choice, now_s: float) -> None:
         load = one.load

@@ -200,6 +200,26 @@ def test_what_is_nearly_there_is_not_cut(house, prompt, is_near, pages):
     asyncio.run(scenario())
 
 
+def test_a_load_of_which_nothing_comes_is_looked_at_once_a_chunk(house, prompt):
+    async def scenario():
+        async with house() as it, asyncio.timeout(10):
+            await on_tier(it, prompt(6), Tier.DISK)
+            teach(it, PAGE_NBYTES / 0.05)  # 50 ms a page
+            it.valve.is_shut = True
+            with await it.begin(prompt(6), start_s=100.0):
+                decider, looks = it.orchestrator.decider, []
+                look = decider._look_at_all
+                decider._look_at_all = lambda: (looks.append(it.clock.now_s()), look())
+                await asyncio.sleep(0.5)
+                it.valve.open()
+            gaps_s = np.diff(looks)
+            assert len(gaps_s) >= 4
+            assert gaps_s.min() >= 0.045
+            assert np.median(gaps_s) < 0.09  # and not ever longer
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(("pages", "is_near"), [(2, True), (3, False)])
 def test_two_pages_that_are_left_are_as_good_as_there(house, prompt, pages, is_near):
     """However long a page takes: a cut would let one of them end anyway."""
