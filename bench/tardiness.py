@@ -167,6 +167,7 @@ def claims(rows: Sequence[Row]) -> Iterator[Claim]:
     points: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in rows:
         points.setdefault(_key(row), {})[row["policy"]] = row
+    points = {key: of for key, of in points.items() if of.keys() >= {*NAMES}}
     if not points:
         return
     on_time = [_slo(point) for point in points.values()]
