@@ -2,12 +2,13 @@
 """What a planning window costs on one core, and what each of its stages gains.
 
 Windows: demands for pages of a table of 10^6, drawn anew each time, after the caches were emptied
-by a walk over 64 MiB. ``chains``: requests for 25 pages of one prefix; ``scattered``: every page at
-random, of a cluster of its own (no real window is that bad). Four of five demands are loads, the
-others writes and prefetches, each request with a deadline of its own. ``full``: beside 100 tenants
-whose credits suffice, two links and, for chains, a record of each request that loads, so that its
-cut is decided; else none of these is given. ``cpu``: the thread's own time, for a machine that
-others use too.
+by a walk over 64 MiB. ``chains``: requests for 25 pages of one prefix; ``scattered``: every page of
+another prefix, of a cluster of its own (no real window is that bad). Four of five demands are
+loads, the others writes and prefetches, each request with a deadline of its own. ``full``: beside
+100 tenants whose credits suffice, two links and a record of each request that loads, so that its
+cut is decided; else none of these is given. ``evicts``: host and disk have no free place, so that
+for each page that goes there another is to leave (``leave``). ``cpu``: the thread's own time, for a
+machine that others use too.
 
 Stages: the conversation trace (bench/_planner_trace.py), once with all of them, then with each
 switched off: ``loss`` is how the totals change by it (us_per_window falls by the stage's cost).
@@ -60,11 +61,20 @@ class Table:
         self.queues, self.policy = evict.open_queues(PAGES), np.zeros(1, POLICY)
         self.policy["half_life_s"], self.policy["chunk_nbytes"] = 600.0, 2 << 20
 
+    def fill(self) -> None:
+        """Queue the pages where they lie; from now on there is no room for another."""
+        tiers, self.pages["tiers"] = self.pages["tiers"].copy(), 0
+        for tier in (Tier.HOST, Tier.DISK):
+            rows = np.flatnonzero(tiers & tier.bit)
+            evict.arrive(self.pages, self.queues, self.policy, rows, int(tier), 0.0)
+            self.policy["capacity_pages"][0, tier] = len(rows)
+
     def draw(self, count: int, shape: str) -> NDArray[np.void]:
         """``count`` demands."""
         requests, made = count // RUN, np.zeros(count, DEMAND)
         if shape == "scattered":
-            made["page"] = self.chance.integers(0, PAGES, count)
+            prefixes = self.chance.integers(0, PAGES // RUN, count)
+            made["page"] = prefixes * RUN + np.arange(count) % RUN
         else:
             first = self.chance.integers(0, PAGES // RUN, requests) * RUN
             made["page"] = (first[:, None] + np.arange(RUN)).ravel()
@@ -86,30 +96,34 @@ class Table:
         links["rate"], links["drift"] = [20e9, 2e9], 0.05
         links["source"], links["destination"] = [Tier.HOST, Tier.DISK], [Tier.DEVICE, Tier.HOST]
         loads = np.flatnonzero(demands["kind"][::RUN] == OpKind.LOAD)
-        requests = np.zeros(len(loads) if shape == "chains" else 0, REQUEST)
-        if shape == "chains":
-            requests["request"], requests["first"], requests["count"] = loads, loads * RUN, RUN
-            requests["page_tokens"], requests["token_s"], requests["cut_at"] = 16, 1e-5, -1
-            requests["layers"] = 32
+        requests = np.zeros(len(loads), REQUEST)
+        requests["request"], requests["first"], requests["count"] = loads, loads * RUN, RUN
+        requests["page_tokens"], requests["token_s"], requests["cut_at"] = 16, 1e-5, -1
+        requests["layers"] = 32
         return bare._replace(tenants=tenants, links=links, requests=requests)
 
 
-def measure_windows(table: Table, count: int, shape: str, *, full: bool = False) -> dict[str, Any]:
-    planner, seconds, busy, ops = Planner(), [], [], 0
+def measure_windows(
+    table: Table, count: int, shape: str, *, full: bool = False, evicts: bool = False
+) -> dict[str, Any]:
+    planner, seconds, busy, ops, leave = Planner(), [], [], 0, 0
     for _ in range(WINDOWS[count] + 2):
         inputs = table.inputs(count, shape, full=full)
         _FLUSH.sum()
         begin, busy_begin = time.perf_counter(), time.thread_time()
-        ops = len(planner.plan(inputs, table.queues).ops)
+        made = planner.plan(inputs, table.queues, evicts=evicts).ops
         busy.append(time.thread_time() - busy_begin)
         seconds.append(time.perf_counter() - begin)
+        ops, leave = len(made), int(made["count"][made["kind"] == OpKind.EVICT].sum())
     taken, worked = timing(seconds[2:]), timing(busy[2:])
     return {
         "what": "window",
         "shape": shape,
         "full": full,
+        "evicts": evicts,
         "demands": count,
         "ops": ops,
+        "leave": leave,
         "windows": taken.runs,
         "p50_us": round(1e6 * taken.median_s, 1),
         "p99_us": round(1e6 * taken.p99_s, 1),
@@ -201,6 +215,12 @@ def main() -> None:
     shapes = ("chains", "scattered")
     whole = [measure_windows(table, 10_000, shape, full=True) for shape in shapes]
     growth, first = measure_growth(table), measure_first_call()
+    table.fill()
+    crowded = [
+        measure_windows(table, 10_000, shape, full=full, evicts=True)
+        for full in (False, True)
+        for shape in shapes
+    ]
     many, million = by[10_000, "scattered"], by[1_000_000, "chains"]
     claims = [
         Claim.at_most("10^4 demands, the worse shape, p50", many["p50_us"] / 1e3, 1.5, "ms"),
@@ -210,6 +230,14 @@ def main() -> None:
             for row in whole
             for name, key, most in (("p50", "p50_us", 1.5), ("p99", "p99_us", 3.0))
         ),
+        *(
+            Claim.at_most(
+                f"no free place, {'full' if row['full'] else 'bare'}, {row['shape']}, {name}",
+                *(row[key] / 1e3, most, "ms"),
+            )
+            for row in crowded
+            for name, key, most in (("p50", "p50_us", 3.0), ("p99", "p99_us", 6.0))
+        ),
         Claim.at_most("10^6 demands, chains, p50", million["p50_us"] / 1e3, 150.0, "ms"),
         Claim.at_most("first call after start", first["call_ms"], 50.0, "ms"),
         Claim.at_most("growth over 10^5 windows", growth["resident_nbytes"] / 2**20, 1.0, "MiB"),
@@ -217,7 +245,7 @@ def main() -> None:
     features = [str(feature.name) for feature in Feature]
     write(
         arguments.json,
-        [*windows, *whole, growth, first, *measure_stages(arguments.trace)],
+        [*windows, *whole, *crowded, growth, first, *measure_stages(arguments.trace)],
         claims,
         features=features,
     )

@@ -58,7 +58,10 @@ class Work(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The plan that is being made: arrays of n, one more for ``answers``."""
+    """The plan that is being made: arrays of 2 n, ``demands`` of n.
+
+    Each of n demands moves a page at most, and has one leave for it (room.py).
+    """
 
     ops: Records  # OP
     rows: NDArray[np.int64]
@@ -101,10 +104,10 @@ def work_for(demands: int) -> Work:
 def room_for(demands: int) -> Room:
     """A plan of nothing, with room for ``demands``."""
     return Room(
-        np.empty(demands, OP),
+        np.empty(2 * demands, OP),
+        np.empty(2 * demands, np.int64),
         np.empty(demands, np.int64),
-        np.empty(demands, np.int64),
-        np.empty(demands + 1, np.int64),
+        np.empty(2 * demands + 1, np.int64),
         np.zeros(3, np.int64),
     )
 

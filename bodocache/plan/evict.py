@@ -150,7 +150,7 @@ def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -
     for row in rows:
         assert 0 <= row < len(pages)
         recount(pages, queues, row)
-        _weigh_everywhere(pages, queues, policy, row)
+        weigh_everywhere(pages, queues, policy, row)
 
 
 @jit.kernel(POLICIES)
@@ -196,7 +196,7 @@ def arrive_one(
     recount(pages, queues, row)
     _count_child(pages, queues, policy, row, tier, 1)
     _lift(pages, queues, policy, row)
-    _weigh_everywhere(pages, queues, policy, row)
+    weigh_everywhere(pages, queues, policy, row)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
@@ -211,7 +211,7 @@ def depart_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, 
     queues.tally.used[tier, account_of(pages, queues, row)] -= 1
     recount(pages, queues, row)
     pairing.drop(queues.nodes[tier], queues.roots[tier], row)
-    _weigh_everywhere(pages, queues, policy, row)
+    weigh_everywhere(pages, queues, policy, row)
     _count_child(pages, queues, policy, row, tier, -1)
 
 
@@ -222,7 +222,7 @@ def bring_back(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, 
     queues.tally.used[tier, account_of(pages, queues, row)] += 1
     recount(pages, queues, row)
     _count_child(pages, queues, policy, row, tier, 1)
-    _weigh_everywhere(pages, queues, policy, row)
+    weigh_everywhere(pages, queues, policy, row)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
@@ -245,7 +245,7 @@ def pin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> 
     assert 0 <= row < len(pages)
     pages[row]["pins"] += 1
     if pages[row]["pins"] == 1:
-        _weigh_everywhere(pages, queues, policy, row)
+        weigh_everywhere(pages, queues, policy, row)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
@@ -255,11 +255,12 @@ def unpin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -
     assert pages[row]["pins"] > 0
     pages[row]["pins"] -= 1
     if pages[row]["pins"] == 0:
-        _weigh_everywhere(pages, queues, policy, row)
+        weigh_everywhere(pages, queues, policy, row)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
-def _weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
+def weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
+    """As :func:`weigh`, in every tier that the row lies in."""
     for tier in range(TIERS):
         if (np.int64(pages[row]["tiers"]) >> tier) & 1:
             weigh(pages, queues, policy, row, tier)
@@ -327,6 +328,13 @@ def recount(pages: PageArray, queues: Queues, row: Int) -> None:
     queues.counted[row] = tiers
 
 
+@jit.kernel(PAGES, jit.i8)
+def parent_of(pages: PageArray, row: Int) -> Int:
+    """The row of the page before it, or -1: none, or what a bad record holds is no row."""
+    parent = np.int64(pages[row]["parent"])
+    return parent if 0 <= parent < len(pages) else np.int64(-1)
+
+
 @jit.kernel(PAGES, jit.i8, jit.i8)
 def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     """Whether the page's copy in ``tier`` can go without taking anything from anyone."""
@@ -362,14 +370,14 @@ def _count_child(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, change: Int
 ) -> None:
     """Tell the row's parent that a child came to (+1) or left (-1) ``tier``."""
-    parent = np.int64(pages[row]["parent"])
+    parent = parent_of(pages, row)
     if parent < 0:
         return
     pages[parent]["children"][tier] += change
     tiers = np.int64(pages[row]["tiers"])
     if tiers == 0 or (change > 0 and tiers == 1 << tier):  # its last copy left, its first came
         pages[parent]["descended"] += change
-        _weigh_everywhere(pages, queues, policy, parent)
+        weigh_everywhere(pages, queues, policy, parent)
     else:
         weigh(pages, queues, policy, parent, tier)
 
@@ -377,12 +385,12 @@ def _count_child(
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
 def _lift(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """Enforce p_reuse(parent) >= p_reuse(child): who uses a page uses the pages before it."""
-    parent: Int = np.int64(pages[row]["parent"])
+    parent: Int = parent_of(pages, row)
     while parent >= 0 and _is_hotter(pages, row, parent, policy[0]["half_life_s"]):
         pages[parent]["heat"] = pages[row]["heat"]
         pages[parent]["stamp_s"] = pages[row]["stamp_s"]
         _rekey(pages, queues, policy, parent)
-        row, parent = parent, np.int64(pages[parent]["parent"])
+        row, parent = parent, parent_of(pages, parent)
 
 
 @jit.kernel(PAGES, jit.i8, jit.i8, jit.f8)

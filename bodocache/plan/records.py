@@ -117,12 +117,13 @@ REQUEST = np.dtype(
     align=True,
 )
 
-# One who pays for ops with credits (credits.py), and whose pages have a share of every tier.
+# One who pays for ops with credits (credits.py), and whose pages have a share of every tier
+# (shares.py): the queues know it too.
 TENANT = np.dtype(
     [
         ("domain", "<u4"),  # it demands pages of this domain only
         ("lend", "<f4"),  # of each cap, what others may borrow while it is unused: 0 to 1
-        ("share", "<f8"),  # of each tier's capacity; all shares sum to at most 1
+        ("share", "<f8"),  # of each tier's capacity, in EVICT ops; all sum to at most 1
         ("refilled_s", "<f8"),  # the clock of its buckets
         ("rate", "<f8", (BUCKETS,)),  # credits/s; a weight where the link cannot give them all
         ("cap", "<i8", (BUCKETS,)),  # the most it can hold; at least one page, one I/O

@@ -54,9 +54,18 @@ def open_tally(parts: Mapping[int, float] | None = None) -> Tally:
 
 
 def of_tenants(tenants: NDArray[Any]) -> Tally:
-    """The same for the tenants' table of a window (TENANT): a tenant's number is its row."""
+    """The same for the tenants' table of windows (TENANT): a tenant's number is its row."""
     shares = tenants["share"]
     return open_tally({int(row): float(shares[row]) for row in np.flatnonzero(shares > 0)})
+
+
+def other_than(tally: Tally, tenants: NDArray[Any]) -> int:
+    """The first tenant of the table whose share is not its share of ``tally``, or -1."""
+    parts = np.zeros(len(tenants))
+    known = tally.tenants[1:] < len(tenants)
+    parts[tally.tenants[1:][known]] = tally.parts[1:][known]
+    differ = np.flatnonzero(parts != tenants["share"])
+    return int(differ[0]) if len(differ) else -1
 
 
 TALLY = jit.named(Tally, jit.array("i8"), jit.array("f8"), jit.array("i8", 2))

@@ -17,6 +17,11 @@ from bodocache.plan import evict, pairing, reuse, shares, unproven
 from bodocache.plan.evict import PageArray, PolicyArray, Queues, Rows
 from bodocache.plan.records import Int
 
+Marks = NDArray[np.uint8]
+
+SPARED, SET_ASIDE = 1, 2  # the latter: out of the queues, as it was met there
+NOBODY: Marks = np.zeros(0, np.uint8)
+MARKS = jit.array("u1")
 _PAGES, _QUEUES, _POLICIES, _ROWS = evict.PAGES, evict.QUEUES, evict.POLICIES, evict.ROWS
 
 
@@ -26,9 +31,10 @@ class Taker(NamedTuple):
     account: Int  # shares.py; ANYBODY: pages of every account may go
     tenant: Int
     promised: Int  # pages for which it has room already: free places, and what is on its way
+    marks: Marks = NOBODY  # [rows]: SPARED ones stay; who marks them queues the SET_ASIDE again
 
 
-TAKER = jit.named(Taker, jit.i8, jit.i8, jit.i8)
+TAKER = jit.named(Taker, jit.i8, jit.i8, jit.i8, MARKS)
 ALL_WENT, WORTH_LESS, NONE_LEFT = range(3)  # why a round has ended
 
 
@@ -43,7 +49,8 @@ def coldest(
     out: Rows,
 ) -> int:
     """As :func:`coldest_for`, whosever the pages are."""
-    taker = Taker(np.int64(shares.ANYBODY), np.int64(0), np.int64(0))
+    nobody = queues.counted[:0]
+    taker = Taker(np.int64(shares.ANYBODY), np.int64(0), np.int64(0), nobody)
     return coldest_for(pages, queues, policy, tier, count, now_s, taker, out)
 
 
@@ -65,14 +72,14 @@ def coldest_for(
     of those whose pages the taker may not have (shares.py), or the churn guard (:func:`allowance`)
     lets no more go.
     """
-    count = min(count, _begin(pages, queues, policy, tier, now_s))
+    count = min(count, begin(pages, queues, policy, tier, now_s))
     taken, floor = 0, -np.inf
     while taken < count:
-        lane = _next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
+        lane = next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
         if lane < 0:
             break
         floor = max(floor, queues.fronts[lane])
-        out[taken] = _evict_first(pages, queues, policy, tier, lane, floor)
+        out[taken] = evict_first(pages, queues, policy, tier, lane, floor)
         taken += 1
     _end(pages, queues, policy, tier, out[:taken])
     return taken
@@ -103,7 +110,7 @@ def coldest_below(  # noqa: PLR0913, PLR0917 -- one call a store
     how many have room, and why no more; of them all beyond ``free_pages`` have one victim each in
     ``out``, as for :func:`coldest_for`. ``worth`` [len(rows)] is scratch.
     """
-    count = _begin(pages, queues, policy, tier, now_s)
+    count = begin(pages, queues, policy, tier, now_s)
     best, floor = -np.inf, -np.inf
     for at in range(len(rows) - 1, -1, -1):
         best = max(best, evict.log_density(pages, queues, policy, rows[at], tier) + favour)
@@ -116,7 +123,7 @@ def coldest_below(  # noqa: PLR0913, PLR0917 -- one call a store
         if kept >= free_pages:
             lane: Int = -1
             if taken < count:
-                lane = _next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
+                lane = next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
             if lane < 0:
                 why = NONE_LEFT
                 break
@@ -124,34 +131,13 @@ def coldest_below(  # noqa: PLR0913, PLR0917 -- one call a store
                 why = WORTH_LESS
                 break
             floor = max(floor, queues.fronts[lane])
-            out[taken] = _evict_first(pages, queues, policy, tier, lane, floor)
+            out[taken] = evict_first(pages, queues, policy, tier, lane, floor)
             new -= _counts(pages, queues, out[taken], owner)
             taken += 1
         new += 1 if once else 0
         kept += 1
     _end(pages, queues, policy, tier, out[:taken])
     return kept, why
-
-
-@jit.kernel(_PAGES, _ROWS)
-def spare(pages: PageArray, rows: Rows) -> None:
-    """Until :func:`restore`, none of ``rows`` is a victim; they stay queued till they are met."""
-    for row in rows:
-        pages[row]["pins"] += 1
-
-
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, _ROWS, _ROWS, jit.i8)
-def restore(
-    pages: PageArray, queues: Queues, policy: PolicyArray, spared: Rows, gone: Rows, tier: Int
-) -> None:
-    """Undo :func:`spare` and the departure from ``tier`` of ``gone``, as victims stood in ``out``.
-
-    For a plan, which only says who is to leave; the churn guard's count is the caller's.
-    """
-    for i in range(len(gone) - 1, -1, -1):
-        evict.bring_back(pages, queues, policy, gone[i], tier)
-    for row in spared:
-        evict.unpin_one(pages, queues, policy, row)
 
 
 @jit.kernel(_PAGES, _QUEUES, jit.i8, jit.i8)
@@ -162,7 +148,7 @@ def _counts(pages: PageArray, queues: Queues, row: Int, owner: Int) -> Int:
 
 
 @jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.f8)
-def _begin(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> Int:
+def begin(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_s: float) -> Int:
     """Look at every lane; return how many pages may leave."""
     evict.ripen(pages, queues, policy, tier, now_s)
     _look_at_fronts(pages, queues, policy, tier)
@@ -172,14 +158,14 @@ def _begin(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now
 @jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, _ROWS)
 def _end(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, gone: Rows) -> None:
     for row in gone:  # parents that stay go back to their own density
-        parent = np.int64(pages[row]["parent"])
+        parent = evict.parent_of(pages, row)
         if parent >= 0:
             evict.weigh(pages, queues, policy, parent, tier)
     queues.churned[tier, 0] += len(gone)
 
 
 @jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, TAKER, jit.i8)
-def _next_lane(
+def next_lane(
     pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, taker: Taker, promised: Int
 ) -> Int:
     """The lane whose first page leaves next, or -1."""
@@ -188,19 +174,24 @@ def _next_lane(
         if lane < 0:
             return lane
         row = pairing.first(queues.roots[tier], lane)
-        if not evict.is_young(queues, policy, row, tier) and pages[row]["pins"] == 0:
+        if len(taker.marks) > 0 and taker.marks[row] > 0:
+            taker.marks[row] = SET_ASIDE
+            pairing.drop(queues.nodes[tier], queues.roots[tier], row)
+        elif not evict.is_young(queues, policy, row, tier):
             return lane
-        evict.weigh(pages, queues, policy, row, tier)  # the residence was raised, or see spare()
+        else:
+            evict.weigh(pages, queues, policy, row, tier)  # the residence was raised
         _look_at_front(pages, queues, policy, tier, lane)
 
 
 @jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8)
-def _evict_first(
+def evict_first(
     pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, lane: Int, floor: float
 ) -> Int:
+    """Let the first page of ``lane`` leave; return its row. ``floor``: the round's densest."""
     row = pairing.first(queues.roots[tier], lane)
     evict.depart_one(pages, queues, policy, row, tier)
-    _raise_to(pages, queues, policy, np.int64(pages[row]["parent"]), tier, floor)
+    _raise_to(pages, queues, policy, evict.parent_of(pages, row), tier, floor)
     _look_at_front(pages, queues, policy, tier, lane)
     return row
 

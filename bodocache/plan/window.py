@@ -3,8 +3,9 @@
 
 The stages, in order: check, fan-out, admit (for writes), credits, tardiness (cuts), coalesce,
 streams (predicted finishes), overlap, room (who leaves). Heat comes before: it is in the pages'
-records. All inputs are checked before anything is decided, so a plan is never half made. Changed
-are only the tenants' buckets and the queues' notice of pages that have come of age.
+records. All inputs are checked before anything is decided, but for the pages that are to leave:
+they are looked at then, and what was charged is given back if one is bad, so a plan is never half
+made. Changed are only the tenants' buckets and the queues' notice of pages that have come of age.
 """
 
 from typing import NamedTuple
@@ -13,16 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache import jit
-from bodocache.pages import PAGE
-from bodocache.plan import asked, charges, check, coalesce, cuts, evict, facts, fanout, fates, room
+from bodocache.plan import (
+    asked,
+    charges,
+    check,
+    coalesce,
+    cuts,
+    evict,
+    facts,
+    fanout,
+    fates,
+    room,
+    shares,
+    victims,
+)
 from bodocache.plan import streams as ways
 from bodocache.plan.check import DEMANDS, LINKS, PAGES, POLICIES, REQUESTS, TENANTS
 from bodocache.plan.credits import check as check_credits
 from bodocache.plan.loads import DECISION
 from bodocache.plan.records import (
-    DEMAND,
     LINK,
-    POLICY,
     REQUEST,
     TENANT,
     Feature,
@@ -81,12 +92,13 @@ class Planner:
     It grows by doubling, so windows of one size allocate nothing but what NumPy's views take.
     """
 
-    __slots__ = ("_now_s", "_sizes", "_space")
+    __slots__ = ("_marks", "_now_s", "_sizes", "_space")
 
     def __init__(self) -> None:
         self._now_s = -np.inf
         self._sizes = _Sizes(LEAST_DEMANDS, 1, 1, 0)
         self._space = _space_for(self._sizes)
+        self._marks = victims.NOBODY
 
     def plan(
         self,
@@ -95,37 +107,39 @@ class Planner:
         *,
         now_s: float | None = None,
         free_frames: int = UNLIMITED,
-        evicts: bool = True,
+        evicts: bool = False,
     ) -> Plan:
         """Plan one window; the arrays of the result are written over by the next.
 
         ``free_frames``: places on disk that cost nothing, for writes. ``now_s``: the queues' clock,
-        if it is None. ``evicts``: EVICT ops say who makes room (room.py); False: who executes the
-        plan has room already, or makes it as pages come.
+        if it is None. ``evicts``: EVICT ops say who is to leave (room.py), for who executes the
+        plan elsewhere; else they have room already, or make it as pages come, as a Cache does.
 
         Raises:
             ValueError: an array's dtype or shape is wrong, a field is out of range (the message
                 names both the field and the row), or time runs backwards. Nothing has changed.
         """
+        check.arrays(inputs._asdict(), len(queues.since_s))
         now_s = float(queues.clock_s[0]) if now_s is None else now_s
-        _check_arrays(inputs, queues)
-        if not self._now_s <= now_s < np.inf:
-            raise ValueError(f"now_s: {now_s}; the last window was at {self._now_s}")
-        if now_s < queues.clock_s[0]:
-            raise ValueError(f"now_s: {now_s}; the queues were told of {queues.clock_s[0]}")
+        self._check_numbers(queues, now_s, free_frames)
         self._fit(inputs)
         space, n = self._space, len(inputs.demands)
+        before = inputs.tenants.copy() if evicts else inputs.tenants
         if len(inputs.requests):
             space.book.of_request[: len(inputs.requests)] = _UNDECIDED
         if len(inputs.tenants):
             self._check(inputs, now_s)
+            if evicts:
+                _check_shares(inputs, queues)
             _decide(*inputs, queues, now_s, free_frames, space)
         else:  # one call: unpacking what it is handed costs more than a small window
             wrong = _intake_and_decide(*inputs, queues, now_s, free_frames, space)
             self._complain(inputs, wrong)
+        if evicts:
+            self._make_room(inputs, queues, free_frames, before)
         self._now_s = now_s
         num_ops, num_rows, num_demands = space.room.counts.tolist()
-        made = Plan(
+        return Plan(
             space.room.ops[:num_ops],
             space.room.rows[:num_rows],
             space.room.demands[:num_demands],
@@ -134,10 +148,28 @@ class Planner:
             space.ready_s[:n],
             space.book.of_request[: len(inputs.requests)],
         )
-        if not evicts:
-            return made
+
+    def _make_room(
+        self, inputs: Inputs, queues: evict.Queues, free_frames: int, before: Records
+    ) -> None:
+        """Add EVICT ops; if a page is bad, the tenants are as ``before``."""
+        if len(self._marks) < len(inputs.pages):
+            self._marks = np.zeros(_enough(len(inputs.pages), len(self._marks)), np.uint8)
+        made, accounts = self._space.room, len(queues.tally.parts)
+        leaving = room.leaving_for(int(made.counts[1]), accounts)
         tables = inputs.demands, inputs.pages, queues, inputs.policy
-        return room.with_room(made, *tables, free_frames)
+        wrong = room.make(*tables, made, free_frames, self._marks, leaving)
+        if wrong >= 0:
+            inputs.tenants[:] = before
+            self._complain(inputs, wrong)
+
+    def _check_numbers(self, queues: evict.Queues, now_s: float, free_frames: int) -> None:
+        if not isinstance(now_s, _NUMBERS) or not self._now_s <= now_s < np.inf:
+            raise ValueError(f"now_s: {now_s!r}; the last window was at {self._now_s}")
+        if now_s < queues.clock_s[0]:
+            raise ValueError(f"now_s: {now_s}; the queues were told of {queues.clock_s[0]}")
+        if not isinstance(free_frames, _INTEGERS) or not 0 <= free_frames <= UNLIMITED:
+            raise ValueError(f"free_frames: {free_frames!r}; expected an integer from 0 to 2^62")
 
     def _fit(self, inputs: Inputs) -> None:
         """Make memory larger if the inputs need it; the tenants' fits exactly."""
@@ -186,10 +218,11 @@ def plan_window(  # noqa: PLR0913 -- each is a table, or a number, of one window
     requests: Records = NO_REQUESTS,
     now_s: float | None = None,
     free_frames: int = UNLIMITED,
+    evicts: bool = False,
 ) -> Plan:
     """One window by itself: :meth:`Planner.plan` in memory that the plan keeps."""
     inputs = Inputs(demands, pages, policy, tenants, links, requests)
-    return Planner().plan(inputs, queues, now_s=now_s, free_frames=free_frames)
+    return Planner().plan(inputs, queues, now_s=now_s, free_frames=free_frames, evicts=evicts)
 
 
 def _enough(need: int, had: int) -> int:
@@ -212,23 +245,19 @@ def _space_for(sizes: _Sizes) -> _Space:
     )
 
 
-def _check_arrays(inputs: Inputs, queues: evict.Queues) -> None:
-    for name, array, dtype in zip(Inputs._fields, inputs, _DTYPES, strict=True):
-        if array.dtype is not dtype and array.dtype != dtype:
-            raise ValueError(f"{name}: expected the dtype of records.py, got {array.dtype}")
-        if array.ndim != 1 or not array.flags.c_contiguous:
-            raise ValueError(f"{name}: expected one contiguous dimension, got {array.shape}")
-    if len(inputs.policy) != 1 or len(queues.since_s) < len(inputs.pages):
+def _check_shares(inputs: Inputs, queues: evict.Queues) -> None:
+    row = shares.other_than(queues.tally, inputs.tenants)
+    if row >= 0:
         raise ValueError(
-            f"policy: expected 1 record, got {len(inputs.policy)}; queues: {len(queues.since_s)}"
-            f" rows for {len(inputs.pages)} pages (evict.grown)"
+            f"tenants.share: row {row}: {inputs.tenants['share'][row]} is not what the queues were "
+            "opened with (shares.of_tenants)"
         )
 
 
 _UNDECIDED = np.zeros((), DECISION)
 _UNDECIDED["cut_at"] = -1
 
-_DTYPES = (DEMAND, PAGE, POLICY, TENANT, LINK, REQUEST)
+_NUMBERS, _INTEGERS = (float, int, np.floating, np.integer), (int, np.integer)
 _INPUTS = (DEMANDS, PAGES, POLICIES, TENANTS, LINKS, REQUESTS)
 _SPACE = jit.named(
     _Space,

@@ -353,11 +353,16 @@ def test_time_does_not_run_backwards():
         ("requests", "slope_s", 1, np.inf, "requests.slope_s: row 1: inf"),
         ("pages", "tiers", 1, 16, r"demands.page: row 1: .*\(pages.tiers\)"),
         ("pages", "cluster", 1, 4, r"demands.page: row 1: .*\(pages.cluster\)"),
+        ("pages", "parent", 1, 10**9, r"demands.page: row 1: .*\(pages.parent\)"),
+        ("pages", "heat", 1, np.nan, r"demands.page: row 1: .*\(pages.heat\)"),
+        ("pages", "stamp_s", 1, np.inf, r"demands.page: row 1: .*\(pages.stamp_s\)"),
+        ("pages", "recompute_s", 1, np.nan, r"demands.page: row 1: .*\(pages.recompute_s\)"),
         ("policy", "features_off", 0, 128, "policy.features_off: row 0: 128"),
         ("policy", "min_residence_s", 0, -1.0, "policy.min_residence_s: row 0: -1.0"),
         ("policy", "patience_s", 0, np.nan, "policy.patience_s: row 0: nan"),
         ("policy", "switch_s", 0, np.nan, "policy.switch_s: row 0: nan"),
         ("policy", "churn_share", 0, 1.5, "policy.churn_share: row 0: 1.5"),
+        ("policy", "churn_s", 0, np.nan, "policy.churn_share: row 0: .*churn_s > 0 .nan."),
         ("policy", "capacity_pages", 0, -1, "policy.capacity_pages: row 0"),
         ("policy", "load_s_per_byte", 0, np.nan, "policy.load_s_per_byte: row 0"),
         ("policy", "load_latency_s", 0, -1.0, "policy.load_latency_s: row 0"),
@@ -379,6 +384,49 @@ def test_a_requests_pages_go_shallow_to_deep():
     case = Case(4).with_requests()
     case.demands["page"] = [0, 2, 1, 3]
     with pytest.raises(ValueError, match=r"requests.count: row 0: its pages"):
+        case.plan()
+
+
+@pytest.mark.parametrize("free_frames", [-5, 2.5, np.nan, None, "7", 2**63])
+def test_free_frames_are_a_count(free_frames):
+    with pytest.raises(ValueError, match=r"free_frames: .*; expected an integer"):
+        Case().plan(free_frames=free_frames)
+
+
+@pytest.mark.parametrize("now_s", ["1", [1.0]])
+def test_a_time_is_a_number(now_s):
+    with pytest.raises(ValueError, match="now_s: "):
+        Case().plan(now_s=now_s)
+
+
+@pytest.mark.parametrize("table", ["pages", "policy", "tenants", "requests"])
+def test_a_table_that_cannot_be_written_to_is_named(table):
+    case = Case().with_requests().with_tenants()
+    getattr(case, table).flags.writeable = False
+    with pytest.raises(ValueError, match=f"{table}: expected an array that may be written to"):
+        Planner().plan(inputs_of(case), case.queues)
+
+
+def test_demands_and_links_may_be_read_only():
+    case = Case().with_links()
+    case.demands.flags.writeable = case.links.flags.writeable = False
+    assert len(case.plan().ops) == 1
+
+
+@pytest.mark.parametrize("table", ["demands", "pages", "policy", "tenants", "links", "requests"])
+def test_a_table_that_is_no_array_is_named(table):
+    case = Case().with_links().with_requests().with_tenants()
+    setattr(case, table, getattr(case, table).tolist())
+    tables = (case.demands, case.pages, case.policy, case.tenants, case.links, case.requests)
+    with pytest.raises(ValueError, match=f"{table}: expected the dtype of records.py, got list"):
+        Planner().plan(Inputs(*tables), case.queues)
+
+
+def test_an_array_that_begins_between_two_words_is_refused():
+    case = Case()
+    shifted = np.frombuffer(b"?" + case.demands.tobytes(), np.uint8)[1:].view(DEMAND)
+    case.demands = shifted
+    with pytest.raises(ValueError, match="demands: expected one contiguous"):
         case.plan()
 
 
