@@ -319,7 +319,7 @@ class House:
     def leave_on(self, tier):
         """Evict all that may go from every tier above ``tier``."""
         for faster in (Tier.DEVICE, Tier.HOST)[:tier]:
-            self.residency._evict(faster, 1 << 12)
+            self.residency.evict(faster, 1 << 12)
 
     async def tiers(self, tokens):
         return (await self.cache.match(tokens)).tiers.tolist()
