@@ -124,14 +124,16 @@ def _unblock(
     free = (records["pins"] == 0) & (records["holds"] == 0).all(axis=1)
     alone = (records["tiers"] == tier.bit) & free & aged
     rows = np.flatnonzero(alone & (records["descended"] > 0))
+    rows = rows[_may_go(state, rows, tier, taker)]
+    family = _Family(records)
     with np.errstate(divide="ignore"):
         warmth = np.log2(records["heat"][rows]) + records["stamp_s"][rows] / policy["half_life_s"]
     for row in rows[np.argsort(warmth)]:
-        behind = _behind(records, row)
-        family = np.append(behind, row)
-        if not free[behind].all() or not _may_leave(state, family, tier, taker):
+        behind = family.behind(row)
+        together = np.append(behind, row)
+        if not free[behind].all() or not _may_leave(state, together, tier, taker):
             continue
-        if below < np.inf and _worth(state, family, tier) > below:
+        if below < np.inf and _worth(state, together, tier) > below:
             continue
         steps = [_depart(state, behind[::-1], held) for held in Tier]
         return [step for step in steps if len(step.rows)]
@@ -174,15 +176,32 @@ def _depart(state: State, rows: RowArray, tier: Tier) -> Departure:
     return Departure(tier, leaving)
 
 
+def _owners(state: State, rows: RowArray) -> NDArray[np.int64]:
+    """The account of each row."""
+    known, tenants = state.queues.tally.tenants, state.records["tenant"][rows].astype(np.int64)
+    at = np.minimum(np.searchsorted(known, tenants), len(known) - 1)
+    return np.where(known[at] == tenants, at, 0)
+
+
+def _may_go(state: State, rows: RowArray, tier: Tier, taker: victims.Taker) -> NDArray[np.bool_]:
+    """Whether each of ``rows`` may leave ``tier`` for the taker, alone."""
+    tally, capacity = state.queues.tally, int(state.policy["capacity_pages"][0, tier])
+    may = [
+        shares.may_evict(tally, int(tier), capacity, taker.account, taker.promised, account)
+        for account in range(len(tally.parts))
+    ]
+    return np.array(may)[_owners(state, rows)]
+
+
 def _may_leave(state: State, rows: RowArray, tier: Tier, taker: victims.Taker) -> bool:
     """Whether all copies of ``rows`` may leave for the taker, who makes room in ``tier``."""
     tally = state.queues.tally
     if taker.account == shares.ANYBODY or len(tally.parts) == 1:
         return True
-    owners = [account_of(state, int(tenant)) for tenant in state.records["tenant"][rows]]
+    owners = _owners(state, rows)
     for held in Tier:
         copies = (state.records["tiers"][rows] & held.bit) != 0
-        lost = np.bincount(np.array(owners)[copies], minlength=len(tally.parts))
+        lost = np.bincount(owners[copies], minlength=len(tally.parts))
         lost[taker.account] = 0
         capacity = int(state.policy["capacity_pages"][0, held])
         for account in np.flatnonzero(lost).tolist():
@@ -198,10 +217,21 @@ def _worth(state: State, rows: RowArray, tier: Tier) -> float:
     return max(float(evict.log_density(*state, int(row), int(tier))) for row in rows)
 
 
-def _behind(records: NDArray[np.void], row: int) -> RowArray:
-    """The pages that lie in some tier and are reached through ``row``, shallow to deep."""
-    found = [np.array([row])]
-    while len(found[-1]):
-        children = np.isin(records["parent"], found[-1]) & (records["tiers"] != 0)
-        found.append(np.flatnonzero(children))
-    return np.concatenate(found[1:])
+class _Family:
+    """Which pages are reached through which."""
+
+    def __init__(self, records: NDArray[np.void]) -> None:
+        present = np.flatnonzero(records["tiers"] != 0)
+        parents = records["parent"][present]
+        order = np.argsort(parents, kind="stable")
+        self._children, self._parents = present[order], parents[order]
+
+    def behind(self, row: int) -> RowArray:
+        """The pages that lie in some tier and are reached through ``row``, shallow to deep."""
+        levels = [np.array([row])]
+        while len(levels[-1]):
+            first = np.searchsorted(self._parents, levels[-1], "left")
+            last = np.searchsorted(self._parents, levels[-1], "right")
+            runs = [self._children[a:b] for a, b in zip(first, last, strict=True)]
+            levels.append(np.concatenate(runs))
+        return np.concatenate(levels[1:])

@@ -8,6 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from bodocache.clock import VirtualClock
 from bodocache.errors import TierFull
 from bodocache.hints import Reuse
 from bodocache.move.ghosts import Activity
@@ -102,7 +103,7 @@ def test_a_tenant_takes_of_others_what_it_lacks_and_not_a_page_more(house, promp
 @pytest.mark.parametrize("free", [0, 1])
 def test_frames_that_are_free_count_as_what_the_taker_has(house, free):
     async def scenario():
-        shares = {"1": 0.5, "2": 0.5}
+        shares = {"1": 0.5, "2": 0.25}
         async with house(host=8, disk=8, shares=shares) as it:
             held = chain(it, 9, 1, [DISK] * (3 - free))
             for number in range(5):
@@ -217,6 +218,25 @@ def test_a_request_for_room_that_fails_changes_nothing(house, seed):
                     it.residency.take(HOST, 12, Need(Activity.ACQUIRE, tenant))
                 assert state_of(it) == before
             it.residency.unpin(held)
+            empty(it)
+
+    asyncio.run(scenario())
+
+
+def test_what_the_churn_guard_lets_go_meanwhile_stays_away(house):
+    async def scenario():
+        clock = VirtualClock()
+        async with house(host=8, disk=0, clock=clock, shares={"1": 0.5}) as it:
+            for number in range(8):
+                chain(it, number, 1, [HOST])
+            it.residency.policy["churn_share"], it.residency.policy["churn_s"] = 0.25, 1.0
+            with pytest.raises(TierFull):
+                it.residency.take(HOST, 4, FOR_1)
+            assert it.host.free == 2
+            clock.advance(1.0)
+            slots = it.residency.take(HOST, 4, FOR_1)
+            it.residency.give_back(slots, HOST)
+            it.residency.policy["churn_share"] = 0.0
             empty(it)
 
     asyncio.run(scenario())
