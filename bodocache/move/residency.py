@@ -245,6 +245,8 @@ class Residency:
 
     def take_for(self, tier: Tier, rows: RowArray, need: Need) -> SlotArray:
         """Slots of an owned pool for the leading ``rows``: each is for a page of its owner."""
+        if self._promises is None:
+            return self.take_most(tier, len(rows), need)
         taken = [np.empty(0, np.int64)]
         for mine in self.by_owner(rows):
             tenant = int(self.table.records["tenant"][mine[0]])
