@@ -37,6 +37,7 @@ SKIPPED = 77
 PAGE_NBYTES = 64 << 10
 PAGES = 300  # more than one batch
 CANARY = 0xA5
+LOG_LINES = 40
 
 
 def device_buffers() -> torch.Tensor:
@@ -112,13 +113,14 @@ def main() -> int:
         capacity_nbytes = 4096 + PAGES * (PAGE_NBYTES + 512)
         slab = SlabConfig(Path(folder) / "slab", capacity_nbytes, PAGE_NBYTES, b"g" * 32)
         os.chdir(folder)  # cuFile leaves a log
+        os.environ.setdefault("CUFILE_LOGGING_LEVEL", "TRACE")
         config = GdsConfig(slab, device=torch.cuda.current_device(), compat=mode == "compat")
         try:
             batch = asyncio.run(through_gds(config))
         except BackendError:
             log = Path("cufile.log")  # says more than its codes
             lines = log.read_text().splitlines() if log.exists() else ["cuFile left no log"]
-            print(*(line for line in lines if "ERROR" in line or "WARN" in line), sep="\n")
+            print(*lines[-LOG_LINES:], sep="\n")
             raise
         asyncio.run(through_slab(slab, batch))
     return 0

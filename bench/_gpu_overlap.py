@@ -222,23 +222,38 @@ def _measure_beside(bench: Bench, model: _Model, path: str) -> None:
         if path == BESIDE_PEER:
             sets = [(model.slots[0], model.slots[1])]
             peer = _gpu_peers.uva(source, destination, sets)
-            copy = lambda stream, peer=peer: _on(stream, lambda: peer(0))  # noqa: E731
+            copy = lambda stream, peer=peer: on_stream(stream, lambda: peer(0))  # noqa: E731
         else:
             prepared = PageCopy(source, destination, path=CopyPath(path))
             slots = (ours, theirs)
             copy = lambda stream, p=prepared, s=slots: p.run(*s, stream=stream)  # noqa: E731
-        load_s = _alone(bench, lambda copy=copy: copy(None))
-        for kind, compute in (("prefill", model.products), ("decode", model.reads)):
-            count = max(1, int(0.6 * load_s / _alone(bench, lambda c=compute: c(1))))
-            work = lambda c=compute, n=count: c(n)  # noqa: E731
-            alone_s, _ = bench.timer.beside(None, work)
-            beside_s, lasted = bench.timer.beside(copy, work)
-            fields = {"direction": direction, "compute": kind, "copy_lasted": lasted}
-            row = {"section": BESIDE, "what": path, **fields, "slowdown": beside_s / alone_s}
-            bench.report.rows.append({**row, "alone_s": alone_s, "beside_s": beside_s})
+        note_slowdown(bench, model, copy, what=path, direction=direction)
 
 
-def _on(stream: torch.cuda.Stream | None, call: Callable[[], object]) -> None:
+def note_slowdown(
+    bench: Bench,
+    model: _Model,
+    copy: Callable[[torch.cuda.Stream | None], object],
+    *,
+    what: str,
+    direction: str,
+) -> None:
+    """A row each for prefill-like and decode-like compute alone and beside a longer ``copy``."""
+    load_s = _alone(bench, lambda: copy(None))
+    for kind, compute in (("prefill", model.products), ("decode", model.reads)):
+        count = max(1, int(0.6 * load_s / _alone(bench, lambda c=compute: c(1))))
+        work = lambda c=compute, n=count: c(n)  # noqa: E731
+        alone_s, _ = bench.timer.beside(None, work)
+        beside_s, lasted = bench.timer.beside(copy, work)
+        fields = {"direction": direction, "compute": kind, "copy_lasted": lasted}
+        row = {"section": BESIDE, "what": what, **fields, "slowdown": beside_s / alone_s}
+        bench.report.rows.append(
+            {**row, "alone_s": alone_s, "beside_s": beside_s, "load_s": load_s}
+        )
+
+
+def on_stream(stream: torch.cuda.Stream | None, call: Callable[[], object]) -> None:
+    """Call it with ``stream`` as the current one; None: as it is."""
     if stream is None:
         call()
         return

@@ -165,22 +165,13 @@ def beside(bench: Bench) -> None:
             else:
                 call = _gpu_peers.PEERS[variant](source, target, [model.slots])
             name = _name(variant) if isinstance(variant, Grid) else str(variant)
-            _beside(bench, model, name, direction, call)
-
-
-def _beside(
-    bench: Bench, model: "_gpu_overlap._Model", name: str, direction: Direction, call: Call
-) -> None:
-    copy = lambda stream: _gpu_overlap._on(stream, lambda: call(0))  # noqa: E731, SLF001
-    load_s = _gpu_overlap._alone(bench, lambda: call(0))  # noqa: SLF001 -- the same folder
-    for kind, compute in (("prefill", model.products), ("decode", model.reads)):
-        one_s = _gpu_overlap._alone(bench, lambda c=compute: c(1))  # noqa: SLF001
-        count = max(1, int(0.6 * load_s / one_s))
-        alone_s, _ = bench.timer.beside(None, lambda c=compute, n=count: c(n))
-        beside_s, lasted = bench.timer.beside(copy, lambda c=compute, n=count: c(n))
-        fields = {"direction": str(direction), "compute": kind, "copy_lasted": lasted}
-        row = {"section": "beside", "what": name, **fields, "slowdown": beside_s / alone_s}
-        bench.report.rows.append({**row, "load_s": load_s})
+            _gpu_overlap.note_slowdown(
+                bench,
+                model,
+                lambda stream, call=call: _gpu_overlap.on_stream(stream, lambda: call(0)),
+                what=name,
+                direction=str(direction),
+            )
 
 
 def within(bench: Bench) -> None:

@@ -3,9 +3,12 @@
 
 Slow, hung, failing and restarting storage, engines that die, caches that are killed, frames whose
 bytes change. A seed that fails is named, and fails again with ``--first SEED --seeds 1``.
+``--minutes`` ends it before all seeds have run; how many have is said.
 """
 
+import math
 import sys
+import time
 from dataclasses import asdict
 
 from _common import Claim, parser, write
@@ -20,10 +23,15 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=SEEDS)
     arguments.add_argument("--first", type=int, default=0)
+    arguments.add_argument("--minutes", type=float, default=math.inf, help="begin no seed later")
     chosen = arguments.parse_args()
     warm()
-    total, failed = Survival(), []
+    total, failed, ran = Survival(), [], 0
+    ends_s = time.monotonic() + 60.0 * chosen.minutes
     for seed in range(chosen.first, chosen.first + chosen.seeds):
+        if time.monotonic() > ends_s:
+            break
+        ran += 1
         try:
             found = survive(seed)
         except (AssertionError, ExceptionGroup) as error:
@@ -34,7 +42,7 @@ def main() -> None:
             setattr(total, name, getattr(total, name) + count)
         if found.wrong_pages:
             print(f"seed {seed}: {found.wrong_pages} wrong pages", file=sys.stderr)
-    rows = [{"first": chosen.first, "seeds": chosen.seeds, **asdict(total), "failed": failed}]
+    rows = [{"first": chosen.first, "seeds": ran, **asdict(total), "failed": failed}]
     claims = [
         Claim.at_most("wrong pages", total.wrong_pages, 0, ""),
         Claim.at_most("seeds in which a slot or a page was lost or held twice", len(failed), 0, ""),

@@ -5,13 +5,19 @@ The same orchestrator, links and planner as with real bytes (docs/simulate.md). 
 up to 30 % in what the planner is told. ``--requests``: of a slice; ``--whole``: three points with
 all requests of the trace, too; ``--judge``: decisions of each kind that are run again the other way
 at every point.
+
+The file is written after every point. With ``--resume`` what it holds is not run again, so that a
+grid can be run in parts; ``--loads`` and ``--disks`` choose some, ``--minutes`` ends a part.
 """
 
 import argparse
 import itertools
+import json
+import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +41,30 @@ DISKS = (1.75e9, 3.5e9, 7e9)  # bytes a second
 WEATHERS = (Weather.STEADY, Weather.BURSTY, Weather.FAILING)
 WHOLE = ((0.35, 7e9, Weather.BURSTY), (0.5, 3.5e9, Weather.STEADY), (0.5, 7e9, Weather.FAILING))
 FIRST, REQUESTS = 6000, 1000
-Point = tuple[float, float, Weather]
+Row = dict[str, Any]
 NAMES = (OURS, *BASELINES, ORACLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where all policies are compared; ``requests`` None: all of the trace."""
+
+    load: float
+    disk: float
+    weather: Weather
+    seed: int
+    first: int
+    requests: int | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What its rows say."""
+        return self.load, self.disk, str(self.weather), self.requests is not None
+
+    @property
+    def scenario(self) -> Scenario:
+        """What is run there."""
+        return Scenario(self.load, self.first, self.requests, self.seed)
 
 
 def main() -> None:
@@ -48,60 +76,73 @@ def main() -> None:
     arguments.add_argument("--processes", type=int, default=2)
     arguments.add_argument("--judge", type=int, default=0, metavar="N")
     arguments.add_argument("--whole", action="store_true")
+    arguments.add_argument("--resume", action="store_true", help="keep what --json FILE holds")
+    arguments.add_argument("--minutes", type=float, default=math.inf, help="begin no point later")
     arguments.add_argument("--plot", type=Path, help="draw the grid here (.svg or .png)")
     chosen = arguments.parse_args()
     trace = load_trace(_traces.require(chosen.trace))
     warm()
-    points = list(itertools.product(chosen.loads, chosen.disks, WEATHERS))
-    rows = [*grid(trace, points, chosen)]
-    if chosen.whole:
-        rows += [row for point in WHOLE for row in at(trace, *point, Scenario(point[0]), 0)]
+    rows = _kept(Path(chosen.json)) if chosen.resume else []
+    extra = {"trace": chosen.trace.name, "profile": PROFILE, "slice": [FIRST, chosen.requests]}
+    for more in run(trace, points(chosen), rows, chosen):
+        rows += more
+        write(chosen.json, rows, [*claims(rows)], **extra)
     if chosen.plot:
         _tardiness_plot.draw(chosen.plot, [row for row in rows if row["is_slice"]], NAMES)
-    extra = {"trace": chosen.trace.name, "profile": PROFILE, "slice": [FIRST, chosen.requests]}
     write(chosen.json, rows, [*claims(rows)], **extra)
 
 
-def grid(
-    trace: Trace, points: Sequence[Point], chosen: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
-    """Points are independent, and each is what it is on any number of processes."""
+def points(chosen: argparse.Namespace) -> list[Point]:
+    """The grid; each point has a seed of its own, whichever are chosen."""
+    grid = [*itertools.product(LOADS, DISKS, WEATHERS)]
+    asked = itertools.product(chosen.loads, chosen.disks, WEATHERS)
+    found = [
+        Point(*at, grid.index(at) + 1 if at in grid else 0, FIRST, chosen.requests) for at in asked
+    ]
+    return found + [Point(*at, 0, 0, None) for at in WHOLE if chosen.whole]
+
+
+def run(
+    trace: Trace, asked: Sequence[Point], rows: Sequence[Row], chosen: argparse.Namespace
+) -> Iterator[list[Row]]:
+    """The rows that are missing, point by point: each is what it is on any number of processes."""
+    ends_s = time.monotonic() + 60.0 * chosen.minutes
+    there = {(*_key(row), row["policy"]) for row in rows}
     with ProcessPoolExecutor(chosen.processes) as pool:
-        found = [
-            pool.submit(
-                at, trace, *point, Scenario(point[0], FIRST, chosen.requests, seed), chosen.judge
-            )
-            for seed, point in enumerate(points, 1)
-        ]
-        for rows in found:
-            yield from rows.result()
+        found = []
+        for point in asked:
+            names = [name for name in NAMES if (*point.key, name) not in there]
+            if names:
+                found.append(pool.submit(at, trace, point, names, chosen.judge, ends_s))
+        for one in as_completed(found):
+            if one.result():
+                yield one.result()
 
 
-def at(
-    trace: Trace, load: float, disk: float, weather: Weather, scenario: Scenario, sample: int
-) -> list[dict[str, Any]]:
-    """One row for each policy at one point."""
-    rows = []
-    profile = load_profile(PROFILE).with_storage(read_bytes_per_s=disk, weather=weather)
-    for name in NAMES:
+def at(trace: Trace, point: Point, names: Sequence[str], sample: int, ends_s: float) -> list[Row]:
+    """One row for each policy at one point; none after ``ends_s``."""
+    rows: list[Row] = []
+    profile = load_profile(PROFILE)
+    profile = profile.with_storage(read_bytes_per_s=point.disk, weather=point.weather)
+    for name in names if time.monotonic() < ends_s else ():
         begun_s = time.process_time()
-        run = simulate(trace, profile, POLICIES[name](), scenario)
+        run = simulate(trace, profile, POLICIES[name](), point.scenario)
         cpu_s = time.process_time() - begun_s
-        row = {
-            "load": load,
-            "disk_bytes_per_s": disk,
-            "weather": str(weather),
-            "seed": scenario.seed,
-            "is_slice": scenario.requests is not None,
+        row: Row = {
+            "load": point.load,
+            "disk_bytes_per_s": point.disk,
+            "weather": str(point.weather),
+            "seed": point.seed,
+            "is_slice": point.requests is not None,
             "policy": name,
             **{key: _rounded(value) for key, value in figures(run).as_dict().items()},
             "cpu_s": round(cpu_s, 2),
         }
-        if sample and name == OURS:
-            verdict = judge(trace, profile, name, scenario, run, sample)
+        if sample and name == OURS and point.requests is not None:
+            verdict = judge(trace, profile, name, point.scenario, run, sample)
             row |= {key: getattr(verdict, key) for key in verdict.__dataclass_fields__}
         print(
-            f"load {load:g}, disk {disk / 1e9:g} GB/s, {weather:8} {name:17}"
+            f"load {point.load:g}, disk {point.disk / 1e9:g} GB/s, {point.weather:8} {name:17}"
             f" mean {row['ttft_mean_s']:8.3f} s, on time {row['slo_attainment']:.1%},"
             f" {row['cuts']} cuts, {cpu_s:.1f} s of CPU",
             flush=True,
@@ -110,11 +151,25 @@ def at(
     return rows
 
 
-def claims(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
-    points: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+def _kept(file: Path) -> list[Row]:
+    """The rows of an earlier part; none where there is no file."""
+    if not file.exists():
+        return []
+    rows: list[Row] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return row["load"], row["disk_bytes_per_s"], row["weather"], row["is_slice"]
+
+
+def claims(rows: Sequence[Row]) -> Iterator[Claim]:
+    points: dict[tuple[object, ...], dict[str, Row]] = {}
     for row in rows:
-        key = (row["load"], row["disk_bytes_per_s"], row["weather"], row["is_slice"])
-        points.setdefault(key, {})[row["policy"]] = row
+        points.setdefault(_key(row), {})[row["policy"]] = row
+    points = {key: of for key, of in points.items() if of.keys() >= {*NAMES}}
+    if not points:
+        return
     on_time = [_slo(point) for point in points.values()]
     mean_s = [_mean(point) for point in points.values()]
     yield Claim.at_most(
@@ -150,13 +205,13 @@ def claims(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         yield Claim.at_most("CPU of one run of the whole trace", max(whole), 60.0, "s")
 
 
-def _slo(point: dict[str, dict[str, Any]]) -> tuple[float, float, float]:
+def _slo(point: dict[str, Row]) -> tuple[float, float, float]:
     """Ours, the best baseline's and the oracle's."""
     of = {name: row["slo_attainment"] for name, row in point.items()}
     return of[OURS], max(of[name] for name in BASELINES), of[ORACLE]
 
 
-def _mean(point: dict[str, dict[str, Any]]) -> tuple[float, float, float]:
+def _mean(point: dict[str, Row]) -> tuple[float, float, float]:
     of = {name: row["ttft_mean_s"] for name, row in point.items()}
     return of[OURS], min(of[name] for name in BASELINES), of[ORACLE]
 

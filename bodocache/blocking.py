@@ -68,6 +68,10 @@ class BlockingLoad:
         """Fix the tokens that are loaded, and return them; see :meth:`Load.commit`."""
         return self._loop.call(lambda: self._load.commit(pages))
 
+    def expect(self, *, start_s: float, n_waiting: float) -> None:
+        """Say anew when the engine is free; see :meth:`Load.expect`."""
+        self._loop.call(lambda: self._load.expect(start_s=start_s, n_waiting=n_waiting))
+
     def cut(self, pages: int) -> None:
         """Load no more than the first ``pages``; see :meth:`Load.cut`."""
         self._loop.call(lambda: self._load.cut(pages))

@@ -244,7 +244,7 @@ class Cache:
         *,
         start_s: float | None = None,
         compute_s: ArrayLike | None = None,
-        n_waiting: int = 0,
+        n_waiting: float = 0.0,
         deadline_s: float = math.inf,
     ) -> Load:
         """Begin at once to bring the pages of ``match`` to the device.
@@ -261,7 +261,7 @@ class Cache:
             start_s: when the engine is free to begin the step, in seconds from now.
             compute_s: seconds of each layer of the step, of the tokens that are new in any case;
                 with it, layers come one after the other from the commit on.
-            n_waiting: requests that wait at the engine behind this one.
+            n_waiting: requests that wait at the engine behind this one, or are expected to.
             deadline_s: seconds from now; what has not landed by then is not delivered.
 
         With a ``start_s`` or a deadline, pages that are predicted to come later than the engine

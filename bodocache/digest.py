@@ -29,6 +29,23 @@ def seeded(digests: U64Array, keys: U8Array) -> U64Array:
     return bound
 
 
+def add_part(sums: U64Array, digests: U64Array, offset_nbytes: int, nbytes: int) -> None:
+    """Add ``digests`` (u64[N, 2]) of parts of payloads to the payloads' raw ``sums`` (u64[N, 2]).
+
+    Each part is ``nbytes`` long, from ``offset_nbytes`` of its payload on.
+    """
+    first, words = np.uint64(offset_nbytes // WORD_NBYTES), np.uint64(nbytes // WORD_NBYTES)
+    a, b = (digests - words).T
+    sums[:, 0] += a
+    sums[:, 1] += b + first * a
+
+
+def of_sums(sums: U64Array, nbytes: int) -> U64Array:
+    """The digests of payloads of ``nbytes``, of whose every part was added to ``sums``."""
+    digests: U64Array = sums + np.uint64(nbytes // WORD_NBYTES)
+    return digests
+
+
 def digest_rows(pages: U8Array, rows: NDArray[np.int64]) -> U64Array:
     """Digest ``pages[rows]`` (u8[M, nbytes]) without the key's seed: u64[len(rows), 2].
 

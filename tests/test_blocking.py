@@ -13,7 +13,7 @@ from bodocache.blocking import BlockingCache
 from bodocache.cache import Cache
 from bodocache.clock import RealClock
 from bodocache.config import CacheConfig, parse
-from bodocache.errors import BodoCacheError, CacheClosed, LayoutError
+from bodocache.errors import BodoCacheError, CacheClosed, ConfigError, LayoutError
 from bodocache.hints import Pin, Session, Status
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind
@@ -223,7 +223,10 @@ def test_layers_of_a_committed_load_are_waited_for_without_a_loop(opened):
     pool = device_pool(16)
     cache, words = opened(pool), payload.words_of(pool)
     serve_prompt(cache, words, prompt(5))
-    with cache.load(cache.match(prompt(5))) as load:
+    with cache.load(cache.match(prompt(5)), start_s=9.0) as load:
+        load.expect(start_s=8.0, n_waiting=1.5)
+        with pytest.raises(ConfigError, match="start_s"):
+            load.expect(start_s=-1.0, n_waiting=0)
         assert load.commit() == range(5 * PAGE_TOKENS)
         for layer in range(GROUP.layers):
             load.wait_layer(layer, timeout_s=20)

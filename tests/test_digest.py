@@ -2,8 +2,10 @@
 """The digest against numbers worked out by hand: what every other implementation must give, too."""
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bodocache.digest import digest_rows, seeded
+from bodocache.digest import add_part, digest_rows, of_sums, seeded
 
 KEY = bytes(range(32))
 
@@ -28,3 +30,17 @@ def test_only_the_first_sixteen_bytes_of_a_key_are_the_seed():
     one = digest([1, 2, 3, 4], KEY)
     assert digest([1, 2, 3, 4], KEY[:16] + bytes(16)) == one
     assert digest([1, 2, 3, 4], bytes(16) + KEY[16:]) != one
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_parts_of_a_payload_give_its_digest(units, seed):
+    """The algebra of the module's docstring, over parts of 16 bytes and more."""
+    sizes = [16 * it for it in units]
+    payload = np.random.default_rng(seed).integers(0, 256, (3, sum(sizes)), np.uint8)
+    sums, first = np.zeros((3, 2), np.uint64), 0
+    for nbytes in sizes:
+        part = np.ascontiguousarray(payload[:, first : first + nbytes])
+        add_part(sums, digest_rows(part, np.arange(3)), first, nbytes)
+        first += nbytes
+    whole = digest_rows(payload, np.arange(3))
+    assert (of_sums(sums, sum(sizes)) == whole).all()

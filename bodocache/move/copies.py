@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bodocache import digest
 from bodocache.kernels import gather_pages, scatter_pages
 from bodocache.kernels.landing import LandingPad
 from bodocache.kernels.lane import Lane, lane_for
@@ -50,12 +51,7 @@ class Copies:
         self.turn_pages = max(1, TURN_NBYTES // host.layout.page_nbytes)
         self.num_layers = self._device.layers
         self.layer_nbytes = host.layout.page_nbytes // self.num_layers  # of one page
-        self._scratch = np.zeros((1, host.layout.page_nbytes), np.uint8)
-        self._onto_scratch = (
-            PreparedCopies(self._device, torch.from_numpy(self._scratch))
-            if self.runs_here
-            else None
-        )
+        self._by_layer: list[PreparedCopies] = []
         self._of_layers: dict[bool, LayerCopies] = {}
 
     def to_device(self, host_slots: SlotArray, device_slots: SlotArray) -> U64Array:
@@ -65,20 +61,35 @@ class Copies:
         staged = self._host[torch.from_numpy(host_slots)].to(self._device.device)
         return _digests(scatter_pages(staged, self._device, self._on_device(device_slots)))
 
-    def digests_on_device(self, device_slots: SlotArray) -> U64Array:
-        """The digests of what lies in slots of a CPU pool: as fast as copying it."""
-        assert self._onto_scratch is not None, "a CPU pool"
-        return self._onto_scratch.gather(device_slots, np.zeros_like(device_slots))
+    def layer_to_device(
+        self, layer: int, host_slots: SlotArray, device_slots: SlotArray, sums: U64Array
+    ) -> None:
+        """Copy one layer of host slots to device slots, between CPU pools.
 
-    def copy_layer(self, layer: int, host_slots: SlotArray, device_slots: SlotArray) -> None:
-        """Copy one layer of host slots to device slots, between CPU pools."""
-        copy = self._layers(to_host=False).layers[layer]
-        copy.copy_on_host(torch.from_numpy(host_slots), torch.from_numpy(device_slots))
+        What was moved is added to ``sums``, the pages' raw sums (digest.py).
+        """
+        self._add(layer, self._layer(layer).scatter(host_slots, device_slots), sums)
 
-    def layer_to_host(self, layer: int, device_slots: SlotArray, host_slots: SlotArray) -> None:
-        """Copy one layer of device slots to host slots, between CPU pools."""
-        copy = self._layers(to_host=True).layers[layer]
-        copy.copy_on_host(torch.from_numpy(device_slots), torch.from_numpy(host_slots))
+    def layer_to_host(
+        self, layer: int, device_slots: SlotArray, host_slots: SlotArray, sums: U64Array
+    ) -> None:
+        """Copy one layer of device slots to host slots, likewise."""
+        self._add(layer, self._layer(layer).gather(device_slots, host_slots), sums)
+
+    def _layer(self, layer: int) -> PreparedCopies:
+        if not self._by_layer:
+            nbytes = self.layer_nbytes
+            self._by_layer = [
+                PreparedCopies(
+                    self._device.only(layers=range(k, k + 1)),
+                    self._host[:, k * nbytes : (k + 1) * nbytes],
+                )
+                for k in range(self.num_layers)
+            ]
+        return self._by_layer[layer]
+
+    def _add(self, layer: int, digests: U64Array, sums: U64Array) -> None:
+        digest.add_part(sums, digests, layer * self.layer_nbytes, self.layer_nbytes)
 
     def stream_down(self, host_slots: SlotArray, device_slots: SlotArray) -> LayerStream:
         """What brings host slots to device slots layer by layer. In the thread."""

@@ -9,6 +9,7 @@ must agree on a cut. A rank that follows another decides nothing by its own cloc
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,6 @@ RowArray = NDArray[np.int64]
 
 GAP_S = 1e-3  # between two looks, at least
 LOOKING_SHARE = 0.05  # of the loop's time: where many loads make a look long, there are fewer
-LONGEST_GAP_S = 0.1  # while nothing arrives
 LINGER_S = 0.25  # for what storage has begun; longer than a read that is not stuck
 
 
@@ -69,7 +69,6 @@ class Decider:
         self._watched: dict[Load, Watched] = {}
         self._looked_s = -np.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._idle_gap_s = 2 * CHUNK_S
         self._gap_s = GAP_S
 
     def consult(self, decide: Decide) -> None:
@@ -90,6 +89,7 @@ class Decider:
         one.leaders = self.leaders(load.rows[wanted[sources == Tier.DISK]])
         self._watched[load] = one
         load.before_commit = self._before_commit
+        load.on_expected = self._expect
         self._apply_first(one)
         one.has_joined = bool(one.leaders)
         load.on_settled(lambda: self._forget(load))
@@ -100,7 +100,7 @@ class Decider:
         if one is not None:
             one.parts.append(part)
             one.sources[part.positions] = part.source
-            self._look_again(self._idle_gap_s)
+            self._look_again(self._chunk_s)
 
     def progress(self, part: Part) -> None:
         """Something of ``part`` has arrived, or failed."""
@@ -109,7 +109,6 @@ class Decider:
     def progress_of(self, load: Load) -> None:
         """Something of ``load`` has arrived, or failed."""
         if load in self._watched:
-            self._idle_gap_s = 2 * CHUNK_S
             left_s = self._looked_s + self._gap_s - self._now_s()
             if left_s <= 0:
                 self._look()
@@ -170,6 +169,15 @@ class Decider:
             self.cuts[Why.UNPAID] += 1
             load.cut(pages)
 
+    def _expect(self, load: Load, start_s: float, n_waiting: float) -> None:
+        """The engine is free at another time than it said."""
+        one, now_s = self._watched.get(load), self._now_s()
+        if one is None:
+            return
+        load.terms = replace(load.terms, start_s=now_s + start_s, n_waiting=n_waiting)
+        one.template = self._outlook.template(load.terms)
+        self._look_again(max(0.0, self._looked_s + self._gap_s - now_s))
+
     def _before_commit(self, load: Load) -> None:
         if load in self._watched:
             self._look()
@@ -186,7 +194,6 @@ class Decider:
     def _look_by_timer(self) -> None:
         self._timer = None
         if self._watched:
-            self._idle_gap_s = min(LONGEST_GAP_S, 1.5 * self._idle_gap_s)
             self._look()
 
     def _apply_first(self, one: Watched) -> None:
@@ -216,6 +223,11 @@ class Decider:
         )
         return bool(there and here and there.finish_s + CHUNK_S < here.finish_s)
 
+    @property
+    def _chunk_s(self) -> float:
+        """How long a chunk takes, of a page at least: so soon a load is looked at again."""
+        return max(CHUNK_S, self._outlook.page_s)
+
     def _look(self) -> None:
         begun_s = self._now_s()
         self._look_at_all()
@@ -232,7 +244,7 @@ class Decider:
         if any(one.cut_at >= 0 for one in self._watched.values()):
             self._look_again(self._gap_s)  # once more, and it is cut
         elif any(one.is_begun for one in self._watched.values()):
-            self._look_again(max(self._gap_s, self._idle_gap_s))
+            self._look_again(max(self._gap_s, self._chunk_s))
 
     def _apply(self, one: Watched, choice: Choice, now_s: float) -> None:
         load = one.load
@@ -271,9 +283,11 @@ class Decider:
             self.reroute(part, other)
 
     def _nearly_over(self, one: Watched) -> bool:
-        """Whether so little is left that it is there by the time a cut has taken effect."""
+        """Whether no more is left than two chunks, of a page each at least: a cut is no sooner."""
         for part in (*one.parts, *one.leaders):
             known = part.link.estimate()
-            if known is None or part.left_nbytes > 2 * CHUNK_S * known.rate:
+            if known is None:
+                return False
+            if part.left_nbytes > 2 * max(part.page_nbytes, CHUNK_S * known.rate):
                 return False
         return True

@@ -71,6 +71,11 @@ class Flights:
         part.flight = self._number
         self._leader[part.rows[self._leader[part.rows] == NOBODY]] = self._number
 
+    def are_coming(self, rows: RowArray) -> NDArray[np.bool_]:
+        """Whether some part brings each of ``rows``."""
+        coming: NDArray[np.bool_] = self._numbers(rows) != NOBODY
+        return coming
+
     def leaders(self, rows: RowArray) -> list[Part]:
         """The parts that bring some of ``rows``."""
         return [self._parts[n] for n in np.unique(self._numbers(rows)).tolist() if n != NOBODY]

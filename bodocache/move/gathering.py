@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the pages of a store leave the device: whole, or each layer as it is computed.
 
-Digests are of what the device holds, so that a byte that changes on the way to the host is a miss
-later, not a page. By layer they are taken behind the last one, from the very slots.
+Digests are of what was read from the device, so that a byte that changes on the way to the host is
+a miss later, not a page. On a stream they are taken behind the last layer, from the very slots.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache import digest
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
+from bodocache.move.queue import LinkQueue, Priority
 from bodocache.move.residency import Residency, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.stream import LayerStream, passed
@@ -26,10 +27,17 @@ class Gathering:
     """Copies device slots to host slots; each method returns the digests of the pages."""
 
     def __init__(
-        self, residency: Residency, *, link: Link, copies: Copies, now_s: Callable[[], float]
+        self,
+        residency: Residency,
+        *,
+        link: Link,
+        beside: LinkQueue,
+        copies: Copies,
+        now_s: Callable[[], float],
     ) -> None:
         self._residency = residency
         self._link = link
+        self._beside = beside
         self._copies = copies
         self._now_s = now_s
 
@@ -64,23 +72,19 @@ class Gathering:
         return raw
 
     async def _in_turns(self, store: Store, slots: SlotArray, host_slots: SlotArray) -> _Digests:
-        """Between CPU pools, on the loop; other work of the loop's between two turns."""
-        copies = self._copies
+        """Between CPU pools, on the loop, in turns with the loads: they use the same memory bus."""
+        copies, sums = self._copies, np.zeros((len(slots), 2), np.uint64)
         pages = max(1, copies.turn_nbytes // copies.layer_nbytes)
         for layer in range(copies.num_layers):
             await store.layer(layer)
             for first in range(0, len(slots), pages):
                 turn = slice(first, first + pages)
-                self._link.begin(begun_s := self._now_s())
-                copies.layer_to_host(layer, slots[turn], host_slots[turn])
-                self._end(begun_s, 1, len(slots[turn]), self._ended(layer + 1, slots[turn]))
-                await asyncio.sleep(0)
-        raw = np.empty((len(slots), 2), np.uint64)
-        for first in range(0, len(slots), copies.turn_pages):
-            turn = slice(first, first + copies.turn_pages)
-            raw[turn] = copies.digests_on_device(slots[turn])
-            await asyncio.sleep(0)
-        return raw
+                nbytes = len(slots[turn]) * copies.layer_nbytes
+                async with self._beside.turn(Priority.STORE, nbytes):
+                    self._link.begin(begun_s := self._now_s())
+                    copies.layer_to_host(layer, slots[turn], host_slots[turn], sums[turn])
+                    self._end(begun_s, 1, len(slots[turn]), self._ended(layer + 1, slots[turn]))
+        return digest.of_sums(sums, copies.num_layers * copies.layer_nbytes)
 
     async def _on_stream(self, store: Store, slots: SlotArray, host_slots: SlotArray) -> _Digests:
         """On a stream of the device, which waits for the engine's."""

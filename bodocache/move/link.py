@@ -139,8 +139,8 @@ class Link:
     def record(self, queued_nbytes: int, nbytes: int | None = None) -> NDArray[np.void] | None:
         """LINK[1] as it is believed now, for work of ``nbytes``; None while nothing is known.
 
-        A link that has completed nothing for longer than its chunks take is believed to stand still
-        for as long again. The next call writes over it.
+        A link that lags behind its rate is believed to lose as much time again. The next call
+        writes over it.
         """
         known = self.estimate(nbytes)
         if known is None:
@@ -149,21 +149,22 @@ class Link:
         record["rate"] = known.rate
         record["spread"] = known.spread * doubt
         record["drift"] = max(known.drift, FLOOR) * doubt
-        record["queued_nbytes"] = queued_nbytes + int(self.stalled_s() * known.rate)
+        record["queued_nbytes"] = queued_nbytes + int(self.lag_s() * known.rate)
         return record
 
     def _resume(self, now_s: float) -> None:
         """Nothing moved because tenants lacked credits: that says nothing of the rate."""
         self.rate.resume(now_s)
 
-    def stalled_s(self) -> float:
-        """How long it has completed nothing, beyond what the chunks in flight should take."""
+    def lag_s(self) -> float:
+        """By how much it is late now: chunks that came, and those in flight that should have."""
         is_moving = self.in_flight and not self.queue.waits_for_credits
         known = self.estimate() if is_moving else None
         if known is None:
             return 0.0
         expected_s = self.queue.chunk_nbytes / known.rate
-        return max(0.0, self._now_s() - self.rate.since_s - 2.0 * expected_s)
+        stalled_s = max(0.0, self._now_s() - self.rate.since_s - 2.0 * expected_s)
+        return self.rate.lag_s + stalled_s
 
     def predict(self, nbytes: int, ahead_nbytes: int = 0) -> Prediction | None:
         """When ``nbytes`` will have crossed, behind ``ahead_nbytes``; None if nobody knows."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bodocache.errors import BodoCacheError, LoadFailed
 from bodocache.move.choice import Choice  # noqa: TC001 -- as the others
 from bodocache.move.layers import Layers
-from bodocache.move.terms import Terms
+from bodocache.move.terms import Terms, check_expected
 from bodocache.move.timeline import Event, Note, no_note
 from bodocache.pages import Reason, Tier
 
@@ -72,6 +72,7 @@ class Load:
         self.wanted = len(rows)  # pages that are still to come or have come: all before a cut
         self.outlook: Choice | None = None  # as last looked at, of a load that may be cut
         self.before_commit: Callable[[Load], None] = lambda _: None  # the last chance to cut
+        self.on_expected: Callable[[Load, float, float], None] = lambda _load, _start_s, _n: None
         self._page_tokens = page_tokens
         self._num_layers = layers
         self._came_from = np.zeros(len(rows), np.uint8)
@@ -167,6 +168,18 @@ class Load:
         if not self.done:
             self._keep(max(pages, self._leading()))
             self._settle_if_whole()
+
+    def expect(self, *, start_s: float, n_waiting: float) -> None:
+        """Say anew when the engine is free, in seconds from now, and how many wait behind this.
+
+        What may be cut is looked at again by that. The deadline stays.
+
+        Raises:
+            ConfigError: seconds or a number that cannot be.
+        """
+        check_expected(start_s, n_waiting)
+        if not self.done and self._committed is None:
+            self.on_expected(self, start_s, n_waiting)
 
     def commit(self, pages: int | None = None) -> range:
         """Fix the tokens that are loaded, and return them: the step begins. Twice is harmless.

@@ -74,6 +74,10 @@ class Loader:
         """Pages that were on their way for another load, and not read again."""
         return self._flights.joined
 
+    def are_coming(self, rows: RowArray) -> NDArray[np.bool_]:
+        """Whether some load brings each of ``rows`` from disk."""
+        return self._flights.are_coming(rows)
+
     @property
     def failed_checks(self) -> int:
         """Pages whose bytes failed the digest between host and device."""

@@ -23,13 +23,14 @@ from bodocache.move.copies import HostSide
 from bodocache.move.credits import Credits
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
+from bodocache.move.effort import LEAST_PAGES, Effort
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
 from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
-from bodocache.move.queue import CHUNK_S
+from bodocache.move.queue import CHUNK_S, Priority
 from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
@@ -39,9 +40,11 @@ from bodocache.move.terms import Terms
 from bodocache.move.windows import Unplanned, Windows
 from bodocache.move.worth import Gain, Worth
 from bodocache.move.writer import Writer, WriteRules
-from bodocache.pages import Tier
+from bodocache.pages import Reason, Tier
 from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
+
+REST_S = 60.0  # for what a cut left on disk: its next use is minutes away
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,13 @@ class Orchestrator:
             Tier.HOST: self._links["host->device"],
             Tier.DISK: self._links["disk->device"],
         }
+        self._page_tokens = recompute.page_tokens
+        self._effort = Effort(recompute.base_s, recompute.slope_s)
         outlook = Outlook(
             loading,
             page_nbytes=host.pool.layout.page_nbytes,
             page_tokens=recompute.page_tokens,
-            token_s=recompute.base_s,
-            slope_s=recompute.slope_s,
+            effort=self._effort,
             layers=self._copies.num_layers,
             switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
         )
@@ -164,6 +168,7 @@ class Orchestrator:
         self._storer = Storer(
             self.residency,
             link=self._links["device->host"],
+            beside=self._links["host->device"].queue,
             copies=self._copies,
             nursery=self._nursery,
             writer=self._writer,
@@ -181,6 +186,8 @@ class Orchestrator:
                 now_s=clock.now_s,
             )
         )
+        if self._prefetcher is not None:
+            self._prefetcher.are_coming = self._loader.are_coming
         self._demoter = Demoter(
             self.residency,
             writer=self._writer,
@@ -226,23 +233,53 @@ class Orchestrator:
         """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
         request = self.requests.loading(match, terms.deadline_s)
         follow = partial(self.requests.follow_load, request)
+        self._learn_effort(len(match.keys), len(keys), terms)
         load = self._loader.begin(keys, slots, terms, on_load=follow)
         load.on_settled(lambda: self._weigh(load))
+        load.on_settled(lambda: self._fetch_rest(load))
         return load
 
     def stands_aside(self, keys: KeyArray) -> bool:
         """Whether nothing but the device is to be asked for a request of ``keys``."""
-        copied_s = self._links["device->host"].counted()[3]
-        self.worth.spent(copied_s - self._counted_s)
-        self._counted_s = copied_s
+        if self._copies.runs_here:  # a GPU computes meanwhile
+            copied_s = self._links["device->host"].counted()[3]
+            self.worth.spent(copied_s - self._counted_s)
+            self._counted_s = copied_s
         return self.worth.judge(keys)
 
     def spent(self, seconds: float) -> None:
         """A request was looked up for so long."""
         self.worth.spent(seconds)
 
+    def _learn_effort(self, pages: int, matched: int, terms: Terms) -> None:
+        """A step that computes the pages behind ``matched`` takes what ``terms`` say."""
+        new = pages - matched
+        if not terms.is_layered or new < LEAST_PAGES:
+            return
+        if (seconds := float(terms.compute_s.sum())) > 0.0:
+            self._effort.computed(matched * self._page_tokens, new * self._page_tokens, seconds)
+
     def _weigh(self, load: Load) -> None:
-        self.worth.loaded(load.from_below, self.now_s() - load.begun_s)
+        """An engine that said when it is free does not wait before that."""
+        since_s = load.begun_s if load.terms.start_s is None else load.terms.start_s
+        waited_s = max(0.0, self.now_s() - max(since_s, load.begun_s))
+        self.worth.loaded(load.from_below, waited_s, load.terms.n_waiting)
+
+    def _fetch_rest(self, load: Load) -> None:
+        """What a cut left on disk was just used: bring it to the host while the disk is idle."""
+        payers = (load.terms.tenant,)
+        if load.landed == len(load.rows):
+            return
+        if self._prefetcher is None or (self._credits and self._credits.is_limited(payers)):
+            return
+        was_cut = np.isin(load.reasons, (Reason.CUT, Reason.LATE))
+        rows = load.rows[load.landed :][was_cut]
+        rows = rows[self.residency.lies_in(rows, Tier.DISK)]
+        rows = rows[~self.residency.lies_in(rows, Tier.HOST)]
+        if len(rows):
+            self._prefetcher.begin(
+                rows, self.now_s() + REST_S, tenant=payers[0], priority=Priority.PREWARM
+            )
 
     def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
         """When a load of pages that lie in ``tiers`` would be there, if it came now."""

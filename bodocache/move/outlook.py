@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache import jit
 from bodocache.move.choice import Choice
+from bodocache.move.effort import Effort
 from bodocache.move.link import Link
+from bodocache.move.listing import DISK, MAX_BOUNDARIES, list_load
 from bodocache.move.load import Load
 from bodocache.move.part import Part
 from bodocache.move.terms import Terms
@@ -22,9 +23,7 @@ from bodocache.pages import NOWHERE, Tier
 from bodocache.plan import late, loads
 from bodocache.plan.records import LINK
 
-DISK, HOST, NONE = 0, 1, 2  # rows of the links
-MAX_BOUNDARIES = 256  # of one load: a longer one is cut at every so many pages
-_DISK, _HOST, _WHOLE = int(Tier.DISK), int(Tier.HOST), int(loads.Verdict.WHOLE)
+_WHOLE = int(loads.Verdict.WHOLE)
 _AT_ONCE = np.zeros((), LINK)  # a link that takes no time, or that none of the loads needs
 _AT_ONCE["rate"] = 1e15
 
@@ -56,15 +55,14 @@ class Outlook:
         *,
         page_nbytes: int,
         page_tokens: int,
-        token_s: float,
-        slope_s: float,
+        effort: Effort,
         layers: int,
         switch_s: float,
     ) -> None:
         self._links = (links[Tier.DISK], links[Tier.HOST])
         self.page_nbytes = page_nbytes
         self._page_tokens = page_tokens
-        self._token_s, self._slope_s = token_s, slope_s
+        self._effort = effort
         self._layers = layers
         self._switch_s = switch_s
         self._is_known = np.zeros(len(self._links), np.bool_)
@@ -103,10 +101,14 @@ class Outlook:
             choices[i] = self._choice(k, first)
         return choices
 
+    @property
+    def page_s(self) -> float:
+        """Seconds that a page takes on the slower link, when last looked at."""
+        return float(self.page_nbytes / self._records["rate"].min())
+
     def recompute_s(self, pages: int) -> float:
         """Seconds to compute the first ``pages`` of a prompt again."""
-        tokens = pages * self._page_tokens
-        return self._token_s * tokens + self._slope_s * tokens * tokens / 2
+        return self._effort.recompute_s(pages * self._page_tokens)
 
     def _measure(self, watched: Sequence[Watched], first_due_s: float) -> None:
         """The links as they are believed now, and what others have queued ahead of the loads."""
@@ -125,7 +127,7 @@ class Outlook:
         if load.done or load.committed is not None:
             return 0
         count = int(
-            _list_load(
+            list_load(
                 *(self._loads, k, one.template, due_s, now_s, one.is_begun, one.cut_at),
                 load.whole_layers,
                 one.sources,
@@ -158,7 +160,7 @@ class Outlook:
         record = np.zeros(1, loads.LOAD)
         record["wait_s"] = -np.inf if terms.start_s is None else terms.start_s
         record["new_compute_s"] = terms.compute_s.sum()
-        record["token_s"], record["slope_s"] = self._token_s, self._slope_s
+        record["token_s"], record["slope_s"] = self._effort.token_s, self._effort.slope_s
         record["n_waiting"] = terms.n_waiting
         record["layers"] = self._layers if terms.is_layered else 0
         record["links"], record["copies"] = DISK, 1
@@ -189,62 +191,6 @@ class Outlook:
         self._first = np.empty((most, loads.COPIES), np.int64)
         self._second = np.empty(most, np.int64)
         self._scratch = loads.scratch_for(room, len(self._records))
-
-
-@jit.compiled(
-    *(jit.array(loads.LOAD), jit.i8, jit.array(loads.LOAD), jit.f8, jit.f8),
-    *(jit.boolean, jit.i8, jit.array("i8"), jit.array("i8"), jit.i8),
-    *(jit.array("i8"), jit.array("?"), jit.array("i8"), jit.array("i8", 2), jit.array("i8")),
-    jit.i8,
-)
-def _list_load(  # noqa: PLR0913, PLR0917 -- one call for each load of a look
-    window: NDArray[np.void],
-    k: int,
-    template: NDArray[np.void],
-    due_s: float,
-    now_s: float,
-    is_begun: bool,  # noqa: FBT001
-    cut_at: int,
-    whole_layers: NDArray[np.int64],
-    sources: NDArray[np.int64],
-    wanted: int,
-    sizes: NDArray[np.int64],
-    is_known: NDArray[np.bool_],
-    bounds: NDArray[np.int64],
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    end: int,
-) -> int:
-    """See :meth:`Outlook._list`; ``sizes``: bytes and tokens of a page, its layers."""
-    page_nbytes, page_tokens, layers = sizes[0], sizes[1], sizes[2]
-    landed = 0
-    while landed < wanted and whole_layers[landed] == layers:
-        landed += 1
-    if landed == wanted:
-        return 0
-    stride = (wanted - landed + MAX_BOUNDARIES - 1) // MAX_BOUNDARIES
-    from_disk = from_host = np.int64(0)
-    at, needs_disk, needs_host = end, False, False
-    for page in range(landed, wanted + 1):
-        if (page - landed) % stride == 0 or page == wanted:
-            bounds[at] = page * page_tokens
-            first[at, 0] = first[at, 1] = from_disk
-            second[at] = from_host + (1 if from_disk > 0 else 0)
-            at += 1
-        if page < wanted and whole_layers[page] < layers:
-            if sources[page] == _DISK:
-                needs_disk, from_disk = True, from_disk + page_nbytes
-            elif sources[page] == _HOST:
-                needs_host, from_host = True, from_host + page_nbytes
-    if (needs_disk and not is_known[DISK]) or (needs_host and not is_known[HOST]):
-        return 0
-    window[k] = template[0]
-    load = window[k]
-    load["deadline_s"], load["wait_s"] = due_s, max(0.0, template[0]["wait_s"] - now_s)
-    load["first"], load["count"] = end, at - end
-    load["second"] = HOST if needs_host else NONE
-    load["copy"], load["cut_at"] = 0 if is_begun else -1, cut_at
-    return at - end
 
 
 def nowhere(pages: int) -> NDArray[np.int64]:

@@ -49,8 +49,17 @@ class Prefetcher:
         self._now_s = now_s
         self._batch_pages = max(1, BATCH_NBYTES // backend.page_nbytes)
         self._live: set[Operation] = set()
+        # Which rows a load brings meanwhile.
+        self.are_coming: Callable[[RowArray], NDArray[np.bool_]] = lambda rows: rows < 0
 
-    def begin(self, rows: RowArray, deadline_s: float, *, tenant: int = 0) -> Operation:
+    def begin(
+        self,
+        rows: RowArray,
+        deadline_s: float,
+        *,
+        tenant: int = 0,
+        priority: Priority = Priority.PREFETCH,
+    ) -> Operation:
         """Begin to read ``rows``, which lie on disk and not on the host; what arrives in time.
 
         The credits of ``tenant`` pay for it.
@@ -58,7 +67,7 @@ class Prefetcher:
         operation = Operation()
         self._live.add(operation)
         self._residency.pin(rows)
-        self._nursery.spawn(self._run(operation, rows, deadline_s, tenant))
+        self._nursery.spawn(self._run(operation, rows, deadline_s, tenant, priority))
         return operation
 
     async def close(self) -> None:
@@ -69,7 +78,12 @@ class Prefetcher:
             await operation
 
     async def _run(
-        self, operation: Operation, rows: RowArray, deadline_s: float, tenant: int
+        self,
+        operation: Operation,
+        rows: RowArray,
+        deadline_s: float,
+        tenant: int,
+        priority: Priority,
     ) -> None:
         timer = None
         if math.isfinite(deadline_s):
@@ -80,7 +94,7 @@ class Prefetcher:
             for first in range(0, len(rows), self._batch_pages):
                 batch = rows[first : first + self._batch_pages]
                 nbytes = len(batch) * self._backend.page_nbytes
-                async with self._link.queue.turn(Priority.PREFETCH, nbytes, payers=(tenant,)):
+                async with self._link.queue.turn(priority, nbytes, payers=(tenant,)):
                     if operation.is_cancelled:
                         break
                     arrived += await self._read(operation, batch)
@@ -94,9 +108,10 @@ class Prefetcher:
             operation.end(arrived)
 
     async def _read(self, operation: Operation, rows: RowArray) -> int:
-        """Read those that no load has brought meanwhile, as many as the host has room for."""
+        """Read those that no load has brought or brings, as many as the host has room for."""
         residency = self._residency
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
+        rows = rows[~self.are_coming(rows)]
         owner = int(residency.table.records["tenant"][rows[-1]]) if len(rows) else 0
         slots = residency.take_for(Tier.HOST, rows, Need(Activity.HINT, owner))
         rows, kept = rows[: len(slots)], np.zeros(len(slots), np.bool_)

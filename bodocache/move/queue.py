@@ -43,10 +43,11 @@ class Priority(IntEnum):
     PREFETCH = 1  # for a request that is expected
     PREWARM = 2
     WRITE = 3  # write-through
+    STORE = 4  # a layer that leaves the device, where it is in the way of what comes to it
 
 
-PATIENCE_S = (1.0, 0.25, 0.5, 0.25)  # by Priority
-PURPOSE = (Purpose.READ, Purpose.PREFETCH, Purpose.PREFETCH, Purpose.WRITE)  # by Priority
+PATIENCE_S = (1.0, 0.25, 0.5, 0.25, 0.025)  # by Priority; a layer's turn takes a ms: 4 % of loads'
+PURPOSE = (Purpose.READ, Purpose.PREFETCH, Purpose.PREFETCH, Purpose.WRITE, Purpose.WRITE)
 
 
 class Work(Protocol):

@@ -15,6 +15,9 @@ with n new for each chunk and N for each block of 32 chunks. After a block of X 
 each averaged over blocks, of which the newest weighs 1/k (the k-th) but at least a tenth. Each
 class of chunk sizes learns by itself: what a small chunk costs says little of what a large one
 does.
+
+A rate is of the last hundreds of chunks. What a burst of others' work leaves of it is in the *lag*:
+the seconds by which chunks have come later than the rate says, since one was last on time.
 """
 
 from bisect import bisect_right
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 
 BLOCK_CHUNKS = 32
 NEWEST_WEIGHT = 0.1  # of the newest block, once there are ten: 320 chunks of 2 ms are 0.6 s
+SLOW = 1.5  # times what the rate says, and a chunk is not on time
 CLASSES_NBYTES = (64 << 10, 1 << 20)  # where one class of sizes ends and the next begins
 _CLASSES = len(CLASSES_NBYTES) + 1
 _NEAREST: tuple[tuple[int, ...], ...] = tuple(
@@ -41,14 +45,16 @@ class Estimate:
 class LinkRate:
     """Learns an :class:`Estimate` for each class of sizes. Used from the orchestrator's loop."""
 
-    __slots__ = ("_classes", "_since_s")
+    __slots__ = ("_classes", "_since_s", "lag_s")
 
     def __init__(self) -> None:
         self._since_s = 0.0
+        self.lag_s = 0.0
         self._classes = [_Class() for _ in range(_CLASSES)]
 
     def resume(self, now_s: float) -> None:
         """The link was idle and is busy from now on."""
+        self.lag_s = max(0.0, self.lag_s - (now_s - self._since_s))
         self._since_s = now_s
 
     @property
@@ -60,7 +66,13 @@ class LinkRate:
         """A chunk of ``nbytes`` is over at ``now_s``. One that failed (0 bytes) says nothing."""
         taken_s, self._since_s = now_s - self._since_s, now_s
         if nbytes:
+            self._note_lag(taken_s, nbytes)
             self._classes[bisect_right(CLASSES_NBYTES, nbytes)].add(taken_s, nbytes)
+
+    def _note_lag(self, taken_s: float, nbytes: int) -> None:
+        known = self.estimate(nbytes)
+        expected_s = taken_s if known is None else nbytes / known.rate
+        self.lag_s = self.lag_s + taken_s - expected_s if taken_s > SLOW * expected_s else 0.0
 
     def estimate(self, nbytes: int | None = None) -> Estimate | None:
         """What is known for ``nbytes`` (None: many), or None before a first block is complete.

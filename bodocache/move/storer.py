@@ -17,6 +17,7 @@ from bodocache.move.copies import Copies
 from bodocache.move.gathering import Gathering
 from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
+from bodocache.move.queue import LinkQueue
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.room import Need
 from bodocache.move.store import Abandoned, Store, Stored
@@ -45,13 +46,15 @@ class Storer:
         residency: Residency,
         *,
         link: Link,
+        beside: LinkQueue,
         copies: Copies,
         nursery: Nursery,
         writer: Writer | None,
         now_s: Callable[[], float],
     ) -> None:
+        """``beside``: the queue of the copies to the device, which this must not slow."""
         self._residency = residency
-        self._gathering = Gathering(residency, link=link, copies=copies, now_s=now_s)
+        self._gathering = Gathering(residency, link=link, beside=beside, copies=copies, now_s=now_s)
         self._num_layers = copies.num_layers
         self._nursery = nursery
         self._writer = writer

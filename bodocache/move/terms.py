@@ -15,6 +15,14 @@ def _no_layers() -> NDArray[np.float64]:
     return np.zeros(0)
 
 
+def check_expected(start_s: float | None, n_waiting: float) -> None:
+    """Raise ConfigError for what an engine cannot expect."""
+    if start_s is not None and not 0 <= start_s < math.inf:
+        raise ConfigError(f"load: start_s = {start_s}: expected seconds from now, >= 0")
+    if not 0 <= n_waiting < math.inf:
+        raise ConfigError(f"load: n_waiting = {n_waiting}: expected a number of requests")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Terms:
     """Times are on the cache's clock."""
@@ -22,7 +30,7 @@ class Terms:
     deadline_s: float = math.inf  # nothing is delivered later
     start_s: float | None = None  # when the engine is free to begin the step; None: nobody said
     compute_s: NDArray[np.float64] = field(default_factory=_no_layers)  # of each layer
-    n_waiting: int = 0  # requests that wait at the engine behind this one
+    n_waiting: float = 0.0  # requests that wait at the engine behind this one
     tenant: int = 0  # whose credits pay for what is read from disk
 
     @classmethod
@@ -33,17 +41,14 @@ class Terms:
         deadline_s: float,
         start_s: float | None,
         compute_s: ArrayLike | None,
-        n_waiting: int,
+        n_waiting: float,
         layers: int,
         tenant: int = 0,
     ) -> "Terms":
         """As an engine says them: seconds from now. ConfigError: what cannot be."""
         if not deadline_s >= 0:
             raise ConfigError(f"load: deadline_s = {deadline_s}: expected seconds from now, >= 0")
-        if start_s is not None and not 0 <= start_s < math.inf:
-            raise ConfigError(f"load: start_s = {start_s}: expected seconds from now, >= 0")
-        if n_waiting < 0:
-            raise ConfigError(f"load: n_waiting = {n_waiting}: expected a number of requests")
+        check_expected(start_s, n_waiting)
         seconds = _no_layers() if compute_s is None else np.array(compute_s, np.float64, ndmin=1)
         if compute_s is not None and not (
             seconds.shape == (layers,) and (seconds >= 0).all() and np.isfinite(seconds).all()

@@ -2,9 +2,10 @@
 """What the cache gains, and whether it steps aside: seconds saved against seconds spent.
 
 Saved is what computing the pages would have taken that loads brought from the host or the disk.
-Spent is what engines waited for loads, and what looking up and the copies of stores took. Both
-fade as heat does. If, after a half-life, more was spent than saved, the cache steps aside: it
-stores nothing new on the host or the disk, and matches only what the device holds.
+Spent is what engines waited for loads, and what looking up and, where the engine's own cores copy,
+the copies of stores took. Both fade as heat does. If, after a half-life, more was spent than saved,
+the cache steps aside: it stores nothing new on the host or the disk, and matches only what the
+device holds.
 
 Meanwhile a sample of the keys that are asked for is remembered. Once it says that pages kept on the
 host would have saved more than was spent before, the cache is back; and after PROBE_HALF_LIVES in
@@ -73,10 +74,14 @@ class Worth:
         self.spent_s += seconds
         self._spent += seconds
 
-    def loaded(self, depths: NDArray[np.int64], waited_s: float) -> None:
-        """A load brought the pages at ``depths`` from the host or the disk."""
+    def loaded(self, depths: NDArray[np.int64], waited_s: float, n_waiting: float) -> None:
+        """A load brought the pages at ``depths`` from the host or the disk.
+
+        To compute them would have delayed ``n_waiting`` other requests; the wait delays none: the
+        engine serves them meanwhile.
+        """
         self.spent(waited_s)
-        saved_s = float(self._recompute_s(depths).sum())
+        saved_s = (1.0 + n_waiting) * float(self._recompute_s(depths).sum())
         self.saved_s += saved_s
         self._saved += saved_s
 

@@ -90,11 +90,16 @@ class SimulatedBackend:
         channel: Channel,
         clock: Clock,
         op_nbytes: int = 0,
+        onward: Channel | None = None,
     ) -> None:
-        """``op_nbytes``: what one operation moves at most; pages are not split, runs are."""
+        """``op_nbytes``: what one operation moves at most; pages are not split, runs are.
+
+        ``onward``: what pages cross that are sent on as they are read (a get's ``on_landed``).
+        """
         self.observer: Callable[[Extent], None] | None = None
         self.page_nbytes = page_nbytes
         self.channel = channel
+        self.onward = onward
         self.failures = 0  # operations that ended with an error
         self._disk = disk
         self._clock = clock
@@ -275,13 +280,18 @@ class _Run:
             self._ended(self._records["frame"])
 
     def _on_end(self, has_failed: bool) -> None:  # noqa: FBT001 -- as a channel calls it
-        self._backend.forget(self)
+        onward = self._backend.onward if self.transfer.on_landed is not None else None
         if has_failed:
             self._backend.failures += 1
-            failed = Outcome.all(len(self.positions), Status.FAILED, Reason.IO_ERROR)
-            self.transfer.settle(self, failed)
+            self._end(Outcome.all(len(self.positions), Status.FAILED, Reason.IO_ERROR))
+        elif onward is not None:
+            onward.submit(Piece(self.piece.nbytes, lambda _: self._end(self.run())))
         else:
-            self.transfer.settle(self, self.run())
+            self._end(self.run())
+
+    def _end(self, outcome: Outcome) -> None:
+        self._backend.forget(self)
+        self.transfer.settle(self, outcome)
 
 
 class _ChannelQueue:

@@ -290,6 +290,6 @@ def test_waiting_for_credits_says_nothing_of_the_link():
         it.enter(payers=(FREE,))
         await asyncio.sleep(1.5)
         assert link.estimate().rate == pytest.approx(RATE, rel=0.01)
-        assert link.stalled_s() == 0.0
+        assert link.lag_s() == 0.0
 
     in_virtual_time(scenario)

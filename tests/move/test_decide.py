@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bodocache.clock import RealClock
+from bodocache.errors import ConfigError
 from bodocache.move.choice import Choice, Proposal, Why
 from bodocache.move.rate import BLOCK_CHUNKS, CLASSES_NBYTES, LinkRate
 from bodocache.pages import Reason, Tier
@@ -19,10 +20,13 @@ FAST, SLOW = 1e9, 1e3  # bytes/s
 
 def teach(it, rate, name="disk->device"):
     """Let a link have brought many chunks of every size at ``rate``."""
-    link, now_s = it.orchestrator._links[name], 0.0
+    link, chunks = it.orchestrator._links[name], 2 * BLOCK_CHUNKS
+    sizes = (PAGE_NBYTES, *CLASSES_NBYTES)
+    now_s = it.clock.now_s() - chunks * sum(sizes) / rate
     link.rate = LinkRate()
-    for nbytes in (PAGE_NBYTES, *CLASSES_NBYTES):
-        for _ in range(2 * BLOCK_CHUNKS):
+    link.rate.resume(now_s)
+    for nbytes in sizes:
+        for _ in range(chunks):
             now_s += nbytes / rate
             link.rate.add(now_s, nbytes)
     link.rate.resume(it.clock.now_s())
@@ -94,6 +98,46 @@ def test_a_part_is_loaded_while_the_engine_is_busy(house, prompt, n_waiting, pag
     asyncio.run(scenario())
 
 
+def test_an_engine_may_say_anew_when_it_is_free(house, prompt):
+    async def scenario():
+        async with house() as it, asyncio.timeout(5):
+            await on_tier(it, prompt(6), Tier.DISK)
+            teach(it, SLOW)
+            nearly_over(it, is_so=False)
+            with it.busy_disk():
+                it.orchestrator._links["disk->device"].queue.ahead_of = lambda *_, **__: 0
+                load = await it.begin(prompt(6), start_s=100.0)
+                for start_s in (90.0, 80.0):  # 25 s for all of it
+                    load.expect(start_s=start_s, n_waiting=0.5)
+                    await asyncio.sleep(20e-3)
+                    assert load.wanted == 6
+                load.expect(start_s=0.0, n_waiting=0.5)
+                assert (await load).pages == 0
+                assert cuts(it) == {Why.TARDY: 1}
+                load.close()
+            for wrong in ({"start_s": -1.0, "n_waiting": 0}, {"start_s": 0.0, "n_waiting": -1}):
+                with pytest.raises(ConfigError):
+                    load.expect(**wrong)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_cut_leaves_on_disk_comes_to_the_host_while_the_disk_is_idle(house, prompt):
+    async def scenario():
+        async with house() as it, asyncio.timeout(5):
+            await on_tier(it, prompt(4), Tier.DISK)
+            teach(it, SLOW)
+            with it.busy_disk():
+                with await it.begin(prompt(4), start_s=0.0) as load:
+                    assert (await load).pages == 0
+                assert not it.valve.in_flight
+            for operation in list(it.orchestrator._prefetcher._live):
+                await operation
+            assert (await it.cache.match(prompt(4))).tiers.tolist() == [Tier.HOST] * 4
+
+    asyncio.run(scenario())
+
+
 def test_a_load_that_stands_still_is_cut_and_keeps_what_landed(house, prompt):
     async def scenario():
         async with house() as it, asyncio.timeout(5):
@@ -152,6 +196,44 @@ def test_what_is_nearly_there_is_not_cut(house, prompt, is_near, pages):
                 script[0] = None
                 it.valve.open()
                 assert (await load).pages == pages
+
+    asyncio.run(scenario())
+
+
+def test_a_load_of_which_nothing_comes_is_looked_at_once_a_chunk(house, prompt):
+    async def scenario():
+        async with house() as it, asyncio.timeout(10):
+            await on_tier(it, prompt(6), Tier.DISK)
+            teach(it, PAGE_NBYTES / 0.05)  # 50 ms a page
+            it.valve.is_shut = True
+            with await it.begin(prompt(6), start_s=100.0):
+                decider, looks = it.orchestrator.decider, []
+                look = decider._look_at_all
+                decider._look_at_all = lambda: (looks.append(it.clock.now_s()), look())
+                await asyncio.sleep(0.5)
+                it.valve.open()
+            gaps_s = np.diff(looks)
+            assert len(gaps_s) >= 4
+            assert gaps_s.min() >= 0.045
+            assert np.median(gaps_s) < 0.09  # and not ever longer
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("pages", "is_near"), [(2, True), (3, False)])
+def test_two_pages_that_are_left_are_as_good_as_there(house, prompt, pages, is_near):
+    """However long a page takes: a cut would let one of them end anyway."""
+
+    async def scenario():
+        async with house() as it:
+            await on_tier(it, prompt(pages), Tier.DISK)
+            teach(it, SLOW)
+            it.valve.is_shut = True
+            with await it.begin(prompt(pages), start_s=100.0) as load:
+                decider = it.orchestrator.decider
+                assert decider._nearly_over(decider._watched[load]) == is_near
+                it.valve.open()
+                await load
 
     asyncio.run(scenario())
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bodocache import jit
+from bodocache.clock import VirtualClock
 from bodocache.move.link import Link
 from bodocache.move.rate import BLOCK_CHUNKS, LinkRate
 from bodocache.plan.records import LINK
@@ -121,3 +122,39 @@ def test_a_chunk_that_failed_says_nothing_of_the_rate():
 
 def test_a_clock_that_stands_still_teaches_nothing():
     assert learned(np.zeros(BLOCK_CHUNKS), np.full(BLOCK_CHUNKS, CHUNK)) is None
+
+
+def test_a_lag_is_the_time_lost_since_a_chunk_was_on_time():
+    rate, now_s, each_s = LinkRate(), 0.0, CHUNK / RATE
+    lags = []
+    for times in (*[1.0] * BLOCK_CHUNKS, 1.2, 3.0, 5.0, 1.0):
+        now_s += times * each_s
+        rate.add(now_s, CHUNK)
+        lags.append(rate.lag_s / each_s)
+    assert lags[-5:] == pytest.approx([0.0, 0.0, 2.0, 6.0, 0.0])
+
+
+@pytest.mark.parametrize(("idle", "lag"), [(1.0, 1.0), (3.0, 0.0)])
+def test_a_link_that_was_idle_lags_less(idle, lag):
+    rate, each_s = LinkRate(), CHUNK / RATE
+    for i in range(BLOCK_CHUNKS):
+        rate.add((i + 1) * each_s, CHUNK)
+    now_s = BLOCK_CHUNKS * each_s + 3 * each_s
+    rate.add(now_s, CHUNK)
+    rate.resume(now_s + idle * each_s)
+    assert rate.lag_s == pytest.approx(lag * each_s)
+
+
+def test_a_link_that_lags_is_believed_to_lose_as_much_again():
+    async def scenario():
+        clock = VirtualClock()
+        link = Link("disk->device", now_s=clock.now_s)
+        link.begin(clock.now_s())
+        for times in (*[1.0] * BLOCK_CHUNKS, 4.0):
+            clock.advance(times * CHUNK / RATE)
+            link.moved(clock.now_s(), CHUNK)
+        assert link.record(0)["queued_nbytes"] == pytest.approx(3 * CHUNK, rel=1e-6)
+        link.end(clock.now_s(), begun_s=0.0, pages=1, nbytes=CHUNK)
+        assert link.record(0)["queued_nbytes"] == 0  # idle: nobody knows
+
+    asyncio.run(scenario())

@@ -12,6 +12,7 @@ from bodocache.config import HintsConfig
 from bodocache.errors import HintError
 from bodocache.hints import Pin, Retain, Reuse, Session, Span, TokenRange
 from bodocache.pages import Tier
+from bodocache.plan.records import Feature
 from bodocache.replay import payload
 
 NO_DISK = {"device": 8, "host": 8, "disk": 0}
@@ -197,10 +198,13 @@ def said_right(goes_on):
     return {"reuse": Reuse(probability=0.9 if goes_on else 0.1)}
 
 
-def test_right_chances_are_found_out_and_then_count(house, prompt):
+@pytest.mark.parametrize("learns", [True, False])
+def test_right_chances_are_found_out_and_then_count(house, prompt, learns):
     async def scenario():
         clock = VirtualClock()
         async with house(device=16, host=16, disk=0, clock=clock) as it:
+            if not learns:
+                it.residency.policy["features_off"] = Feature.REUSE
             await converse(it, prompt, clock, said_right)
             told = it.cache.stats().hints.reliability[1]
             assert told.outcomes == 120
@@ -211,7 +215,10 @@ def test_right_chances_are_found_out_and_then_count(house, prompt):
                 records_of(it, await it.cache.match(prompt(2, of=of)))["forecast"][0]
                 for of in (0, 1)
             ]
-            assert low < -1.0 < 0.5 < high
+            if learns:  # from the chance itself: its odds would be the same news twice
+                assert low == high == 0.0
+            else:
+                assert low < -1.0 < 0.5 < high
 
     asyncio.run(scenario())
 

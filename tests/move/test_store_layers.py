@@ -5,7 +5,9 @@ import asyncio
 
 import pytest
 
+from bodocache.clock import VirtualClock
 from bodocache.errors import BodoCacheError
+from bodocache.move.queue import PATIENCE_S, Priority
 from bodocache.pages import Tier
 
 PAGES, LAYERS = 3, 4
@@ -23,6 +25,18 @@ class Computing:
     def compute(self, layer):
         """Layer ``layer`` of every page is there now."""
         self.it.words[:, layer, self.slots] = self.done[:, layer]
+
+
+class Endless:
+    """A load that always has another chunk."""
+
+    left_nbytes = 1 << 20
+
+    def begin(self, _):
+        return 1
+
+    def withdraw(self):
+        pass
 
 
 async def begun(it, tokens):
@@ -69,6 +83,32 @@ def test_layers_leave_as_they_are_computed_and_pages_show_when_whole(house, prom
                 it.leave_on(Tier.HOST)
             slots = {"slots": it.slots(PAGES)} if borrowed else {}
             assert (await it.get(prompt(PAGES), **slots)).pages == PAGES
+
+    asyncio.run(scenario())
+
+
+def test_a_layer_waits_for_loads_on_the_same_memory_bus_but_not_for_ever(house, prompt):
+    async def scenario():
+        clock = VirtualClock()
+        async with house(clock=clock) as it:
+            left = it.orchestrator.links["device->host"].counted
+            computing, store = await begun(it, prompt(PAGES))
+            queue = it.orchestrator.links["host->device"].queue
+            load = queue.enter(Endless(), Priority.LOAD, deadline_s=0.0)
+            queue.start(load)
+            for layer in range(LAYERS):
+                computing.compute(layer)
+                store.layer_ready(layer)
+            for layer in range(2):
+                await turns()
+                assert left()[2] == layer * PAGES * it.orchestrator._copies.layer_nbytes
+                clock.advance(PATIENCE_S[Priority.STORE])
+                async with asyncio.timeout(60):
+                    while left()[0] == layer:  # noqa: ASYNC110 -- no event is set
+                        await asyncio.sleep(0.005)
+            queue.leave(load)
+            assert (await store).new == PAGES
+            store.close()
 
     asyncio.run(scenario())
 

@@ -126,7 +126,7 @@ def test_before_the_commit_pages_go_whole_and_what_is_left_by_layer(house, promp
 
 def test_beside_another_load_layers_take_turns_by_when_they_are_due(house, prompt):
     async def scenario():
-        async with house(streams=True) as it, asyncio.timeout(5):
+        async with house(streams=True) as it, asyncio.timeout(60):
             copies = await on_host(it, prompt(PAGES))
             queue = it.orchestrator.links["host->device"].queue
             queue._rate = lambda: 1.0  # bytes/s: a turn is one layer
@@ -191,7 +191,7 @@ class _Turn:
 @pytest.mark.parametrize("flowed", range(ALL_STEPS + 1))
 def test_a_cancelled_load_ends_in_released_and_nothing_writes_afterwards(house, prompt, flowed):
     async def scenario():
-        async with house(streams=True) as it, asyncio.timeout(5):
+        async with house(streams=True) as it, asyncio.timeout(60):
             await on_host(it, prompt(PAGES))
             load = await committed(it, prompt(PAGES))
             slots = load.slots.copy()
@@ -216,7 +216,7 @@ def test_a_cancelled_load_ends_in_released_and_nothing_writes_afterwards(house, 
 
 def test_a_load_cancelled_before_its_turn_submits_nothing(house, prompt):
     async def scenario():
-        async with house(streams=True) as it, asyncio.timeout(5):
+        async with house(streams=True) as it, asyncio.timeout(60):
             copies = await on_host(it, prompt(PAGES))
             with it.busy("host->device"):
                 load = await it.begin(prompt(PAGES), compute_s=COMPUTE_S)
@@ -232,7 +232,7 @@ def test_a_load_cancelled_before_its_turn_submits_nothing(house, prompt):
 @pytest.mark.parametrize("refused", range(LAYERS))
 def test_a_driver_that_refuses_a_layer_fails_the_load_whole(house, prompt, engine_stream, refused):
     async def scenario():
-        async with house(streams=True, failures=1) as it, asyncio.timeout(5):
+        async with house(streams=True, failures=1) as it, asyncio.timeout(60):
             copies = await on_host(it, prompt(PAGES))
             copies.refuses_from = refused
             load = await committed(it, prompt(PAGES))
@@ -307,7 +307,7 @@ def test_layers_leave_behind_the_engines_events(house, prompt, engine_stream, bo
 @pytest.mark.parametrize("ready", [0, 2])
 def test_a_store_closed_before_it_is_whole_has_stored_nothing(house, prompt, ready):
     async def scenario():
-        async with house(streams=True) as it, asyncio.timeout(5):
+        async with house(streams=True) as it, asyncio.timeout(60):
             computing, store = await storing(it, prompt(PAGES))
             for layer in range(ready):
                 computing.compute(layer)

@@ -173,6 +173,12 @@ def test_it_never_steps_aside_where_that_is_switched_off(is_on):
     assert worth.judge(np.zeros((1, 32), np.uint8)) == is_on
 
 
+def test_a_load_saves_everyone_whom_the_recompute_would_have_delayed():
+    worth = worth_of(VirtualClock())
+    worth.loaded(np.arange(4), waited_s=0.1, n_waiting=2.5)
+    assert (worth.saved_s, worth.spent_s) == (pytest.approx(3.5 * 4 * PAGE_S), 0.1)
+
+
 def worth_of(clock, is_on=True):
     return Worth(
         recompute_s=lambda depths: np.full(len(depths), PAGE_S),
@@ -196,5 +202,38 @@ def test_an_owned_pools_pages_stay_on_the_host_but_are_not_written_while_it_is_a
                 assert await it.pages_of(tokens) == 3  # what the device holds
             it.leave_on(Tier.HOST)
             assert await it.pages_of(tokens) == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_passes_before_the_engine_is_free_is_no_wait_of_its(house, prompt):
+    async def scenario():
+        async with house(clock=VirtualClock()) as it:
+            for start_s, waited_s in ((None, 8.0), (5.0, 3.0), (10.0, 0.0)):
+                await it.put(prompt(4))
+                it.leave_on(Tier.DISK)
+                it.valve.is_shut = True
+                before_s = it.orchestrator.worth.spent_s
+                with await it.begin(prompt(4), start_s=start_s) as load:
+                    await asyncio.sleep(0)
+                    it.clock.advance(8.0)
+                    it.valve.open()
+                    assert (await load).pages == 4
+                spent_s = it.orchestrator.worth.spent_s - before_s
+                assert spent_s == pytest.approx(waited_s)
+
+    asyncio.run(scenario())
+
+
+def test_a_gpus_copies_of_stores_take_no_time_of_its_engine(house, prompt):
+    async def scenario():
+        async with house() as it:
+            await it.put(prompt(4))
+            assert it.orchestrator._links["device->host"].counted()[3] > 0.0
+            for runs_here in (False, True):
+                it.orchestrator._copies.runs_here = runs_here
+                before_s = it.orchestrator.worth.spent_s
+                it.orchestrator.stands_aside(np.zeros((0, 32), np.uint8))
+                assert (it.orchestrator.worth.spent_s > before_s) == runs_here
 
     asyncio.run(scenario())

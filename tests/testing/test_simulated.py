@@ -75,6 +75,20 @@ def run(scenario, **options):
     return run_virtual(whole())
 
 
+@pytest.mark.parametrize(("is_sent_on", "takes_s"), [(False, 3.0), (True, 3.25)])
+def test_pages_that_are_sent_on_cross_the_next_link_while_others_are_read(is_sent_on, takes_s):
+    async def scenario(scene):
+        scene.backend.onward = onward = Channel(4 * RATE, pace=_Even())
+        frames = await scene.stored([1, 2, 3])
+        begun_s, came = scene.clock.now_s(), []
+        transfer = scene.get([1, 2, 3], frames, on_landed=came.extend if is_sent_on else None)
+        await transfer.finished()
+        assert scene.clock.now_s() - begun_s == pytest.approx(takes_s)
+        assert (onward.nbytes, came) == ((3000, [0, 1, 2]) if is_sent_on else (0, []))
+
+    run(scenario)
+
+
 def test_a_page_comes_back_after_as_long_as_the_channel_takes():
     async def scenario(scene):
         frames = await scene.stored([1, 2, 3])

@@ -8,6 +8,7 @@ long a request waits, and what it does then.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Patience:
     engine has room for it.
     """
 
+    steps_aside: ClassVar = False
     timeout_s: Callable[[int, int], float]  # of matched pages, page_tokens
 
     def begin(self, engine: Engine, job: Job) -> None:
@@ -58,6 +60,8 @@ class Patience:
 class Recompute:
     """Never load: what lies on the device is used, all else is computed again."""
 
+    steps_aside: ClassVar = False
+
     def begin(self, engine: Engine, job: Job) -> None:
         """Hold the leading pages that lie on the device."""
         assert job.match is not None
@@ -75,10 +79,12 @@ class Recompute:
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    """Start at once and wait inside the step for whatever comes, layer by layer."""
+    """Start at once and wait inside the step for the whole load."""
+
+    steps_aside: ClassVar = False
 
     def begin(self, engine: Engine, job: Job) -> None:
-        """Load all of it; layers are awaited in the step."""
+        """Load all of it; it is awaited in the step."""
         assert job.match is not None
         speed = engine.speed
         new_s = speed.prefill_s(job.matched, job.tokens - job.matched)

@@ -31,6 +31,11 @@ LOADING_SHARE = 0.5  # of the device's pages: what the loads of waiting requests
 class Policy(Protocol):
     """When loads begin, when a request may start, and what of its load it then waits for."""
 
+    @property
+    def steps_aside(self) -> bool:
+        """Whether its cache may step aside (docs/orchestrator.md): others' caches do not."""
+        ...
+
     def begin(self, engine: "Engine", job: Job) -> None:
         """Begin to load what ``job.match`` found; ``engine.poke`` when it may be ready later."""
         ...
@@ -137,12 +142,14 @@ class Engine:
 
         Those that wait behind it, and those that will come before the engine has caught up: with w
         seconds of prefill to do, l requests a second, and an engine that is busy for a share r of
-        the time, they are l w / (1 - r) (a busy period of M/G/1 that begins with w).
+        the time, they are l w / (1 - r) (a busy period of M/G/1 that begins with w). To compute
+        again what was matched adds to w, and delays those who come meanwhile by half of it.
         """
         waiting = len(self.waiting) - 1 - self.waiting.index(job)
         since_s = max(self._loop.time() - self._since_s, SETTLED_S)  # a rate takes its time
         busy = min(BUSIEST, self.busy_s / since_s)
-        return waiting + self._arrived / since_s * self.backlog_s() / (1.0 - busy)
+        again_s = self.speed.prefill_s(0, job.matched)
+        return waiting + self._arrived / since_s * (self.backlog_s() + again_s / 2) / (1.0 - busy)
 
     async def run(self) -> None:
         """Serve until closed and empty."""

@@ -42,6 +42,11 @@ class Otherwise:
     number: int
     other: Policy
 
+    @property
+    def steps_aside(self) -> bool:
+        """As usual."""
+        return self.usual.steps_aside
+
     def begin(self, engine: Engine, job: Job) -> None:
         """As whoever decides about it does."""
         self._of(job).begin(engine, job)

@@ -8,6 +8,7 @@ that does may be better.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ Seconds = NDArray[np.float64]
 class Oracle:
     """Loads up to the best cut, given what is queued and all that the link will do."""
 
+    steps_aside: ClassVar = False
     storage: Channel | None = None  # set by whoever builds the world
 
     def begin(self, engine: Engine, job: Job) -> None:

@@ -79,7 +79,11 @@ async def _run(
     trace: Trace, profile: Profile, policy: Policy, scenario: Scenario, clock: VirtualClock
 ) -> Run:
     jobs = _jobs(trace, profile, scenario)[: scenario.stop_after]
-    world = World.build(profile, clock, scenario.seed, wrong_by=scenario.wrong_by)
+    world = World.build(
+        *(profile, clock, scenario.seed),
+        wrong_by=scenario.wrong_by,
+        steps_aside=policy.steps_aside,
+    )
     root = root_of(world.config, layout_of(world.device, None))
     world.stock(KeyChain(world.config.identity.tenant_domain, root), trace, scenario.first)
     if isinstance(policy, Oracle):

@@ -65,8 +65,10 @@ class World:
         *,
         wrong_by: float,
         write_through: bool = False,
+        steps_aside: bool = True,
     ) -> "World":
         """A world in which nothing has happened yet; ``write_through``: admission is off."""
+        features = {"admit": not write_through, "aside": steps_aside}
         model, host, storage = profile.model, profile.host, profile.storage
         layout = Layout(
             LayoutKind.LAYER_FIRST, model.group, model.page_tokens, profile.device_pages
@@ -95,7 +97,7 @@ class World:
                 write_bytes_per_s=storage.write_bytes_per_s,
                 pace=Pace(storage.weather, seed),
             ),
-            config=_config(profile, seed, wrong_by, admit=not write_through),
+            config=_config(profile, seed, wrong_by, features),
         )
 
     async def open(self) -> Cache:
@@ -106,6 +108,7 @@ class World:
             channel=self.storage,
             clock=self.clock,
             op_nbytes=self.profile.storage.op_bytes,
+            onward=self.down,
         )
         self.backend = backend
         copies = SimulatedCopies(self.device, self.host, down=self.down, up=self.up)
@@ -169,7 +172,7 @@ def engine_keys(pages: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
     return [packed[i : i + 8] for i in range(0, len(packed), 8)]
 
 
-def _config(profile: Profile, seed: int, wrong_by: float, *, admit: bool) -> CacheConfig:
+def _config(profile: Profile, seed: int, wrong_by: float, features: dict[str, bool]) -> CacheConfig:
     """What the operator says of this world."""
     random = np.random.default_rng([seed, 0xC0F])
     speed, host, storage = Speed.of(profile), profile.host, profile.storage
@@ -180,7 +183,7 @@ def _config(profile: Profile, seed: int, wrong_by: float, *, admit: bool) -> Cac
     values: dict[str, Any] = {
         "identity": {"model": profile.model.name, "dtype": "simulated"},
         "tiers": {"host": {"capacity_bytes": 1}},  # the pool is given
-        "features": {"admit": admit},
+        "features": features,
         "planner": {
             "recompute_s_per_token": told(speed.token_s),
             "recompute_slope_s": told(speed.slope_s),
