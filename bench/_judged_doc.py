@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put hints.json, unseen.json and writes.json into docs/policies.md: ``python _judged_doc.py``.
+"""Put the JSON of the benches named in BLOCKS into docs/policies.md: ``python _judged_doc.py``.
 
 Everything between a pair of markers is written here; a test compares it with the JSON.
 """
@@ -160,6 +160,33 @@ def _lost(row: Mapping[str, Any], policy: str) -> str:
     return f"{100 * (1 - row['hits_beside'][policy] / row['hits_alone'][policy]):.1f}"
 
 
+def _seeds(document: Document) -> list[str]:
+    rows, said = document["rows"], document["environment"]
+    shapes = dict.fromkeys(row["shape"] for row in rows)
+    cells = (
+        [shape, f"{share:g}"]
+        + [_mean_and_worst([*_at(rows, "shape", shape, share)], p) for p in ("learned", "lru")]
+        for shape in shapes
+        for share in sorted({row["share"] for row in rows})
+    )
+    words = (
+        f"The same of every shape, {len(said['seeds'])} seeds of {said['requests']:,} requests,"
+        " each scanned quickly and slowly. Hits of the others that the scan costs, in %, mean and"
+        " worst:"
+    )
+    head = ["trace", "live sets", "`learned`, mean", "worst", "`lru`, mean", "worst"]
+    return [words, _table(head, ([cell for each in row for cell in each.split()] for row in cells))]
+
+
+def _mean_and_worst(rows: Sequence[Mapping[str, Any]], policy: str) -> str:
+    lost = [
+        100 * (1 - row["hits_beside"][policy] / row["hits_alone"][policy])
+        for row in rows
+        if row["hits_alone"][policy]
+    ]
+    return f"{np.mean(lost):.1f} {max(lost):.1f}"
+
+
 def _late(document: Document) -> list[str]:
     rows = [row for row in document["rows"] if "comes" in row]
     cells = (
@@ -229,6 +256,7 @@ BLOCKS: dict[
     "unseen traces": (_unseen, ("unseen",)),
     "unseen clocks": (_clocks, ("clock",)),
     "unseen scans": (_scans, ("a scan",)),
+    "scans of seeds": (_seeds, ("a scan",)),
     "unseen newcomers": (_late, ("who comes",)),
     "writes": (_writes, ("",)),
     "writes elsewhere": (_elsewhere, ()),

@@ -105,7 +105,7 @@ async def storage_alone_s(residency: Residency, matches: list[Match]) -> float:
     assert residency.backend is not None
     begun_s, times = time.process_time(), 4
     for match in matches * times:
-        rows, slots = residency.leading(match.keys), residency.take(Tier.HOST, PAGES)
+        rows, slots = residency.leading(match.keys), residency.take_most(Tier.HOST, PAGES)
         batch = residency.describe(rows, slots)
         transfer = residency.backend.get(batch, residency.host.rows, deadline_s=math.inf)
         await transfer.finished()
@@ -132,7 +132,7 @@ async def serve(
     next_s = time.perf_counter()
     while time.perf_counter() < end_s:
         for tier in (Tier.DEVICE, Tier.HOST):
-            residency._evict(tier, PROMPTS * PAGES)  # noqa: SLF001
+            residency.evict(tier, PROMPTS * PAGES)
         chosen = [matches[k] for k in rng.choice(PROMPTS, AT_ONCE, replace=False)]
         loads = [cache.load(match, start_s=10.0) for match in chosen]
         for load in loads:

@@ -44,6 +44,7 @@ from bodocache.move.mover import Mover
 from bodocache.move.orchestrator import Orchestrator, Traffic
 from bodocache.move.queued import Queued, described
 from bodocache.move.regret import Accesses, Regret
+from bodocache.move.room import Need
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.terms import Terms
@@ -364,8 +365,7 @@ class Cache:
         self._check_open()
         whose = checked_tenant(tenant)
         residency = self._orchestrator.residency
-        residency.room_for(Activity.ACQUIRE, whose)
-        return residency.take(Tier.DEVICE, count, tenant=whose)
+        return residency.take(Tier.DEVICE, count, Need(Activity.ACQUIRE, whose))
 
     def release(self, slots: SlotArray) -> None:
         """Give back slots from :meth:`acquire` that were not stored.

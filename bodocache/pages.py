@@ -16,6 +16,7 @@ TenantId = NewType("TenantId", int)
 
 KEY_NBYTES = 32
 NOWHERE = -1  # a slot, frame or row that is not there, in int columns of records only
+NOBODY = (1 << 32) - 1  # the tenant of a page that came from a disk without one: no tenant's number
 
 
 class Tier(IntEnum):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from bodocache.pages import KEY_NBYTES
 
 # One page of a batch. `parent`, `depth` and `digest` travel with it so that a restart can rebuild
-# the prefix index from frames alone; a get needs only key, frame, slot and nbytes.
+# the prefix index from frames alone, and `owner` so that shares outlive it; a get needs only key,
+# frame, slot and nbytes.
 TRANSFER = np.dtype(
     [
         ("key", "u1", (KEY_NBYTES,)),
@@ -28,6 +29,7 @@ TRANSFER = np.dtype(
         ("slot", "<i8"),  # row of the buffers
         ("depth", "<u4"),
         ("nbytes", "<u4"),
+        ("owner", "<u8"),  # the tenant whose store brought it + 1; 0: nobody's
     ]
 )
 
@@ -145,6 +147,7 @@ class Entries(NamedTuple):
     digests: NDArray[np.uint64]  # [N, 2], seeded
     frames: NDArray[np.int64]
     depths: NDArray[np.uint32]
+    owners: NDArray[np.uint64]  # tenant + 1; 0: nobody's, or written before this was kept
 
 
 class Usage(NamedTuple):

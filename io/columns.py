@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of every frame of a slab, in memory: 93 bytes each of its 512-byte header.
+"""What is known of every frame of a slab, in memory: 101 bytes each of its 512-byte header.
 
 Written by the event loop alone; worker threads read it only to name the reason of a failed check.
 """
@@ -32,7 +32,10 @@ class Known(NamedTuple):
 class Columns:
     """One row per frame. ``reasons`` is NONE where the frame holds a page, else why it does not."""
 
-    __slots__ = ("depths", "digests", "generations", "keys", "known", "macs", "parents", "reasons")
+    __slots__ = (
+        *("depths", "digests", "generations", "keys", "known", "macs", "owners", "parents"),
+        "reasons",
+    )
 
     def __init__(
         self, frame_count: int, reason: Reason = Reason.NEVER_STORED, *, keyed: bool = False
@@ -43,6 +46,7 @@ class Columns:
         self.digests = np.zeros((frame_count, 2), np.uint64)
         self.generations = np.zeros(frame_count, np.uint64)
         self.depths = np.zeros(frame_count, np.uint32)
+        self.owners = np.zeros(frame_count, np.uint64)
         self.macs = np.zeros((frame_count if keyed else 0, 32), np.uint8)
         self.reasons = np.full(frame_count, reason, np.uint8)
         self.known = Known(
@@ -66,6 +70,7 @@ class Columns:
         self.parents[frames] = records["parent"]
         self.digests[frames] = records["digest"]
         self.depths[frames] = records["depth"]
+        self.owners[frames] = records["owner"]
         self.generations[frames] = generations
         if len(self.macs):
             self.macs[frames] = records["mac"]
@@ -107,6 +112,7 @@ class Columns:
             self.digests[frames],
             frames,
             self.depths[frames],
+            self.owners[frames],
         )
 
     def holds(self, raw_digests: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -39,7 +39,8 @@ HEADER = np.dtype(
         ("slab", "u1", (SLAB_ID_NBYTES,)),
         ("depth", "<u4"),
         ("mac", "u1", (32,)),  # of keyed frames (mac.py), else zero
-        ("reserved", "V300"),
+        ("owner", "<u8"),  # zero in headers of before: nobody's
+        ("reserved", "V292"),
         ("checksum", "<u8", (2,)),
     ]
 )
@@ -118,7 +119,7 @@ def encode(
     rows["form"] = np.frombuffer(superblock.form, np.uint8)
     rows["slab"] = np.frombuffer(superblock.slab, np.uint8)
     rows["generation"] = generations
-    for name in ("nbytes", "key", "parent", "digest", "frame", "depth"):
+    for name in ("nbytes", "key", "parent", "digest", "frame", "depth", "owner"):
         rows[name] = records[name]
     rows["checksum"] = checksums(rows)
     return rows

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/policies.md says what hints.json, unseen.json and writes.json say."""
+"""docs/policies.md says what hints.json, unseen.json, scans.json and writes.json say."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench"
 NAMES = (
     *("hints", "hints of tenants", "unseen traces", "unseen clocks", "unseen scans"),
+    "scans of seeds",
     "unseen newcomers",
     *("writes", "writes elsewhere"),
 )
@@ -44,7 +45,7 @@ def test_the_plot_has_every_rule_of_the_json(doc, tmp_path):
         assert f">{row['rule']}, {row['when']}</text>" in committed
 
 
-@pytest.mark.parametrize("name", ["hints", "unseen", "writes"])
+@pytest.mark.parametrize("name", ["hints", "unseen", "scans", "writes"])
 def test_a_claim_is_met_where_the_figures_say_so(name):
     document = json.loads((BENCH / "results" / f"{name}.json").read_text())
     assert document["claims"]

@@ -8,9 +8,10 @@ from itertools import count
 import numpy as np
 
 from bodocache.errors import HintError
+from bodocache.pages import NOBODY
 
 PRIORITIES = range(101)
-MOST_TENANT = (1 << 32) - 1  # as many as a page's record can name
+MOST_TENANT = NOBODY - 1  # as many as a page's record can name
 DEFAULT_PRIORITY = 35  # TensorRT-LLM's: what pages have of whom nothing is said
 
 _numbers = count(1)

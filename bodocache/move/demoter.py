@@ -19,6 +19,7 @@ from bodocache.move.leaving import leave
 from bodocache.move.link import Link
 from bodocache.move.operation import Operation
 from bodocache.move.residency import Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
 from bodocache.pages import Tier
@@ -121,8 +122,7 @@ class Demoter:
         if not len(alone):
             return
         owner = int(residency.table.records["tenant"][alone[-1]])
-        residency.room_for(Activity.HINT, owner)
-        slots = residency.take_most(Tier.HOST, len(alone), tenant=owner)
+        slots = residency.take_for(Tier.HOST, alone, Need(Activity.HINT, owner))
         if not len(slots):
             return
         alone, good = alone[: len(slots)], np.zeros(len(slots), np.bool_)

@@ -13,6 +13,7 @@ from bodocache.move.copies import Copies
 from bodocache.move.copying import Copying
 from bodocache.move.decide import Decider
 from bodocache.move.flights import Flights
+from bodocache.move.ghosts import Activity
 from bodocache.move.land import Lander
 from bodocache.move.link import Link
 from bodocache.move.load import Load
@@ -20,6 +21,7 @@ from bodocache.move.part import Part
 from bodocache.move.queue import Priority, Ticket
 from bodocache.move.reads import Reads
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
 from bodocache.move.timeline import Event
@@ -146,7 +148,7 @@ class Loader:
             joins[joins] = self._flights.join(load, positions[joins])
             positions, sources = positions[~joins], sources[~joins]
         if isinstance(self._residency.device, OwnedPool):
-            self._take_targets(load.slots, positions, sources)
+            self._take_targets(load, positions, sources)
         self._begin_parts(load, positions, sources)
 
     def _came_along(self, load: Load, positions: RowArray) -> None:
@@ -170,17 +172,14 @@ class Loader:
         there = sources == Tier.DEVICE
         load.slots[positions[there]] = residency.slots(rows[there], Tier.DEVICE)
         load.arrive(positions[there], Tier.DEVICE)
-        residency.loads_again(load.rows)
         self._bring(load, positions[~there], sources[~there])
 
-    def _take_targets(
-        self, target: SlotArray, wanted: RowArray, sources: NDArray[np.int64]
-    ) -> None:
+    def _take_targets(self, load: Load, wanted: RowArray, sources: NDArray[np.int64]) -> None:
         """Device slots for the positions ``wanted``; the source is NOWHERE where none is left."""
         residency = self._residency
-        taken = residency.take_most(Tier.DEVICE, len(wanted))
+        taken = residency.take_for(Tier.DEVICE, load.rows[wanted], _need_of(load))
         residency.promise(taken)
-        target[wanted[: len(taken)]] = taken
+        load.slots[wanted[: len(taken)]] = taken
         sources[len(taken) :] = NOWHERE
 
     def _begin_parts(self, load: Load, wanted: RowArray, sources: NDArray[np.int64]) -> None:
@@ -198,7 +197,8 @@ class Loader:
             return
         host_slots = None
         if tier is Tier.DISK:
-            host_slots = residency.take_most(Tier.HOST, self._most_read(load, len(positions)))
+            first = positions[: self._most_read(load, len(positions))]
+            host_slots = residency.take_for(Tier.HOST, load.rows[first], _need_of(load))
             if len(host_slots) < len(positions):
                 lander.without_room(load, positions[len(host_slots) :])
                 positions = positions[: len(host_slots)]
@@ -306,3 +306,7 @@ class Loader:
     def _close(self, load: Load) -> None:
         self._residency.unpin(load.rows)
         self._live.discard(load)
+
+
+def _need_of(load: Load) -> Need:
+    return Need(Activity.LOAD, load.terms.tenant)

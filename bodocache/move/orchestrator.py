@@ -24,7 +24,6 @@ from bodocache.move.credits import Credits
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.effort import LEAST_PAGES, Effort
-from bodocache.move.ghosts import Activity
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
@@ -233,7 +232,6 @@ class Orchestrator:
     def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
         request = self.requests.loading(match, terms.deadline_s)
-        self.residency.room_for(Activity.LOAD, match.said.tenant)
         follow = partial(self.requests.follow_load, request)
         self._learn_effort(len(match.keys), len(keys), terms)
         load = self._loader.begin(keys, slots, terms, on_load=follow)

@@ -21,6 +21,7 @@ from bodocache.move.link import Link
 from bodocache.move.operation import Operation
 from bodocache.move.queue import Priority
 from bodocache.move.residency import Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.pages import Reason, Tier
 
@@ -112,8 +113,7 @@ class Prefetcher:
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
         rows = rows[~self.are_coming(rows)]
         owner = int(residency.table.records["tenant"][rows[-1]]) if len(rows) else 0
-        residency.room_for(Activity.HINT, owner)
-        slots = residency.take_most(Tier.HOST, len(rows), tenant=owner)
+        slots = residency.take_for(Tier.HOST, rows, Need(Activity.HINT, owner))
         rows, kept = rows[: len(slots)], np.zeros(len(slots), np.bool_)
         residency.host.hold(slots)
         begun_s = self._now_s()

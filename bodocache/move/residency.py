@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Entries
+from bodocache.move import room
 from bodocache.move import rows as bookkeeping
 from bodocache.move.ghosts import Activity, Ghosts
+from bodocache.move.promises import Promises
 from bodocache.move.regret import Accesses
-from bodocache.pages import NOWHERE, PageTable, Reason, Tier
+from bodocache.move.room import Departure, Need, State
+from bodocache.pages import NOBODY, NOWHERE, PageTable, Reason, Tier
 from bodocache.plan import evict, fanout, reuse, shares, victims
 from bodocache.plan.records import DEMAND, Feature, Plan
 from bodocache.plan.window import UNLIMITED, Inputs, Planner
@@ -32,6 +35,7 @@ KeyArray = NDArray[np.uint8]
 NEXT = -2  # in add(): "the row of the page before this one in the same call"
 PROMISED = -2  # owner of a device slot that a load or store under way will fill
 RECOVERED_HEAT = 1.0  # a page found on disk counts as used once, at the start
+NOBODYS = Need(Activity.NOBODY, 0)  # for another reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +79,13 @@ class Residency:
         self.table = PageTable()
         self.index = PrefixIndex(self.table)
         self._now_s = now_s
-        self._queues = evict.open_queues(self.table.capacity, shares.open_tally(parts))
-        self._loading = 0  # whose pages the load that began last is of
+        tally = shares.open_tally(parts)
+        self._queues = evict.open_queues(self.table.capacity, tally)
+        self._promises = Promises(len(tally.parts)) if len(tally.parts) > 1 else None
         self._passing = fanout.nobody()
         self._planner = Planner()
         self.ghosts = Ghosts(self.table.capacity)
         self._owners = np.full(device.num_pages, NOWHERE)  # the page in each device slot, by slot
-        self._victims = np.empty(4096, np.int64)
         owned = device.num_pages if isinstance(device, OwnedPool) else 0
         disk = backend.usage.total_frames if backend else 0
         memory = owned + host.num_pages
@@ -91,7 +95,6 @@ class Residency:
             policy["capacity_pages"][0, tier] = self.capacity(tier)
         self.before_eviction: Callable[[], None] = lambda: None  # ends holds that had their time
         self.windows, self.planning_s = 0, 0.0  # planned, and what they took
-        self._pressure = (0, int(Activity.NOBODY))  # tenant, and what it needs room for
 
     # Finding
 
@@ -112,13 +115,7 @@ class Residency:
             *(self.table.records, self._queues, self._passing, self.policy, found, self._now_s()),
             *(slots, wanted, sources),
         )
-        if present:
-            self._loading = int(self.table.records["tenant"][found[present - 1]])
         return found[:present], slots[:present], wanted[:count], sources[:count]
-
-    def loads_again(self, rows: RowArray) -> None:
-        """A load of ``rows`` goes on: room is made for whom these pages are of."""
-        self._loading = int(self.table.records["tenant"][rows[-1]])
 
     def describe(self, rows: RowArray, host_slots: SlotArray) -> NDArray[np.void]:
         """A batch (TRANSFER) that gets pages ``rows`` from disk into ``host_slots``."""
@@ -170,10 +167,6 @@ class Residency:
 
     # Placing
 
-    def room_for(self, activity: Activity, tenant: int) -> None:
-        """From now on room is made for ``tenant``'s ``activity``: ghosts remember it."""
-        self._pressure = (tenant, int(activity))
-
     def recover(self, entries: Entries) -> int:
         """Take in what a backend holds from before; return how many pages can be reached.
 
@@ -182,6 +175,7 @@ class Residency:
         order = np.argsort(entries.depths, kind="stable")
         keys, parents = entries.keys[order], entries.parents[order]
         depths, frames = entries.depths[order], entries.frames[order]
+        owners = np.minimum(entries.owners[order] - np.uint64(1), np.uint64(NOBODY))  # 0: NOBODY
         kept = 0
         for depth in np.unique(depths):
             level = np.flatnonzero(depths == depth)
@@ -190,6 +184,7 @@ class Residency:
             self.give_back(frames[level[~reached]], Tier.DISK)
             level = level[reached]
             rows = self._add_recovered(keys[level], above[reached], depths[level])
+            self.table.records["tenant"][rows] = owners[level]
             self.table.digests[rows] = entries.digests[order[level]]
             self.place(rows, Tier.DISK, frames[level])
             self.unpin(rows)
@@ -227,76 +222,76 @@ class Residency:
         self.index.insert(rows[unknown])
         return rows
 
-    def take(self, tier: Tier, count: int, *, tenant: int | None = None) -> SlotArray:
+    def take(self, tier: Tier, count: int, need: Need, *, tenant: int | None = None) -> SlotArray:
         """``count`` slots of an owned pool, the coldest pages making room.
 
-        They are for pages of ``tenant``, and what makes room are pages that it may evict
-        (plan/shares.py); None: of whom the pages are that the last :meth:`begin_load` found.
+        They are for pages of ``tenant`` (None: of who needs them), and what makes room are pages
+        that it may evict (plan/shares.py).
 
         Raises:
-            TierFull: pins, leases and shares leave too few; nothing is taken.
+            TierFull: pins, leases and shares leave too few; nothing is taken, and nothing leaves.
         """
-        pool = self._owned(tier)
-        if pool.free < count:
-            self._evict(tier, count - pool.free, self._loading if tenant is None else tenant)
-        return pool.acquire(count)
+        tenant, pool = need.tenant if tenant is None else tenant, self._owned(tier)
+        self._make_room(tier, count - pool.free, need, tenant, all_or_none=True)
+        return self._promised(tier, pool.acquire(count), tenant)
 
-    def take_most(self, tier: Tier, count: int, *, tenant: int | None = None) -> SlotArray:
+    def take_most(
+        self, tier: Tier, count: int, need: Need = NOBODYS, *, tenant: int | None = None
+    ) -> SlotArray:
         """Up to ``count`` slots of an owned pool: as many as can be had."""
-        try:
-            return self.take(tier, count, tenant=tenant)
-        except TierFull:
-            return self.take(tier, self._owned(tier).free, tenant=tenant)
+        tenant, pool = need.tenant if tenant is None else tenant, self._owned(tier)
+        self._make_room(tier, count - pool.free, need, tenant)
+        return self._promised(tier, pool.acquire(min(count, pool.free)), tenant)
 
-    def take_worth(self, rows: RowArray, *, tenant: int, favour: float) -> SlotArray:
+    def take_for(self, tier: Tier, rows: RowArray, need: Need) -> SlotArray:
+        """Slots of an owned pool for the leading ``rows``: each is for a page of its owner."""
+        if self._promises is None:
+            return self.take_most(tier, len(rows), need)
+        taken = [np.empty(0, np.int64)]
+        for mine in self.by_owner(rows):
+            tenant = int(self.table.records["tenant"][mine[0]])
+            taken.append(self.take_most(tier, len(mine), need, tenant=tenant))
+            if len(taken[-1]) < len(mine):
+                break
+        return np.concatenate(taken)
+
+    def by_owner(self, rows: RowArray) -> list[RowArray]:
+        """``rows`` in runs of one owner; in one run where nobody has a share."""
+        if self._promises is None or not len(rows):
+            return [rows] if len(rows) else []
+        owners = self.table.records["tenant"][rows]
+        return np.split(rows, np.flatnonzero(owners[1:] != owners[:-1]) + 1)
+
+    def take_worth(
+        self, rows: RowArray, need: Need, *, favour: float, goes_on: bool = False
+    ) -> SlotArray:
         """Host slots for the leading ``rows`` of a store that are worth their room there.
 
         In a full tier a page has to be worth more than the page that would leave for it
         (victims.coldest_below), but for an owned pool's; pages that a tenant used once have a limit
         (unproven.py). What has no room is marked NOT_ADMITTED, or NO_ROOM where nothing can leave.
         The rows were learned of; ``favour``: log2 of what hints multiply their worth by.
+        ``goes_on``: the disk has room for them, which they reach through the host, so they come.
         """
         pool, records = self._owned(Tier.HOST), self.table.records
-        if not self._admits or pool.free >= len(rows):
-            slots = self.take_most(Tier.HOST, len(rows), tenant=tenant)
+        if not self._admits or goes_on or pool.free >= len(rows):
+            slots = self.take_most(Tier.HOST, len(rows), need)
             records["reason"][rows[len(slots) :]] = Reason.NO_ROOM
             return slots
         if isinstance(self.device, OwnedPool):  # its pages lie on the host, too, or nowhere
             favour = np.inf
         self.before_eviction()
-        kept, why = self._evict_below(rows, tenant, favour)
-        while why == victims.NONE_LEFT and self._may_churn(Tier.HOST):
-            if not self._unblock(Tier.HOST, tenant):
-                break
-            kept, why = self._evict_below(rows, tenant, favour)
+        taker, now_s = self._taker(Tier.HOST, need.tenant, pool.free), self._now_s()
+        kept, why, gone = room.leave_below(
+            self._state, Tier.HOST, rows, pool.free, favour, taker, now_s
+        )
+        self._leave(gone, need)
         refused = Reason.NOT_ADMITTED if why == victims.WORTH_LESS else Reason.NO_ROOM
         records["reason"][rows[kept:]] = refused
-        return pool.acquire(kept)
+        return self._promised(Tier.HOST, pool.acquire(kept), need.tenant)
 
-    def _evict_below(self, rows: RowArray, tenant: int, favour: float) -> tuple[int, int]:
-        pool = self._owned(Tier.HOST)
-        worth, out = np.empty(len(rows)), np.empty(len(rows), np.int64)
-        taker, now_s = self._taker(tenant, pool.free), self._now_s()
-        kept, why = victims.coldest_below(
-            self.table.records,
-            self._queues,
-            self.policy,
-            rows,
-            int(Tier.HOST),
-            pool.free,
-            favour,
-            now_s,
-            taker,
-            worth,
-            out,
-        )
-        gone = out[: max(0, kept - pool.free)].copy()
-        self.evicted[Tier.HOST] += len(gone)
-        self._vacate(gone, Tier.HOST, Reason.EVICTED)
-        return int(kept), int(why)
-
-    def take_frames(self, count: int, *, after: int, tenant: int) -> SlotArray:
-        """``count`` frames on disk behind frame ``after``, for pages of ``tenant``.
+    def take_frames(self, count: int, need: Need, *, after: int) -> SlotArray:
+        """``count`` frames on disk behind frame ``after``, for pages of who needs them.
 
         Raises:
             TierFull: as for :meth:`take`.
@@ -306,9 +301,13 @@ class Residency:
         if usage.budget_frames is not None and usage.budget_frames < count:
             raise TierFull(f"disk: {count} frames to write; today's budget: {usage.budget_frames}")
         short = count - usage.free_frames
-        if short > 0:
-            self._evict(Tier.DISK, short, tenant)
-        return self.backend.reserve(count, after=after)
+        self._make_room(Tier.DISK, short, need, need.tenant, all_or_none=True)
+        frames = self.backend.reserve(count, after=after)
+        return self._promised(Tier.DISK, frames, need.tenant)
+
+    def evict(self, tier: Tier, count: int) -> None:
+        """Let the ``count`` coldest pages leave ``tier``, whosever they are; or as many as can."""
+        self._make_room(tier, count, NOBODYS, shares.ANYBODY)
 
     def place(self, rows: RowArray, tier: Tier, slots: SlotArray) -> None:
         """Pages ``rows`` now lie in ``slots`` of ``tier``, verified; they can be found."""
@@ -316,17 +315,21 @@ class Residency:
         bookkeeping.put(records, rows, int(tier), slots)
         if tier is Tier.DEVICE:
             self._owners[slots] = rows
+        if self._promises is not None:
+            self._promises.end(tier, slots)
         evict.arrive(records, self._queues, self.policy, rows, int(tier), self._now_s())
 
     def drop(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
         """The copies of ``rows`` in ``tier`` are gone or worthless."""
         evict.depart(self.table.records, self._queues, self.policy, rows, int(tier))
-        self._vacate(rows, tier, reason)
+        self._forget(self._vacate(rows, tier, reason), int(tier))
 
     def give_back(self, slots: SlotArray, tier: Tier) -> None:
         """Return slots or frames that were taken and hold no page."""
         if not len(slots):
             return
+        if self._promises is not None:
+            self._promises.end(tier, slots)
         if tier is Tier.DISK:
             assert self.backend is not None, "frames come from a backend"
             self.backend.release(slots)
@@ -363,8 +366,7 @@ class Residency:
         evict.unpin(self.table.records, self._queues, self.policy, rows)
         gone = np.empty(len(rows), np.int64)
         count = bookkeeping.find_gone(self.table.records, rows, gone)
-        if count:
-            self._forget(gone[:count], NOWHERE)
+        self._forget(gone[:count], NOWHERE)
 
     def requeue(self, rows: RowArray) -> None:
         """Weigh ``rows`` anew: fields that eviction goes by were changed."""
@@ -459,111 +461,82 @@ class Residency:
         """Whether stores have to be worth their room; only what is learned can be compared."""
         return self.learns and not int(self.policy["features_off"][0]) & Feature.ADMIT
 
-    def _taker(self, tenant: int, promised: int) -> victims.Taker:
-        return victims.Taker(self._account(tenant), tenant, promised)
+    @property
+    def _state(self) -> State:
+        return State(self.table.records, self._queues, self.policy)
 
-    def _account(self, tenant: int) -> int:
-        tally = self._queues.tally
-        if tenant == shares.ANYBODY:
-            return tenant
-        return int(shares.account_of(tally, tenant)) if len(tally.tenants) > 1 else 0
+    def _taker(self, tier: Tier, tenant: int, places: int) -> victims.Taker:
+        """``places``: of ``tier``, that the tenant will have before anything more leaves."""
+        account = room.account_of(self._state, tenant)
+        if self._promises is not None and account != shares.ANYBODY:
+            places += int(self._promises.pages[tier, account])
+        return victims.Taker(account, tenant, places)
 
-    def _evict(self, tier: Tier, count: int, tenant: int = shares.ANYBODY) -> None:
-        self.before_eviction()
-        promised = 0 if tier is Tier.DISK else self._owned(tier).free
-        while count > 0:
-            out = self._victims[:count]
-            found = victims.coldest_for(
-                self.table.records,
-                self._queues,
-                self.policy,
-                int(tier),  # an enum costs compiled code 40 us to look at
-                len(out),
-                self._now_s(),
-                self._taker(tenant, promised),
-                out,
-            )
-            if not found and not (self._may_churn(tier) and self._unblock(tier, tenant)):
-                return
-            promised += found
-            rows = out[:found].copy()
-            self.evicted[tier] += found
-            self._vacate(rows, tier, Reason.EVICTED)
-            count -= found
+    def _promised(self, tier: Tier, slots: SlotArray, tenant: int) -> SlotArray:
+        if self._promises is not None:
+            self._promises.make(tier, slots, room.account_of(self._state, tenant))
+        return slots
 
-    def _may_churn(self, tier: Tier) -> bool:
-        """Whether the churn guard lets any page go."""
-        allowed = victims.allowance(self._queues, self.policy, int(tier), self._now_s())
-        return int(allowed) > 0
+    def _free(self, tier: Tier) -> int:
+        if tier is not Tier.DISK:
+            return self._owned(tier).free
+        assert self.backend is not None, "only a cache with a disk tier makes room there"
+        return self.backend.usage.free_frames
 
-    def _unblock(self, tier: Tier, tenant: int) -> bool:
-        """Let the coldest page go whose last copy in ``tier`` is kept by pages behind it elsewhere.
+    def _make_room(
+        self, tier: Tier, short: int, need: Need, tenant: int, *, all_or_none: bool = False
+    ) -> None:
+        """Let ``short`` pages leave ``tier``: as many as may, or, where those are too few, none.
 
-        They would be out of reach without it, so they go first. A scan of the table, for the rare
-        moment when nothing else can go. False where pins keep all that is left, or shares.
+        What the churn guard keeps has to wait, and what has left meanwhile stays away: else a large
+        request would never find room.
         """
-        records, policy = self.table.records, self.policy[0]
-        aged = records["arrived_s"] + policy["min_residence_s"] <= self._now_s()
-        free = (records["pins"] == 0) & (records["holds"] == 0).all(axis=1)
-        alone = (records["tiers"] == tier.bit) & free & aged
-        rows = np.flatnonzero(alone & (records["descended"] > 0))
-        with np.errstate(divide="ignore"):
-            warmth = (
-                np.log2(records["heat"][rows]) + records["stamp_s"][rows] / policy["half_life_s"]
-            )
-        for row in rows[np.argsort(warmth)]:
-            behind = self._behind(row)
-            if records["pins"][behind].any() or records["holds"][behind].any():
-                continue
-            if not self._may_take(np.append(behind, row), tier, tenant):
-                continue
-            for held in self.evicted:
-                copies = behind[self.lies_in(behind, held)][::-1].copy()
-                self.evicted[held] += len(copies)
-                self.drop(copies, held, Reason.EVICTED)
-            return True
-        return False
+        if short <= 0:
+            return
+        self.before_eviction()
+        state, now_s = self._state, self._now_s()
+        taker = self._taker(tier, tenant, self._free(tier))
+        gone = room.leave(state, tier, short, taker, now_s)
+        too_few = all_or_none and room.pages_in(gone, tier) < short
+        if too_few and room.may_churn(state, tier, now_s):
+            room.undo(state, gone)
+        else:
+            self._leave(gone, need)
 
-    def _may_take(self, rows: RowArray, tier: Tier, tenant: int) -> bool:
-        """Whether pages of all owners of ``rows`` may leave ``tier`` for one of ``tenant``."""
-        tally, capacity = self._queues.tally, self.capacity(tier)
-        taker = self._account(tenant)
-        owners = {int(owner) for owner in np.unique(self.table.records["tenant"][rows])}
-        return all(
-            shares.may_evict(tally, int(tier), capacity, taker, 0, self._account(owner))
-            for owner in owners
-        )
+    def _leave(self, gone: list[Departure], need: Need) -> None:
+        """Empty the slots of pages that have departed."""
+        forgotten: list[tuple[RowArray, Tier]] = []
+        for tier, rows in gone:
+            self.evicted[tier] += len(rows)
+            forgotten.append((self._vacate(rows, tier, Reason.EVICTED), tier))
+        later = np.empty(0, np.int64)
+        for rows, tier in reversed(forgotten):  # one that left two tiers has left the last of them
+            self._forget(rows[~np.isin(rows, later)], int(tier), need)
+            later = np.concatenate((later, rows))
 
-    def _behind(self, row: int) -> RowArray:
-        """The pages that lie in some tier and are reached through ``row``, shallow to deep."""
-        records, found = self.table.records, [np.array([row])]
-        while len(found[-1]):
-            children = np.isin(records["parent"], found[-1]) & (records["tiers"] != 0)
-            found.append(np.flatnonzero(children))
-        return np.concatenate(found[1:])
-
-    def _vacate(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
+    def _vacate(self, rows: RowArray, tier: Tier, reason: Reason) -> RowArray:
+        """Give back the slots of ``rows``, which departed; those that lie nowhere now."""
         slots, gone = np.empty((2, len(rows)), np.int64)
         count = bookkeeping.vacate(self.table.records, rows, int(tier), int(reason), slots, gone)
         if tier is Tier.DEVICE:
             self._owners[slots] = NOWHERE
         self.give_back(slots, tier)
-        if count:
-            self._forget(gone[:count], int(tier))
+        return gone[:count]
 
-    def _forget(self, rows: RowArray, tier: int) -> None:
+    def _forget(self, rows: RowArray, tier: int, need: Need = NOBODYS) -> None:
         """Pages that lie nowhere become ghosts, and the oldest ghosts lose their rows.
 
         Children that a failed page leaves behind become roots.
         """
+        if not len(rows):
+            return
         records = self.table.records
         if records["descended"][rows].any():
             records["parent"][np.isin(records["parent"], rows)] = NOWHERE
         records["descended"][rows] = 0
         records["children"][rows] = 0
         records["parent"][rows] = NOWHERE
-        tenant, activity = self._pressure
-        self.ghosts.note(rows, (self._now_s(), tenant, tier, activity))
+        self.ghosts.note(rows, (self._now_s(), need.tenant, tier, int(need.activity)))
         oldest = self.ghosts.add(rows)
         self.ghosts.forget(oldest)
         self.index.remove(oldest)

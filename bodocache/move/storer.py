@@ -19,6 +19,7 @@ from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.queue import LinkQueue
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.move.store import Abandoned, Store, Stored
 from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
@@ -149,8 +150,12 @@ class Storer:
         residency.learn(  # behind: one that is not filled
             rows, before=before, behind=1, tenant=origin.tenant, chance=origin.chance
         )
-        residency.room_for(Activity.STORE, origin.tenant)
-        host_slots = residency.take_worth(rows, tenant=origin.tenant, favour=origin.favour)
+        writer = self._writer if origin.is_written else None
+        host_slots = residency.take_worth(
+            *(rows, Need(Activity.STORE, origin.tenant)),
+            favour=origin.favour,
+            goes_on=writer is not None and writer.has_room(len(rows)),
+        )
         kept, unused = len(host_slots), host_slots
         try:
             raw = await self._gathering.gather(store, slots[:kept], host_slots)

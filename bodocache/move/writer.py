@@ -24,7 +24,8 @@ from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
-from bodocache.pages import NOWHERE, Reason, Tier
+from bodocache.move.room import Need
+from bodocache.pages import NOBODY, NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind, Purpose
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,12 @@ class Writer:
         self._paid: dict[int, int] = {}  # by tenant: bytes, for what it writes next
         self._changed = asyncio.Event()
         self._closing = False
+
+    def has_room(self, pages: int) -> bool:
+        """Whether nothing has to leave the disk for so many pages behind those that are queued."""
+        usage = self._backend.usage
+        budget = usage.free_frames if usage.budget_frames is None else usage.budget_frames
+        return self._queued + pages <= min(usage.free_frames, budget)
 
     async def offer(self, store: Awaiter, rows: RowArray) -> None:
         """Queue ``rows`` (on the host) for the disk; returns when the backlog is short enough.
@@ -275,14 +282,12 @@ class Writer:
         rows, frames = [], []
         offered = [run for run, is_asked in zip(fresh, asked_for, strict=True) if not is_asked]
         demoted = [run for run, is_asked in zip(fresh, asked_for, strict=True) if is_asked]
-        for chosen in [*self._admitted(offered), *filter(len, demoted)]:
+        runs = [*self._admitted(offered), *demoted]
+        for chosen in [part for run in runs for part in self._residency.by_owner(run)]:
             before = self._frame_before(chosen)
-            tenant = int(self._residency.table.records["tenant"][chosen[0]])
-            self._residency.room_for(Activity.WRITE, tenant)
+            need = Need(Activity.WRITE, int(self._residency.table.records["tenant"][chosen[0]]))
             try:
-                owner = int(self._residency.table.records["tenant"][chosen[-1]])
-                taken = self._residency.take_frames(len(chosen), after=before, tenant=owner)
-                frames.append(taken)
+                frames.append(self._residency.take_frames(len(chosen), need, after=before))
             except TierFull:
                 break
             rows.append(chosen)
@@ -356,6 +361,8 @@ class Writer:
         batch["slot"] = slots
         batch["depth"] = records["depth"][rows]
         batch["nbytes"] = records["nbytes"][rows]
+        tenants = records["tenant"][rows].astype(np.uint64)
+        batch["owner"] = np.where(tenants == NOBODY, np.uint64(0), tenants + np.uint64(1))
         return batch
 
     def _tell(self) -> None:

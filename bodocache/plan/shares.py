@@ -9,7 +9,9 @@ Where nobody has a share all pages are of one account, and nothing is asked.
 
 A page is its owner's whose store brought it (``PAGE.tenant``), also where others use it. A page
 that others' pages lie behind is no leaf: it cannot go, so who is owed room may find none for now.
-What is on its way to a tier is not counted yet.
+``used`` counts pages that have come. Room that was taken for what is still on its way is counted by
+who takes it (move/promises.py): it takes away from what an account lacks, and nobody is robbed for
+it.
 """
 
 from collections.abc import Mapping

@@ -54,6 +54,7 @@ class NumberedPages:
         batch["depth"] = batch["slot"] = np.arange(len(numbers))
         batch["frame"] = frames
         batch["nbytes"] = self.page_nbytes
+        batch["owner"] = 1 + np.array(numbers)
         return batch
 
     def digest(self, number: int) -> NDArray[np.uint64]:

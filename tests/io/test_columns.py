@@ -12,6 +12,7 @@ from bodocache.pages import Reason
 def filled(keys):
     records = np.zeros(len(keys), TRANSFER)
     records["key"] = np.array(keys)[:, None]
+    records["owner"] = 10 + np.arange(len(keys))
     table = Columns(len(keys) + 2)
     table.fill(np.arange(len(keys)), records, np.arange(len(keys), dtype=np.uint64))
     return table
@@ -19,6 +20,10 @@ def filled(keys):
 
 def test_each_key_is_listed_once_by_its_newest_frame():
     assert filled([1, 2, 1, 3, 2, 1]).latest().tolist() == [3, 4, 5]
+
+
+def test_entries_say_whose_their_pages_are():
+    assert filled([1, 2, 1]).entries().owners.tolist() == [11, 12]
 
 
 def test_an_invalid_newest_frame_lets_the_older_one_count():

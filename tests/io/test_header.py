@@ -20,7 +20,7 @@ def encoded(count):
 def test_a_header_keeps_what_was_put_into_it():
     records, rows = encoded(10)
     assert rows.nbytes == 10 * HEADER_NBYTES
-    for name in ("key", "parent", "digest", "frame", "depth", "nbytes"):
+    for name in ("key", "parent", "digest", "frame", "depth", "nbytes", "owner"):
         assert (rows[name] == records[name]).all()
     assert (header.judge(rows, 0, SUPERBLOCK) == Reason.NONE).all()
 
@@ -31,6 +31,14 @@ def test_every_single_flipped_bit_of_a_header_is_noticed():
     bits = np.arange(len(rows))
     data[bits, bits // 8] ^= (1 << bits % 8).astype(np.uint8)
     assert (header.judge(rows, 0, SUPERBLOCK) != Reason.NONE).all()
+
+
+def test_a_header_of_before_owners_were_kept_is_one_of_nobodys_page():
+    _, rows = encoded(4)
+    rows["owner"] = 0  # what lay there before, under the same checksum
+    rows["checksum"] = header.checksums(rows)
+    assert (HEADER.fields["owner"][1], HEADER.fields["reserved"][1]) == (196, 204)
+    assert (header.judge(rows, 0, SUPERBLOCK) == Reason.NONE).all()
 
 
 def test_headers_never_written_are_blank():

@@ -217,6 +217,17 @@ def test_a_page_stored_anew_elsewhere_is_one_entry_after_a_restart(bench):
     bench.run(later)
 
 
+def test_a_page_has_its_owner_after_a_restart_and_one_of_an_old_slab_has_none(bench):
+    batch = bench.stored([1, 2, 3])
+    bench.change_header(batch["frame"][2], lambda row: row.__setitem__("owner", 0))
+
+    async def later(backend):
+        assert backend.entries().owners.tolist() == [2, 3, 0]
+        assert (await bench.get(backend, batch))[1] == [LANDED] * 3
+
+    bench.run(later)
+
+
 def test_a_released_page_that_comes_back_has_the_right_bytes(bench):
     async def scenario(backend):
         batch, _ = await bench.put(backend, [1])

@@ -196,7 +196,8 @@ class House:
         )
         self.pool = self.engine_pool
         self.words = payload.words_of(self.engine_pool)
-        self.disk = MemoryDisk(PAGE_NBYTES, disk) if disk else None
+        self.disk = MemoryDisk(PAGE_NBYTES, disk) if isinstance(disk, int) else disk  # or kept
+        self.disk = self.disk if disk else None
         self.valve = Valve()
         self.backend = wrap(self.memory_backend()) if disk else None
         self.host_pages = host
@@ -319,7 +320,7 @@ class House:
     def leave_on(self, tier):
         """Evict all that may go from every tier above ``tier``."""
         for faster in (Tier.DEVICE, Tier.HOST)[:tier]:
-            self.residency._evict(faster, 1 << 12)
+            self.residency.evict(faster, 1 << 12)
 
     async def tiers(self, tokens):
         return (await self.cache.match(tokens)).tiers.tolist()
@@ -341,6 +342,8 @@ class House:
         assert not orchestrator._storer._live
         assert {link.in_flight for link in orchestrator._links.values()} == {0}
         assert orchestrator._nursery.failures == failures
+        promises = self.residency._promises
+        assert promises is None or not promises.pages.any()
 
     def check_tier(self, tier):
         """Each slot or frame that is taken holds one page, whose bytes are right."""

@@ -118,7 +118,7 @@ def test_a_page_read_from_disk_is_found_corrupt_before_the_load_ends(house, prom
     async def scenario():
         async with house(borrowed=True, device=12) as it, asyncio.timeout(5):
             await it.put(prompt(3))
-            it.residency._evict(Tier.HOST, 3)
+            it.residency.evict(Tier.HOST, 3)
             it.valve.is_shut = True
             first = await it.begin(prompt(3), slots=it.slots(3))
             it.valve.flow_one()

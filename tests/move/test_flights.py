@@ -18,7 +18,7 @@ async def stored(it, tokens):
     if it.pool is it.engine_pool:
         it.leave_on(Tier.DISK)
     else:
-        it.residency._evict(Tier.HOST, len(await it.tiers(tokens)))
+        it.residency.evict(Tier.HOST, len(await it.tiers(tokens)))
     it.valve.is_shut = True
 
 

@@ -297,7 +297,7 @@ def test_a_borrowed_pool_gets_pages_in_the_engines_own_slots(house, prompt, tier
         async with house(borrowed=True, device=12) as it:
             stored = await it.put(prompt(4))
             assert stored.new == 4
-            it.residency._evict(Tier.HOST, 4 if tier is Tier.DISK else 0)
+            it.residency.evict(Tier.HOST, 4 if tier is Tier.DISK else 0)
             slots = it.slots(4)
             it.words[:, :, slots] = 0
             loaded = await it.get(prompt(4), slots=slots)
@@ -312,7 +312,7 @@ def test_a_borrowed_slot_is_the_engines_again_when_released(house, prompt):
     async def scenario():
         async with house(borrowed=True, device=12) as it:
             await it.put(prompt(4))
-            it.residency._evict(Tier.HOST, 4)
+            it.residency.evict(Tier.HOST, 4)
             it.valve.is_shut = True
             load = await it.begin(prompt(4), slots=it.slots(4))
             load.close()

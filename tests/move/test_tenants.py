@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bodocache.cache import Cache
-from bodocache.clock import VirtualClock
+from bodocache.clock import RealClock, VirtualClock
 from bodocache.config import CacheConfig, HostConfig, IdentityConfig, PlannerConfig, TiersConfig
 from bodocache.errors import HintError, TierFull
 from bodocache.hints import Reuse
@@ -15,6 +15,7 @@ from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.pages import Reason, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.replay.shapes import SCANNER, Scan, with_scan, workload
+from bodocache.testing import MemoryBackend, MemoryDisk
 
 PAGE_TOKENS = 512
 
@@ -88,28 +89,43 @@ class Engine:
         match = await self.cache.match_engine_keys(keys, tenant=tenant, reuse=said)
         with self.cache.load(match, self.slots[: match.pages]) as load:
             loaded = await load
-        async with self.cache.store(match, self.slots[loaded.pages : len(pages)]):
+        async with self.cache.store(match, self.slots[loaded.pages : len(pages)]) as store:
             pass
+        await store.written
         return loaded.pages
 
     async def pages_of(self, pages):
         keys = [page.to_bytes(8, "little") for page in pages]
         return await self.cache.match_engine_keys(keys)
 
+    def score(self, *, here, new):
+        """Let the model think so well of pages that the host has and of new ones."""
+        queues, residency = self.residency._queues, self.residency
+        rows = np.flatnonzero(residency.table.records["tiers"] & Tier.HOST.bit)
+        queues.model.hazards.score[:] = new
+        queues.model.hazards.score[np.unique(queues.memories["kind"][rows])] = here
 
-async def engine(capacity, longest=256):
+    @property
+    def residency(self):
+        return self.cache._orchestrator.residency
+
+
+async def engine(capacity, longest=256, disk=0):
     group = Group("kv", layers=1, heads=1, head_dim=8, itemsize=2)
     pool = OwnedPool(Layout(LayoutKind.LAYER_FIRST, group, 8, longest), name="engine")
     memory = PagedMemory.of_layout(pool.buffer, pool.layout)
     config = CacheConfig(
         IdentityConfig(model="m", dtype="bytes"),
         TiersConfig(HostConfig(capacity * pool.layout.page_nbytes)),
-        PlannerConfig(recompute_slope_s=0.0),
+        PlannerConfig(recompute_s_per_token=0.00125, recompute_slope_s=0.0),
     )
-    clock = VirtualClock()
-    return Engine(
-        await Cache.open(config, BorrowedPool(memory), group=group, clock=clock), clock, longest
+    clock, backend = VirtualClock(), None
+    if disk:
+        backend = MemoryBackend(MemoryDisk(pool.layout.page_nbytes, disk), clock=RealClock())
+    cache = await Cache.open(
+        config, BorrowedPool(memory), group=group, clock=clock, backend=backend
     )
+    return Engine(cache, clock, longest)
 
 
 async def hits_of_others(requests, capacity):
@@ -148,6 +164,89 @@ def test_a_page_that_is_not_worth_the_coldest_is_turned_away_and_says_so():
             assert (await it.pages_of([1, 2, 3, 4])).pages == 4
             match = await it.pages_of([9, 10])
             assert (match.pages, match.reasons.tolist()) == (0, [Reason.NOT_ADMITTED] * 2)
+
+    asyncio.run(scenario())
+
+
+def test_who_streams_has_a_tenth_of_a_full_tier_however_well_its_pages_look():
+    async def scenario():
+        it = await engine(40)
+        async with it.cache:
+            for turn in range(5):
+                await it.serve(range(40), 10.0 * turn, tenant=1)
+            it.score(here=0.1, new=5.0)
+            for turn in range(10):
+                await it.serve(range(100 + 8 * turn, 108 + 8 * turn), 100.0 + turn, tenant=2)
+                assert it.residency._queues.unproven[Tier.HOST, 2] == 4
+            assert (await it.pages_of(range(40))).pages == 36
+            match = await it.pages_of(range(172, 180))
+            assert match.reasons.tolist() == [Reason.NOT_ADMITTED] * 8
+
+    asyncio.run(scenario())
+
+
+def test_pages_that_make_room_for_others_of_their_tenant_leave_its_allowance():
+    async def scenario():
+        it = await engine(40)
+        async with it.cache:
+            for turn in range(5):
+                await it.serve(range(37), 10.0 * turn, tenant=1)
+            await it.serve(range(100, 103), 100.0, tenant=2)
+            kinds = it.residency._queues.memories["kind"]
+            model = it.residency._queues.model
+            model.hazards.score[:] = 5.0
+            model.hazards.score[kinds[37:40]] = 0.1
+            await it.serve(range(200, 203), 101.0, tenant=2)  # 3 of the 4 it may have
+            assert (await it.pages_of(range(200, 203))).pages == 3
+            assert (await it.pages_of(range(37))).pages == 37
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("ends", "kept"), [(False, 2), (True, 0)])
+def test_a_page_that_is_said_to_end_has_to_be_worth_more(ends, kept):
+    async def scenario():
+        it = await engine(4)
+        async with it.cache:
+            for at_s in range(0, 50, 10):
+                await it.serve([1, 2, 3, 4], float(at_s))
+            it.score(here=1.0, new=1.1)
+            keys = [page.to_bytes(8, "little") for page in (9, 10)]
+            match = await it.cache.match_engine_keys(keys, reuse=Reuse(end_of_conversation=ends))
+            async with it.cache.store(match, it.slots[:2]):
+                pass
+            assert (await it.pages_of([9, 10])).pages == kept
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("disk", "kept"), [(64, 4), (8, 0), (0, 0)])
+def test_the_host_turns_nothing_away_that_the_disk_has_room_for(disk, kept):
+    async def scenario():
+        it = await engine(8, disk=disk)
+        async with it.cache:
+            for at_s in range(0, 50, 10):
+                await it.serve(range(8), float(at_s))
+            it.score(here=5.0, new=0.1)
+            await it.serve(range(20, 24), 50.0)
+            match = await it.pages_of(range(20, 24))
+            assert match.pages == kept
+            assert disk != 64 or it.residency.stats()[Tier.DISK].pages == 12
+
+    asyncio.run(scenario())
+
+
+def test_an_owned_pools_pages_come_to_the_host_whatever_they_are_worth(house, prompt):
+    async def scenario():
+        async with house(device=16, host=8, disk=0, admit=True) as it:
+            for _ in range(5):
+                await it.serve(prompt(8))
+            model = it.residency._queues.model
+            kinds = it.residency._queues.memories["kind"]
+            model.hazards.score[:] = 0.1
+            model.hazards.score[kinds[:8]] = 5.0
+            await it.serve(prompt(2, of=1))
+            assert await it.pages_of(prompt(2, of=1)) == 2
 
     asyncio.run(scenario())
 

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages leave a tier so that others find room: the coldest that the taker may have.
+
+Nothing is emptied here. What leaves has departed from the queues and is still in its slots, so that
+all of it can be brought back where it is not enough; the residency empties the slots.
+
+Shares hold in every tier for every page that leaves. Where the coldest page of a tier is kept by
+pages behind it elsewhere, which nobody could reach without it, these leave first, and count: in no
+tier do they leave an owner with less than its share of that tier.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bodocache.move.ghosts import Activity, RowArray
+from bodocache.pages import Tier
+from bodocache.plan import evict, shares, victims
+from bodocache.plan.evict import Queues
+
+_AT_ONCE = 4096  # victims of one call of compiled code
+_NO_ROWS: RowArray = np.empty(0, np.int64)
+
+
+class Need(NamedTuple):
+    """What needs room; ghosts remember it."""
+
+    activity: Activity
+    tenant: int
+
+
+class State(NamedTuple):
+    """What eviction works on."""
+
+    records: NDArray[np.void]  # PAGE
+    queues: Queues
+    policy: NDArray[np.void]
+
+
+class Departure(NamedTuple):
+    """Pages that have left a tier, children before their parents."""
+
+    tier: Tier
+    rows: RowArray
+
+
+def leave(
+    state: State, tier: Tier, count: int, taker: victims.Taker, now_s: float
+) -> list[Departure]:
+    """Let the coldest pages leave ``tier`` until it has ``count`` places more, or as many as can.
+
+    ``taker.promised``: as victims.Taker, before this call.
+    """
+    gone: list[Departure] = []
+    step: list[Departure] = []  # pages that keep the next one, and no place yet
+    while (left := count - pages_in(gone + step, tier)) > 0:
+        out = np.empty(min(left, _AT_ONCE), np.int64)
+        with_step = _with(taker, pages_in(gone + step, tier))
+        # An enum costs compiled code 40 us to look at.
+        found = int(victims.coldest_for(*state, int(tier), len(out), now_s, with_step, out))
+        if found:
+            gone += [*step, Departure(tier, out[:found])]
+            step = []
+            continue
+        undo(state, step)
+        tried, step = bool(step), []
+        if not tried:
+            step = _unblock(state, tier, _with(taker, pages_in(gone, tier)), now_s)
+        if not step:
+            break
+    return gone + step
+
+
+def leave_below(
+    state: State,
+    tier: Tier,
+    rows: RowArray,
+    free_pages: int,
+    favour: float,
+    taker: victims.Taker,
+    now_s: float,
+) -> tuple[int, int, list[Departure]]:
+    """The same for the leading ``rows`` that are worth it: see victims.coldest_below.
+
+    ``free_pages``: those that ``taker`` has already. How many have room, why no more, what left.
+    """
+    gone: list[Departure] = []
+    step: list[Departure] = []  # pages that keep the next one
+    worth, out = np.empty(len(rows)), np.empty(len(rows), np.int64)
+    kept = 0
+    while True:
+        free, before = free_pages + pages_in(gone + step, tier), kept
+        behind = _with(taker, pages_in(gone + step, tier))
+        kept, why = victims.coldest_below(
+            *(*state, rows, int(tier), free, favour, now_s, behind, worth, out)
+        )
+        if step and kept <= before:
+            undo(state, step)
+            break
+        gone += [*step, Departure(tier, out[: max(0, kept - free)].copy())]
+        if why != victims.NONE_LEFT:
+            break
+        behind = _with(taker, pages_in(gone, tier))
+        step = _unblock(state, tier, behind, now_s, below=float(worth[kept]))
+        if not step:
+            break
+    return kept, why, gone
+
+
+def _unblock(
+    state: State, tier: Tier, taker: victims.Taker, now_s: float, *, below: float = np.inf
+) -> list[Departure]:
+    """Let those leave that keep the coldest page whose last copy is in ``tier``: it is the next.
+
+    A scan of the table, for the rare moment when nothing else can go. Nothing leaves where pins
+    keep all that is left, or shares, or the churn guard, or where they are worth more than
+    ``below``: log2 of a density.
+    """
+    if not may_churn(state, tier, now_s):
+        return []
+    records, policy = state.records, state.policy[0]
+    aged = records["arrived_s"] + policy["min_residence_s"] <= now_s
+    free = (records["pins"] == 0) & (records["holds"] == 0).all(axis=1)
+    alone = (records["tiers"] == tier.bit) & free & aged
+    rows = np.flatnonzero(alone & (records["descended"] > 0))
+    rows = rows[_may_go(state, rows, tier, taker)]
+    family = _Family(records)
+    with np.errstate(divide="ignore"):
+        warmth = np.log2(records["heat"][rows]) + records["stamp_s"][rows] / policy["half_life_s"]
+    for row in rows[np.argsort(warmth)]:
+        behind = family.behind(row)
+        together = np.append(behind, row)
+        if not free[behind].all() or not _may_leave(state, together, tier, taker):
+            continue
+        if below < np.inf and _worth(state, together, tier) > below:
+            continue
+        steps = [_depart(state, behind[::-1], held) for held in Tier]
+        return [step for step in steps if len(step.rows)]
+    return []
+
+
+def undo(state: State, gone: list[Departure]) -> None:
+    """They have not left after all."""
+    for tier, rows in reversed(gone):
+        victims.restore(*state, _NO_ROWS, rows, int(tier))
+        state.queues.churned[tier, 0] -= len(rows)
+
+
+def pages_in(gone: list[Departure], tier: Tier) -> int:
+    """How many places of ``tier`` they leave."""
+    return sum(len(rows) for left, rows in gone if left is tier)
+
+
+def may_churn(state: State, tier: Tier, now_s: float) -> bool:
+    """Whether the churn guard lets any page go."""
+    return int(victims.allowance(state.queues, state.policy, int(tier), now_s)) > 0
+
+
+def account_of(state: State, tenant: int) -> int:
+    """The account (plan/shares.py) of ``tenant``; ANYBODY is of every one."""
+    tally = state.queues.tally
+    if tenant == shares.ANYBODY:
+        return tenant
+    return int(shares.account_of(tally, tenant)) if len(tally.tenants) > 1 else 0
+
+
+def _with(taker: victims.Taker, pages: int) -> victims.Taker:
+    return taker._replace(promised=taker.promised + pages)
+
+
+def _depart(state: State, rows: RowArray, tier: Tier) -> Departure:
+    leaving = rows[(state.records["tiers"][rows] & tier.bit) != 0]
+    evict.depart(*state, leaving, int(tier))
+    state.queues.churned[tier, 0] += len(leaving)
+    return Departure(tier, leaving)
+
+
+def _owners(state: State, rows: RowArray) -> NDArray[np.int64]:
+    """The account of each row."""
+    known, tenants = state.queues.tally.tenants, state.records["tenant"][rows].astype(np.int64)
+    at = np.minimum(np.searchsorted(known, tenants), len(known) - 1)
+    return np.where(known[at] == tenants, at, 0)
+
+
+def _may_go(state: State, rows: RowArray, tier: Tier, taker: victims.Taker) -> NDArray[np.bool_]:
+    """Whether each of ``rows`` may leave ``tier`` for the taker, alone."""
+    tally, capacity = state.queues.tally, int(state.policy["capacity_pages"][0, tier])
+    may = [
+        shares.may_evict(tally, int(tier), capacity, taker.account, taker.promised, account)
+        for account in range(len(tally.parts))
+    ]
+    return np.array(may)[_owners(state, rows)]
+
+
+def _may_leave(state: State, rows: RowArray, tier: Tier, taker: victims.Taker) -> bool:
+    """Whether all copies of ``rows`` may leave for the taker, who makes room in ``tier``."""
+    tally = state.queues.tally
+    if taker.account == shares.ANYBODY or len(tally.parts) == 1:
+        return True
+    owners = _owners(state, rows)
+    for held in Tier:
+        copies = (state.records["tiers"][rows] & held.bit) != 0
+        lost = np.bincount(owners[copies], minlength=len(tally.parts))
+        lost[taker.account] = 0
+        capacity = int(state.policy["capacity_pages"][0, held])
+        for account in np.flatnonzero(lost).tolist():
+            if shares.excess_pages(tally, int(held), capacity, account) < lost[account]:
+                return False
+        lacks = -int(shares.excess_pages(tally, int(held), capacity, taker.account))
+        if held is tier and lost.any() and lost.sum() > lacks - taker.promised:
+            return False
+    return True
+
+
+def _worth(state: State, rows: RowArray, tier: Tier) -> float:
+    return max(float(evict.log_density(*state, int(row), int(tier))) for row in rows)
+
+
+class _Family:
+    """Which pages are reached through which."""
+
+    def __init__(self, records: NDArray[np.void]) -> None:
+        present = np.flatnonzero(records["tiers"] != 0)
+        parents = records["parent"][present]
+        order = np.argsort(parents, kind="stable")
+        self._children, self._parents = present[order], parents[order]
+
+    def behind(self, row: int) -> RowArray:
+        """The pages that lie in some tier and are reached through ``row``, shallow to deep."""
+        levels = [np.array([row])]
+        while len(levels[-1]):
+            first = np.searchsorted(self._parents, levels[-1], "left")
+            last = np.searchsorted(self._parents, levels[-1], "right")
+            runs = [self._children[a:b] for a, b in zip(first, last, strict=True)]
+            levels.append(np.concatenate(runs))
+        return np.concatenate(levels[1:])
