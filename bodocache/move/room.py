@@ -20,7 +20,6 @@ from bodocache.plan import evict, shares, victims
 from bodocache.plan.evict import Queues
 
 _AT_ONCE = 4096  # victims of one call of compiled code
-_NO_ROWS: RowArray = np.empty(0, np.int64)
 
 
 class Need(NamedTuple):
@@ -143,7 +142,8 @@ def _unblock(
 def undo(state: State, gone: list[Departure]) -> None:
     """They have not left after all."""
     for tier, rows in reversed(gone):
-        victims.restore(*state, _NO_ROWS, rows, int(tier))
+        for row in rows[::-1].tolist():  # rarely: a taker that gets less than it asked for
+            evict.bring_back(*state, row, int(tier))
         state.queues.churned[tier, 0] -= len(rows)
 
 
