@@ -268,8 +268,11 @@ class Load:
             self._on_settled.append(callback)
 
     def on_released(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called when nothing can write to the slots any more."""
-        self._on_released.append(callback)
+        """Have ``callback`` called when nothing can write to the slots any more: at once if so."""
+        if self._released.done():
+            callback()
+        else:
+            self._on_released.append(callback)
 
     def abandon(self) -> None:
         """Nothing more is wanted of what has not arrived."""

@@ -22,7 +22,11 @@ class Nursery:
         # The one bare task of the package: a TaskGroup must be entered and left by the same task,
         # and a cache may be opened and closed by two.
         self._runner = asyncio.get_running_loop().create_task(self._run())
-        await self._ready.wait()
+        try:
+            await self._ready.wait()
+        except BaseException:  # cancelled: nobody would end it
+            await self.close()
+            raise
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         """Run ``work`` in the background."""

@@ -104,8 +104,12 @@ class Engine:
             NodeRefused: it does not serve such pages.
         """
         self._reach = reach
-        await self._attach()
         await self._nursery.open()
+        try:
+            await self._attach()
+        except BaseException:
+            await self._nursery.close()
+            raise
         self._nursery.spawn(self._stay_attached())
 
     async def request(self, message: Any, *, within_s: float) -> Any:

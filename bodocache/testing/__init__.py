@@ -2,6 +2,7 @@
 """Backends for tests, ours and our users': faults by composition, and stand-ins."""
 
 from bodocache.clock import VirtualClock
+from bodocache.testing.cancelling import Cancelled, Moment, cancel_at
 from bodocache.testing.counting import CountingBackend
 from bodocache.testing.cufile_faults import CallFault, Code, CuFileError, OpFault, Trouble
 from bodocache.testing.fake_cufile import FakeCuFile
@@ -15,6 +16,7 @@ from bodocache.testing.slow import SlowBackend
 __all__ = [
     "Call",
     "CallFault",
+    "Cancelled",
     "Code",
     "CountingBackend",
     "CuFileError",
@@ -23,6 +25,7 @@ __all__ = [
     "FaultyBackend",
     "MemoryBackend",
     "MemoryDisk",
+    "Moment",
     "NumberedPages",
     "OpFault",
     "Operation",
@@ -31,5 +34,6 @@ __all__ = [
     "Trouble",
     "VirtualClock",
     "VirtualLoop",
+    "cancel_at",
     "run_virtual",
 ]

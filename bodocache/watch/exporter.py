@@ -46,13 +46,20 @@ class Exporter:
         """
         exporter = cls(watched)
         try:
-            exporter._server = await asyncio.start_server(
-                exporter.begin, HOST, port, limit=MOST_HEADER_NBYTES
+            # Not serving yet: one that is cancelled as it begins to would be lost while it listens.
+            server = await asyncio.start_server(
+                *(exporter.begin, HOST, port), limit=MOST_HEADER_NBYTES, start_serving=False
             )
         except OSError as error:
             raise ConfigError(
                 f"metrics.port = {port}: {error.strerror or error}; choose another, or 0 for none"
             ) from error
+        exporter._server = server
+        try:
+            await server.start_serving()
+        except BaseException:
+            server.close()
+            raise
         return exporter
 
     @property

@@ -10,46 +10,13 @@ import pytest
 
 from bodocache.io.backend import Status
 from bodocache.pages import Reason
+from bodocache.testing import Cancelled, cancel_at
 
 NUMBERS = list(range(8))
 WAITS = ("progress", "finished", "drained")
 REUSES = {"slab": 10_000}  # of a buffer
 REUSES_OF_OTHERS = 1_000
 RING = 4  # buffers in turn: each is looked at when the others have been used since
-
-
-class Cancelled:
-    """Awaits ``coroutine``, and cancels it in its wait number ``at``, as a task's cancel would."""
-
-    def __init__(self, coroutine, at):
-        self._coroutine, self._at = coroutine, at
-        self.fired = False
-
-    def __await__(self):
-        steps, error = self._coroutine.__await__(), None
-        for turn in itertools.count():
-            try:
-                waited_for = next(steps) if error is None else steps.throw(error)
-            except StopIteration as end:
-                return end.value
-            error = None
-            if turn == self._at:
-                self.fired = True
-                waited_for.cancel()
-            try:
-                yield waited_for
-            except BaseException as thrown:  # noqa: BLE001 -- the coroutine's to catch, not ours
-                error = thrown
-
-
-async def cancel(coroutine, at):
-    """Whether there was a wait number ``at``, in which the coroutine was cancelled."""
-    wait = Cancelled(coroutine, at)
-    try:
-        await wait
-    except asyncio.CancelledError:
-        assert wait.fired
-    return wait.fired
 
 
 @pytest.mark.parametrize("wait", WAITS)
@@ -59,7 +26,7 @@ def test_a_get_cancelled_in_any_wait_goes_on(storage, wait):
         for at in itertools.count():
             buffers = storage.canaries(len(NUMBERS))
             transfer = backend.get(batch, buffers, deadline_s=math.inf)
-            fired = await cancel(getattr(transfer, wait)(), at)
+            fired = await cancel_at(getattr(transfer, wait)(), at)
             await transfer.finished()
             assert (transfer.statuses == Status.LANDED).all()
             assert not storage.wrong(NUMBERS, transfer.statuses, buffers)
@@ -78,7 +45,7 @@ def test_a_get_given_up_in_any_wait_lets_go_of_its_buffers_when_it_has_drained(s
         for at in itertools.count():
             buffers = storage.canaries(len(NUMBERS))
             transfer = backend.get(batch, buffers, deadline_s=math.inf)
-            fired = await cancel(getattr(transfer, wait)(), at)
+            fired = await cancel_at(getattr(transfer, wait)(), at)
             transfer.abandon()
             await transfer.drained()
             assert set(transfer.statuses.tolist()) <= {Status.LANDED, Status.LATE}
@@ -102,7 +69,7 @@ def test_a_put_given_up_in_any_wait_is_whole_or_not_found(storage, wait):
             batch = storage.pages.batch(NUMBERS, backend.reserve(len(NUMBERS), after=-1))
             buffers = storage.of(NUMBERS)
             transfer = backend.put(batch, buffers, deadline_s=math.inf)
-            fired = await cancel(getattr(transfer, wait)(), at)
+            fired = await cancel_at(getattr(transfer, wait)(), at)
             transfer.abandon()
             await transfer.drained()
             buffers[:] = storage.canary  # too late to be written
@@ -160,7 +127,7 @@ def test_a_close_cancelled_in_any_wait_can_be_called_again_and_lets_go_of_all(st
             storage.of([50, 51]),
             deadline_s=math.inf,
         )
-        fired = await cancel(backend.close(), at)
+        fired = await cancel_at(backend.close(), at)
         await backend.close()
         for transfer in (getting, putting):
             await transfer.drained()
@@ -201,7 +168,7 @@ def test_a_buffer_that_is_reused_after_every_cancel_never_changes_behind_its_use
                 batch = stored[numbers]
                 batch["slot"] = [0, 1, 2]
                 transfer = backend.get(batch, buffers, deadline_s=deadline_s)
-            await cancel(getattr(transfer, WAITS[turn % 3])(), turn // 3 % 3)
+            await cancel_at(getattr(transfer, WAITS[turn % 3])(), turn // 3 % 3)
             if turn % 2:
                 transfer.abandon()
             await transfer.drained()

@@ -355,3 +355,17 @@ def test_a_page_behind_one_that_failed_is_counted_once(house, prompt):
             assert stats.misses == {Reason.CORRUPT: 1, Reason.UNREACHABLE: 3}
 
     asyncio.run(scenario())
+
+
+def test_who_asks_after_the_release_is_told_at_once(house, prompt):
+    async def scenario():
+        async with house() as it:
+            await it.put(prompt(2))
+            with await it.begin(prompt(2)) as load:
+                await load.released
+                told = []
+                load.on_released(lambda: told.append(1))
+                load.on_settled(lambda: told.append(2))
+                assert told == [1, 2]
+
+    asyncio.run(scenario())
