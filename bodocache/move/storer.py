@@ -50,7 +50,9 @@ class Storer:
         now_s: Callable[[], float],
     ) -> None:
         self._residency = residency
-        self._gathering = Gathering(residency, link=link, copies=copies, now_s=now_s)
+        self._gathering = Gathering(
+            residency.device, lease=residency.host.lease, link=link, copies=copies, now_s=now_s
+        )
         self._num_layers = copies.num_layers
         self._nursery = nursery
         self._writer = writer

@@ -112,10 +112,11 @@ class Answers:
         said = said_from_json(message.said, session.epoch)
         if message.load in session.fetches:
             raise WireError(f"load {message.load} is under way already")
-        if message.first < 0 or not (message.due_s >= 0 and message.deadline_s >= 0):
+        is_in_time = message.due_s >= 0 and message.deadline_s >= 0
+        if not (message.first >= 0 and message.end >= 0 and is_in_time):
             raise WireError(
-                f"load {message.load}: from {message.first}, due in {message.due_s} s, at the"
-                f" latest in {message.deadline_s} s"
+                f"load {message.load}: {message.first} to {message.end}, due in {message.due_s} s,"
+                f" at the latest in {message.deadline_s} s"
             )
         told: list[messages.Arrived] = []
         begun = [False]

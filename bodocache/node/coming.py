@@ -106,14 +106,13 @@ class Coming:
 
     def enter(self, part: Part, work: Copying) -> bool:
         """Let ``part`` wait for its turn; False: there is no room for it."""
+        if not self._enter(part, work):
+            self.load.fail(part.positions, np.full(len(part.positions), Reason.NO_ROOM, np.uint8))
+            return False
         self.load.begin_part()
         self.load.add_source(work)
-        if self._enter(part, work):
-            part.link.begin(self._now_s())
-            return True
-        self.load.fail(part.positions, np.full(len(part.positions), Reason.NO_ROOM, np.uint8))
-        self.load.end_part(work)
-        return False
+        part.link.begin(self._now_s())
+        return True
 
     def end_if_over(self) -> None:
         """Let go of what waits for nothing more."""

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from bodocache.clock import Clock
 from bodocache.config import CacheConfig
 from bodocache.errors import NodeError, NodeFenced, NodeLost
-from bodocache.hints.actions import Action, Outcome
 from bodocache.hints.reuse import Said
-from bodocache.hints.stats import HintStats
 from bodocache.layout import Layout
 from bodocache.match import NOTHING_SAID, Forecast, Match
 from bodocache.move.decide import Decider
@@ -30,7 +28,7 @@ from bodocache.move.operation import Operation
 from bodocache.move.orchestrator import Traffic
 from bodocache.move.outlook import Outlook
 from bodocache.move.queue import CHUNK_S
-from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.residency import KeyArray, Residency, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.tasks import Nursery
@@ -39,6 +37,7 @@ from bodocache.move.worth import Gain
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device
+from bodocache.node.elsewhere import Elsewhere
 from bodocache.node.far import FarLink
 from bodocache.node.loads import NodeLoader
 from bodocache.node.stores import NodeStorer
@@ -64,7 +63,7 @@ class Engine:
         recompute, now_s = recompute_of(config, layout), clock.now_s
         self.said = NOTHING_SAID  # with the load that begins next
         self.trouble: NodeError | None = None  # the last one
-        self.hints = _Elsewhere()
+        self.hints = Elsewhere()
         self._attached: Attached | None = None
         self._reach: Reach
         self._lost = asyncio.Event()
@@ -132,8 +131,12 @@ class Engine:
             NodeRefused: it does not serve such pages.
         """
         self._reach = reach
-        await self._attach()
         await self._nursery.open()
+        try:
+            await self._attach()
+        except BaseException:
+            await self._nursery.close()
+            raise
         self._nursery.spawn(self._stay_attached())
 
     async def request(self, message: Any, *, within_s: float) -> Any:
@@ -217,16 +220,13 @@ class Engine:
         *,
         by_layer: bool = False,
     ) -> Store:
-        """See :meth:`bodocache.cache.Cache.store`; not by layer yet."""
-        if by_layer:
-            raise NodeError("store: layers=True on a node is not there yet; store whole pages")
+        """See :meth:`bodocache.cache.Cache.store`."""
         del origin  # the node knows our weights, and the tenant is said
-        return self._storer.begin(keys, slots, said, self._attached)
+        return self._storer.begin(keys, slots, said, self._attached, by_layer=by_layer)
 
     def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
-        del by_layer
-        return self._storer.refuse(slots)
+        return self._storer.refuse(slots, by_layer=by_layer)
 
     def hold_writes(self) -> AbstractContextManager[None]:
         """The disk is the node's: nothing is held."""
@@ -357,21 +357,3 @@ class Engine:
 
     def _cancel(self, number: int) -> None:
         self.tell(messages.Cancel(number))
-
-
-class _Elsewhere:
-    """Hints are carried out by the node."""
-
-    def loaded(self, keys: KeyArray, rows: RowArray, said: Said) -> None:
-        """The node knows by the load."""
-
-    def execute(self, action: Action, keys: KeyArray | None) -> Outcome:  # noqa: ARG002 -- one signature
-        """Never asked: :meth:`bodocache.node.client.NodeCache.hint` asks the node."""
-        raise NodeError(f"{type(action).__name__}: only the node carries out actions")
-
-    def forget_all(self) -> None:
-        """The node knows by the rotation."""
-
-    def stats(self) -> HintStats:
-        """Nothing is counted here."""
-        return HintStats()

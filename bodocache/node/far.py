@@ -42,6 +42,14 @@ class FarLink(Link):
         """As there; what was said, while nothing else is known."""
         return super().estimate(nbytes) or self._told
 
+    def stalled_s(self) -> float:
+        """As there; while others' bytes should move, nothing of ours is late."""
+        stalled_s = super().stalled_s()
+        if self._told is None or not stalled_s:
+            return stalled_s
+        begins_s = self._told_s + self._queued_nbytes / self._told.rate
+        return max(0.0, stalled_s - max(0.0, begins_s - self.rate.since_s))
+
     def record(self, queued_nbytes: int, nbytes: int | None = None) -> NDArray[np.void] | None:
         """As there, behind what others had queued."""
         others = 0

@@ -86,7 +86,7 @@ class Fetcher:
         self._coming: dict[int, _Coming] = {}  # by row
 
     def begin(self, asked: messages.Fetch, tell: Tell) -> Fetch:
-        """Begin to bring pages ``asked.first`` and after of a chain to the host.
+        """Begin to bring pages of a chain to the host.
 
         What is there is told before this returns, the rest as it lands.
         """
@@ -96,12 +96,12 @@ class Fetcher:
             *(asked.load, rows, tell, now_s + asked.due_s, now_s + asked.deadline_s),
             slots=np.full(len(rows), -1),
         )
-        first = asked.first
-        wanted = np.arange(min(first, len(rows)), len(rows))
+        end = min(asked.end, len(rows))
+        wanted = np.arange(min(asked.first, end), end)
         here = residency.lies_in(rows[wanted], Tier.HOST)
         self._lease(fetch, wanted[here], residency.slots(rows[wanted[here]], Tier.HOST))
         tell(fetch.arrived(residency, wanted[here], Tier.HOST))
-        vanished = np.arange(max(first, len(rows)), len(asked.keys))
+        vanished = np.arange(max(asked.first, len(rows)), len(asked.keys))
         if len(vanished):
             tell(fetch.lost(vanished, np.full(len(vanished), Reason.EVICTED)))
         if not here.all():

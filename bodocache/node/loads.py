@@ -168,8 +168,8 @@ class NodeLoader:
         due_s = load.terms.due_s(now_s) - now_s
         deadline_s = self._decider.backend_deadline_s(load) - now_s
         fetch = messages.Fetch(
-            *(coming.number, first, max(0.0, due_s), max(0.0, deadline_s)),
-            *(said_to_json(said), coming.keys[: max(load.wanted, load.landed)]),
+            *(coming.number, first, load.wanted, max(0.0, due_s), max(0.0, deadline_s)),
+            *(said_to_json(said), coming.keys),
         )
         answer = coming.attached.channel.request(fetch)
         answer.add_done_callback(partial(self._answered, coming))

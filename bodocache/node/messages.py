@@ -137,13 +137,14 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring the pages of a chain from ``first`` on to host slots. Answer: Arrived, and notes of it.
+    """Bring pages ``first`` to ``end`` of a chain to host slots. Answer: Arrived, and notes of it.
 
     The slots are leased to load ``load`` until EndFetch, which is due when any were leased.
     """
 
     load: int
     first: int  # the pages before lie on the engine's device
+    end: int  # the engine computes the pages from there on
     due_s: float  # when they are needed
     deadline_s: float  # nothing is worth more reading later
     said: str  # JSON: Said

@@ -86,7 +86,7 @@ def test_a_page_that_is_called_bad_and_is_not_stays(tmp_path, house):
             async with house.attach(path, values) as liar:
                 match = await liar.cache.match(house.prompt(4))
                 channel = liar.cache._engine._attached.channel
-                await channel.request(messages.Fetch(1 << 40, 0, 1.0, 1.0, SILENT, match.keys))
+                await channel.request(messages.Fetch(1 << 40, 0, 4, 1.0, 1.0, SILENT, match.keys))
                 channel.note(messages.EndFetch(1 << 40, np.arange(-9, 9)))
                 assert (await liar.cache.match(house.prompt(4))).pages == 4
 
@@ -469,7 +469,7 @@ def test_slots_leased_to_a_load_are_not_given_to_a_store(tmp_path, house):
             match = await two.cache.match(house.prompt(4))
             channel = two.cache._engine._attached.channel
             arrived = await channel.request(
-                messages.Fetch(1 << 40, 0, 9.0, 9.0, SILENT, match.keys)
+                messages.Fetch(1 << 40, 0, 4, 9.0, 9.0, SILENT, match.keys)
             )
             held = node.host.residency.host.rows[arrived.slots].copy()
             await one.serve(house.prompt(6, of=1))
