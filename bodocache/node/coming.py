@@ -54,12 +54,15 @@ class Coming:
         self._page_nbytes = page_nbytes
         self._now_s = now_s
 
+    def want(self, positions: RowArray) -> None:
+        """Pages at ``positions`` are awaited."""
+        self._open[positions] = True
+
     def await_from(self, tier: Tier, positions: RowArray, link: Link) -> Part | None:
-        """Pages at ``positions`` are to come from ``tier`` of the node; None: nobody predicts it.
+        """Those at ``positions`` are to come from ``tier``, in time; None: nobody predicts it.
 
         ``link`` is busy from now on, so that a node that stands still makes it late.
         """
-        self._open[positions] = True
         none = np.empty(0, np.int64)
         part = self._part(tier, link, positions, none, np.empty((0, 2), np.uint64))
         if not self._enter(part, _Awaited(part)):

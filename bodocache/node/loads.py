@@ -151,7 +151,10 @@ class NodeLoader:
             self._decider.before_first_byte(load, wanted, sources[wanted])
             wanted = wanted[load.is_wanted(wanted)]
         load.add_source(coming)
-        for tier in (Tier.DISK, Tier.HOST):
+        coming.want(wanted)
+        # Copies enter the queue by themselves, when the node has answered: before that only a cut
+        # would ask for them.
+        for tier in (Tier.DISK, Tier.HOST) if load.terms.may_be_cut else (Tier.DISK,):
             positions = wanted[sources[wanted] == tier]
             if len(positions):
                 part = coming.await_from(tier, positions, self._links[tier])
