@@ -34,7 +34,7 @@ from bodocache.identity import Domain, KeyChain, Root
 from bodocache.io.backend import Backend, Extent
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group
-from bodocache.match import Match
+from bodocache.match import Expected, Finding, Match
 from bodocache.move.announced import GRACE_S, Announcement, Announcements
 from bodocache.move.copies import HostSide
 from bodocache.move.decide import Decide
@@ -328,14 +328,10 @@ class Cache:
         saved_s = orchestrator.saved_by_waiting_s(match.pages, match.announced)
         until_s = begun_s + min(saved_s, deadline_s)
         while not self._closed and match.version == self._version:
-            now_s = orchestrator.now_s()
-            expected = self._announcements.expected(match.keys[match.pages :])
-            if expected.first is None or not max(now_s, expected.due_s) < until_s:
+            if not await self._announcements.awaited(match.keys[match.pages :], until_s):
                 break
-            await asyncio.wait([expected.first.over], timeout=until_s - now_s)
-            match = self._described(
-                match.version, match.keys, match.said, *await self._find(match.keys)
-            )
+            found = await self._find(match.keys)
+            match = self._described(match.version, match.keys, match.said, found)
         return match
 
     def advise(
@@ -556,29 +552,24 @@ class Cache:
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
-        tiers, reasons = await self._find(keys)
+        found = await self._find(keys)
+        tiers, reasons = found.tiers, found.reasons
         if self._orchestrator.stands_aside(keys) and (tiers != Tier.DEVICE).any():
             kept = int(np.flatnonzero(tiers != Tier.DEVICE)[0])
             aside = np.full(len(tiers) - kept, Reason.ASIDE, np.uint8)
             reasons, tiers = np.append(aside, reasons), tiers[:kept]
+            found = Finding(tiers, reasons, Expected(0, 0.0))
         if self._older is not None and (reasons == Reason.NEVER_STORED).any():
             before = await self._hashed(pages, hasher, self._older)
             stored = await self._holds(before[len(tiers) :])
             reasons[stored & (reasons == Reason.NEVER_STORED)] = Reason.OTHER_VERSION
         self._orchestrator.spent(self._orchestrator.now_s() - begun_s)
-        return self._described(version, keys, said, tiers, reasons)
+        return self._described(version, keys, said, found)
 
-    def _described(
-        self,
-        version: int,
-        keys: KeyArray,
-        said: Said,
-        tiers: NDArray[np.uint8],
-        reasons: NDArray[np.uint8],
-    ) -> Match:
-        """What was found of ``keys``, and what is announced."""
-        pages, orchestrator = len(tiers), self._orchestrator
-        expected = self._announcements.expected(keys[pages:])
+    def _described(self, version: int, keys: KeyArray, said: Said, found: Finding) -> Match:
+        """What was found of ``keys``, as it is told."""
+        (tiers, reasons, expected), orchestrator = found, self._orchestrator
+        pages = len(tiers)
         in_s = max(0.0, expected.due_s - orchestrator.now_s()) if expected.pages else 0.0
         return Match(
             *(version, keys, pages, tiers, reasons, said, expected.pages, in_s),
@@ -587,12 +578,13 @@ class Cache:
 
     # What a cache on a node asks its node (node/client.py)
 
-    async def _find(self, keys: KeyArray) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The fastest Tier of each leading page that is there, the Reason of each behind them."""
+    async def _find(self, keys: KeyArray) -> Finding:
+        """What there is of ``keys``."""
         residency = self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)
-        return tiers, residency.why_missing(keys, len(rows))
+        expected = self._announcements.expected(keys[len(rows) :])
+        return Finding(tiers, residency.why_missing(keys, len(rows)), expected)
 
     async def _holds(self, keys: KeyArray) -> NDArray[np.bool_]:
         """Whether each of ``keys`` lies in some tier, reachable or not."""

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,21 @@ class Forecast:
 
 
 Predict = Callable[[NDArray[np.uint8]], Forecast | None]  # of pages that lie in some Tiers
+
+
+class Expected(NamedTuple):
+    """What is announced of pages that are not there."""
+
+    pages: int
+    due_s: float  # of the last of them, on the cache's clock
+
+
+class Finding(NamedTuple):
+    """What there is of a chain."""
+
+    tiers: NDArray[np.uint8]  # fastest Tier of each leading page
+    reasons: NDArray[np.uint8]  # Reason of each page behind them
+    expected: Expected
 
 
 def _unknown(_: NDArray[np.uint8]) -> None:

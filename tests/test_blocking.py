@@ -110,21 +110,20 @@ def serve_prompt(cache, words, tokens, **said):
     return loaded.pages
 
 
-def test_a_thread_stores_layer_by_layer_and_what_it_leaves_is_nothing():
+def test_a_thread_stores_layer_by_layer_and_what_it_leaves_is_nothing(opened):
     pool = device_pool(16)
-    words = payload.words_of(pool)
-    with BlockingCache(lambda: Cache.open(config(), pool)) as cache:
-        for ready in (2, 4):
-            match = cache.match(prompt(3))
-            slots = cache.acquire(3)
-            payload.fill(words, slots, payload.seeds(match.keys))
-            with cache.store(match, slots, layers=True) as store:
-                for layer in range(ready):
-                    store.layer_ready(layer)
-                with pytest.raises(BodoCacheError, match=r"say them in order|layer 5 of 4"):
-                    store.layer_ready(ready + 1)
-            assert cache.match(prompt(3)).pages == (3 if ready == 4 else 0)
-        assert serve_prompt(cache, words, prompt(3)) == 3
+    words, cache = payload.words_of(pool), opened(pool)
+    for ready in (2, 4):
+        match = cache.match(prompt(3))
+        slots = cache.acquire(3)
+        payload.fill(words, slots, payload.seeds(match.keys))
+        with cache.store(match, slots, layers=True) as store:
+            for layer in range(ready):
+                store.layer_ready(layer)
+            with pytest.raises(BodoCacheError, match=r"say them in order|layer 5 of 4"):
+                store.layer_ready(ready + 1)
+        assert cache.match(prompt(3)).pages == (3 if ready == 4 else 0)
+    assert serve_prompt(cache, words, prompt(3)) == 3
 
 
 def test_a_thread_without_a_loop_stores_and_loads(opened):

@@ -7,10 +7,12 @@ that died holds nobody up for longer. It promises nothing: who waited looks agai
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bodocache.match import Expected
 
 KeyArray = NDArray[np.uint8]
 
@@ -39,17 +41,6 @@ class Announcement:
         self._on_close(self)
 
 
-class Expected(NamedTuple):
-    """What is announced of a chain."""
-
-    pages: int
-    due_s: float  # of the last of them, on the cache's clock
-    first: Announcement | None  # of the first of them
-
-
-NOTHING = Expected(0, 0.0, None)
-
-
 class Announcements:
     """Who computes which page. The loop's."""
 
@@ -71,14 +62,26 @@ class Announcements:
 
     def expected(self, keys: KeyArray) -> Expected:
         """The leading ``keys`` that are announced."""
-        pages, due_s, first = 0, 0.0, None
+        pages, due_s = 0, 0.0
         if self._by_key:
             for key in keys:
                 it = self._by_key.get(key.tobytes())
                 if it is None:
                     break
-                pages, due_s, first = pages + 1, max(due_s, it.due_s), first or it
-        return Expected(pages, due_s, first)
+                pages, due_s = pages + 1, max(due_s, it.due_s)
+        return Expected(pages, due_s)
+
+    async def awaited(self, keys: KeyArray, until_s: float) -> bool:
+        """Wait until the announcement of the first of ``keys`` is over, or until ``until_s``.
+
+        Not where they are meant to be there later; False: there was nothing to wait for.
+        """
+        now_s, expected = self._now_s(), self.expected(keys)
+        if not expected.pages or not max(now_s, expected.due_s) < until_s:
+            return False
+        first = self._by_key[keys[0].tobytes()]
+        await asyncio.wait([first.over], timeout=until_s - now_s)
+        return True
 
     def decided(self, keys: KeyArray) -> None:
         """A store of ``keys`` is visible: they can be found, or no tier had room."""

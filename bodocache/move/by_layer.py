@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.move.copies import Copies
-from bodocache.move.land import Lander
+from bodocache.move.land import Landing
 from bodocache.move.part import Part, RowArray
 
 
@@ -25,7 +25,7 @@ class ByLayer:
         chosen: RowArray,
         *,
         copies: Copies,
-        lander: Lander,
+        lander: Landing,
         now_s: Callable[[], float],
     ) -> None:
         self._part = part

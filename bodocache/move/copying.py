@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bodocache.move.by_layer import ByLayer, verified_by
 from bodocache.move.copies import Copies
-from bodocache.move.land import Lander
+from bodocache.move.land import Landing
 from bodocache.move.part import Part, RowArray
 from bodocache.move.streaming import Streaming
 from bodocache.move.tasks import Nursery
@@ -32,7 +32,7 @@ class Copying:
         part: Part,
         *,
         copies: Copies,
-        lander: Lander,
+        lander: Landing,
         nursery: Nursery,
         now_s: Callable[[], float],
         on_progress: Callable[[Part], None],

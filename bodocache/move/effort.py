@@ -9,6 +9,8 @@ hundred steps weighing most, held to the configuration as if that were a tenth o
 
 import numpy as np
 
+from bodocache.move.terms import Terms
+
 KEPT = 1.0 - 1.0 / 128  # of what was learned, with each step
 PRIOR = 0.1  # of a step: what is configured is off by 30 %, a step by 10 (tails of pages, batches)
 LEAST_PAGES = 8  # of a step that says something: its tokens are known to within a page
@@ -40,6 +42,14 @@ class Effort:
     def recompute_s(self, tokens: int) -> float:
         """Seconds to compute the first ``tokens`` of a prompt."""
         return self.token_s * tokens + self.slope_s * tokens * tokens / 2
+
+    def hear(self, terms: Terms, matched: int, pages: int, page_tokens: int) -> None:
+        """A step that computes the pages from ``matched`` to ``pages`` takes what ``terms`` say."""
+        new = pages - matched
+        if not terms.is_layered or new < LEAST_PAGES:
+            return
+        if (seconds := float(terms.compute_s.sum())) > 0.0:
+            self.computed(matched * page_tokens, new * page_tokens, seconds)
 
     def computed(self, first: int, tokens: int, seconds: float) -> None:
         """``tokens`` behind ``first`` others take a step of ``seconds``."""

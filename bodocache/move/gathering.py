@@ -6,6 +6,7 @@ a miss later, not a page. On a stream they are taken behind the last layer, from
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -15,10 +16,11 @@ from bodocache import digest
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
 from bodocache.move.queue import LinkQueue, Priority
-from bodocache.move.residency import Residency, SlotArray
+from bodocache.move.residency import SlotArray
 from bodocache.move.store import Store
 from bodocache.move.stream import LayerStream, passed
 from bodocache.pages import Tier
+from bodocache.pools import BorrowedPool
 
 _Digests = NDArray[np.uint64]  # [n, 2], without seeds
 
@@ -28,14 +30,19 @@ class Gathering:
 
     def __init__(
         self,
-        residency: Residency,
+        device: BorrowedPool,
         *,
+        lease: Callable[[SlotArray], AbstractContextManager[object]],
         link: Link,
         beside: LinkQueue,
         copies: Copies,
         now_s: Callable[[], float],
+        step: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._residency = residency
+        """``lease`` of host slots; ``step`` is entered around each time that something writes."""
+        self._device = device
+        self._lease = lease
+        self._step = step
         self._link = link
         self._beside = beside
         self._copies = copies
@@ -48,7 +55,7 @@ class Gathering:
             await store.layer(last)
         if not len(slots):
             return np.empty((0, 2), np.uint64)
-        with self._residency.host.lease(host_slots), self._residency.device.lease(slots):
+        with self._lease(host_slots), self._device.lease(slots):
             return await self._way(store)(store, slots, host_slots)
 
     @property
@@ -65,7 +72,8 @@ class Gathering:
         landed = 0
         try:
             copy = partial(self._copies.to_host, slots, host_slots)
-            raw = await self._copies.run(len(slots), copy, to=Tier.HOST)
+            with self._step():
+                raw = await self._copies.run(len(slots), copy, to=Tier.HOST)
             landed = len(slots)
         finally:
             self._end(begun_s, landed * self._copies.num_layers, landed, landed)
@@ -82,7 +90,8 @@ class Gathering:
                 nbytes = len(slots[turn]) * copies.layer_nbytes
                 async with self._beside.turn(Priority.STORE, nbytes):
                     self._link.begin(begun_s := self._now_s())
-                    copies.layer_to_host(layer, slots[turn], host_slots[turn], sums[turn])
+                    with self._step():
+                        copies.layer_to_host(layer, slots[turn], host_slots[turn], sums[turn])
                     self._end(begun_s, 1, len(slots[turn]), self._ended(layer + 1, slots[turn]))
         return digest.of_sums(sums, copies.num_layers * copies.layer_nbytes)
 
@@ -96,8 +105,9 @@ class Gathering:
                 before, begun_s = stream.given, self._now_s()
                 self._link.begin(begun_s)
                 try:
-                    await copies.in_thread(partial(_submit, stream, store, store.ready))
-                    await passed(lambda: stream.has_passed)
+                    with self._step():
+                        await copies.in_thread(partial(_submit, stream, store, store.ready))
+                        await passed(lambda: stream.has_passed)
                 finally:
                     layers = stream.whole - before
                     self._end(begun_s, layers, len(slots), self._ended(stream.whole, slots))

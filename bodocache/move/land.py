@@ -2,6 +2,7 @@
 """What becomes of pages that were moved for a load: they are placed, or lost; and how parts end."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,19 @@ from bodocache.move.part import Part, RowArray
 from bodocache.move.residency import Residency
 from bodocache.pages import NOWHERE, Reason, Tier
 from bodocache.pools import OwnedPool
+
+
+class Landing(Protocol):
+    """Who is told what copies did."""
+
+    def land(self, part: Part, chosen: RowArray, verified: NDArray[np.bool_]) -> None:
+        """Pages ``chosen`` were sent; those that did not verify are worth nothing."""
+
+    def break_off(self, part: Part) -> None:
+        """What of ``part`` has not arrived will not come."""
+
+    def end_part(self, part: Part, source: Source) -> None:
+        """Nothing of ``part`` is under way or will be."""
 
 
 class Lander:

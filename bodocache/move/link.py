@@ -102,16 +102,20 @@ class Link:
 
     def end(self, now_s: float, *, begun_s: float, pages: int, nbytes: int) -> None:
         """An op that began at ``begun_s`` is over; ``nbytes`` of it arrived."""
-        assert self.in_flight > 0, f"link {self.name}: an op ended that never began"
-        self.in_flight -= 1
-        if self.in_flight == 0:
-            self._busy_s += now_s - self._busy_since_s
+        self.end_uncounted(now_s)
         self._ops += 1
         self._pages += pages
         self._nbytes += nbytes
         self._latencies_s.append(now_s - begun_s)
         if self.observer is not None:
             self.observer(begun_s, pages, nbytes)
+
+    def end_uncounted(self, now_s: float) -> None:
+        """What was called for is over, and was no op."""
+        assert self.in_flight > 0, f"link {self.name}: an op ended that never began"
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self._busy_s += now_s - self._busy_since_s
 
     def estimate(self, nbytes: int | None = None) -> Estimate | None:
         """Its rate, spread and drift as they are learned; None while too little has moved."""

@@ -23,7 +23,7 @@ from bodocache.move.copies import HostSide
 from bodocache.move.credits import Credits
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
-from bodocache.move.effort import LEAST_PAGES, Effort
+from bodocache.move.effort import Effort
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
@@ -233,7 +233,7 @@ class Orchestrator:
         """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
         request = self.requests.loading(match, terms.deadline_s)
         follow = partial(self.requests.follow_load, request)
-        self._learn_effort(len(match.keys), len(keys), terms)
+        self._effort.hear(terms, len(keys), len(match.keys), self._page_tokens)
         load = self._loader.begin(keys, slots, terms, on_load=follow)
         load.on_settled(lambda: self._weigh(load))
         load.on_settled(lambda: self._fetch_rest(load))
@@ -250,14 +250,6 @@ class Orchestrator:
     def spent(self, seconds: float) -> None:
         """A request was looked up for so long."""
         self.worth.spent(seconds)
-
-    def _learn_effort(self, pages: int, matched: int, terms: Terms) -> None:
-        """A step that computes the pages behind ``matched`` takes what ``terms`` say."""
-        new = pages - matched
-        if not terms.is_layered or new < LEAST_PAGES:
-            return
-        if (seconds := float(terms.compute_s.sum())) > 0.0:
-            self._effort.computed(matched * self._page_tokens, new * self._page_tokens, seconds)
 
     def _weigh(self, load: Load) -> None:
         """An engine that said when it is free does not wait before that."""

@@ -54,7 +54,14 @@ class Storer:
     ) -> None:
         """``beside``: the queue of the copies to the device, which this must not slow."""
         self._residency = residency
-        self._gathering = Gathering(residency, link=link, beside=beside, copies=copies, now_s=now_s)
+        self._gathering = Gathering(
+            residency.device,
+            lease=residency.host.lease,
+            link=link,
+            beside=beside,
+            copies=copies,
+            now_s=now_s,
+        )
         self._num_layers = copies.num_layers
         self._nursery = nursery
         self._writer = writer

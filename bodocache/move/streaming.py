@@ -14,7 +14,7 @@ from functools import partial
 
 from bodocache.move.by_layer import verified_by
 from bodocache.move.copies import Copies
-from bodocache.move.land import Lander
+from bodocache.move.land import Landing
 from bodocache.move.part import Part, RowArray
 from bodocache.move.queue import ALL
 from bodocache.move.stream import POLL_S, LayerStream
@@ -31,7 +31,7 @@ class Streaming:
         chosen: RowArray,
         *,
         copies: Copies,
-        lander: Lander,
+        lander: Landing,
         now_s: Callable[[], float],
     ) -> None:
         self._part = part

@@ -2,15 +2,19 @@
 """What each request of an engine does to the host: one method a message."""
 
 import json
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bodocache.errors import WireError
 from bodocache.hints.actions import Operation, Outcome
+from bodocache.move.queue import PATIENCE_S, Priority
 from bodocache.node import messages
+from bodocache.node.far import told_of
 from bodocache.node.host import Host
 from bodocache.node.said import actions_from_json, outcome_to_json, said_from_json
 from bodocache.node.session import Session
@@ -59,11 +63,37 @@ class Answers:
             "task_failures": host.nursery.failures,
         }
 
-    def _find(self, _: Session, message: messages.Find, __: Note) -> messages.Found:
-        residency = self.host.residency
+    def _find(self, session: Session, message: messages.Find, _: Note) -> messages.Found:
+        host, residency = self.host, self.host.residency
         rows = residency.leading(message.keys)
         tiers = residency.fastest(rows).astype(np.uint8)
-        return messages.Found(tiers, residency.why_missing(message.keys, len(rows)))
+        reasons = residency.why_missing(message.keys, len(rows))
+        expected = host.announcements.expected(message.keys[len(rows) :])
+        due_s = expected.due_s - host.now_s() if expected.pages else 0.0
+        return messages.Found(tiers, reasons, expected.pages, due_s, self._disk_for(session))
+
+    def _disk_for(self, session: Session) -> NDArray[np.float64]:
+        """The disk, as a load that comes now would find it; the engine counts its own."""
+        disk, due_s = self.host.links["disk->host"], self.host.now_s() + PATIENCE_S[Priority.LOAD]
+        return told_of(disk, disk.queue.ahead_of(due_s, without=session.tickets))
+
+    def _announce(self, session: Session, message: messages.Announce, _: Note) -> None:
+        if message.announcement in session.announcements:
+            raise WireError(f"announcement {message.announcement} is there already")
+        if not (0 <= message.ready_s < math.inf and 0 <= message.limit_s < math.inf):
+            raise WireError(f"announcement {message.announcement}: seconds that cannot be")
+        session.announcements[message.announcement] = self.host.announcements.add(
+            message.keys, message.ready_s, message.limit_s
+        )
+
+    def _withdraw(self, session: Session, message: messages.Withdraw, _: Note) -> None:
+        it = session.announcements.pop(message.announcement, None)
+        if it is not None:
+            it.close()
+
+    async def _await(self, _: Session, message: messages.Await, __: Note) -> messages.Awaited:
+        until_s = self.host.now_s() + message.within_s
+        return messages.Awaited(int(await self.host.announcements.awaited(message.keys, until_s)))
 
     def _holds(self, _: Session, message: messages.Holds, __: Note) -> messages.Held:
         return messages.Held(self.host.residency.holds(message.keys).astype(np.uint8))
@@ -82,8 +112,12 @@ class Answers:
         said = said_from_json(message.said, session.epoch)
         if message.load in session.fetches:
             raise WireError(f"load {message.load} is under way already")
-        if message.first < 0 or not message.deadline_s >= 0:
-            raise WireError(f"load {message.load}: from {message.first} in {message.deadline_s} s")
+        is_in_time = message.due_s >= 0 and message.deadline_s >= 0
+        if not (message.first >= 0 and message.end >= 0 and is_in_time):
+            raise WireError(
+                f"load {message.load}: {message.first} to {message.end}, due in {message.due_s} s,"
+                f" at the latest in {message.deadline_s} s"
+            )
         told: list[messages.Arrived] = []
         begun = [False]
 
@@ -93,9 +127,7 @@ class Answers:
             else:
                 told.append(arrived)
 
-        fetch = self.host.fetcher.begin(
-            message.load, message.keys, message.first, message.deadline_s, tell
-        )
+        fetch = self.host.fetcher.begin(message, tell)
         begun[0] = True
         session.fetches[message.load] = fetch
         self.host.hints.loaded(message.keys, fetch.rows, said)
@@ -116,6 +148,7 @@ class Answers:
             raise WireError(f"store {message.store} was not begun, or is published already")
         if not len(message.digests):
             self.host.stager.drop(session.stages.pop(message.store))
+            self.host.announcements.decided(stage.keys[stage.supplied :])
             note(messages.Written(message.store, 0))
             return messages.Published(np.empty(0, np.int64), np.empty(0, np.int64))
         return self._show(session, message, note)
@@ -132,6 +165,7 @@ class Answers:
         finally:
             session.stages.pop(number, None)
             ticket.close()
+            self.host.announcements.decided(stage.keys[stage.supplied :])
         return messages.Published(shown, known)
 
     def _rotate(self, session: Session, message: messages.Rotate, _: Note) -> messages.Done:
@@ -188,4 +222,7 @@ _ANSWERS: dict[type[Any], Callable[[Answers, Session, Any, Note], Any]] = {
     messages.Rotate: Answers._rotate,  # noqa: SLF001
     messages.Act: Answers._act,  # noqa: SLF001
     messages.Cancel: Answers._cancel,  # noqa: SLF001
+    messages.Announce: Answers._announce,  # noqa: SLF001
+    messages.Withdraw: Answers._withdraw,  # noqa: SLF001
+    messages.Await: Answers._await,  # noqa: SLF001
 }

@@ -3,10 +3,11 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -16,8 +17,6 @@ from bodocache.move.copies import Copies
 from bodocache.node import memory, messages
 from bodocache.node.channel import Channel, connect
 from bodocache.pools import BorrowedPool
-
-T = TypeVar("T")
 
 
 class Attached:
@@ -36,12 +35,14 @@ class Attached:
         if self.is_fenced or self.channel.welcome.epoch != epoch:
             raise NodeFenced(f"the engine's epoch {epoch} is over; it was silent for too long")
 
-    async def run(self, pages: int, copy: Callable[[], T]) -> T:
-        """See :meth:`bodocache.move.copies.Copies.run`; called by tasks that nobody cancels."""
+    @contextmanager
+    def writing(self, epoch: int) -> Iterator[None]:
+        """``with``: slots leased in ``epoch`` are written to. NodeFenced: they are not ours."""
+        self.check_epoch(epoch)
         self._copying += 1
         self._idle.clear()
         try:
-            return await self.copies.run(pages, copy)
+            yield
         finally:
             self._copying -= 1
             if not self._copying:

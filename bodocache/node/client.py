@@ -21,9 +21,11 @@ from bodocache.errors import NodeError
 from bodocache.hints.actions import Action, Outcome
 from bodocache.identity import Domain, Root
 from bodocache.layout import Group
-from bodocache.match import Match
+from bodocache.match import Expected, Finding, Match
+from bodocache.move.decide import Decide
 from bodocache.move.load import Load
 from bodocache.node import messages, terms
+from bodocache.node.announced import NodeAnnouncements
 from bodocache.node.attached import attach
 from bodocache.node.engine import Engine
 from bodocache.node.said import actions_to_json, outcome_from_json
@@ -41,6 +43,7 @@ class NodeCache(Cache):
         """Use :meth:`attach`."""
         super().__init__(engine, domain, root)
         self._engine = engine
+        self._announcements = NodeAnnouncements(engine, engine.now_s)
         self._patience_s = patience_s
 
     @classmethod
@@ -53,12 +56,14 @@ class NodeCache(Cache):
         group: Group | None = None,
         clock: Clock | None = None,
         patience_s: float = PATIENCE_S,
+        decide: Decide | None = None,
     ) -> "NodeCache":
         """Attach to the node at the socket ``path``, to serve the device pool ``pool``.
 
         Of ``config``, ``identity`` is used, and it must be the node's, weights_version aside;
         ``planner`` weighs what leaves the device first. ``group``: as for :meth:`Cache.open`.
-        ``patience_s``: how long to wait for an answer that has no deadline of its own.
+        ``patience_s``: how long to wait for an answer that has no deadline of its own. ``decide``:
+        as for :meth:`Cache.open`.
 
         Raises:
             NodeLost: nobody serves there, or does not answer within ``patience_s``.
@@ -72,6 +77,8 @@ class NodeCache(Cache):
         layout = layout_of(pool, group)
         root, domain = root_of(config, layout), config.identity.tenant_domain
         engine = Engine(config, pool, layout, clock or RealClock())
+        if decide is not None:
+            engine.decider.consult(decide)
         cache = cls(engine, domain, root, patience_s)
 
         async def reach() -> Any:
@@ -131,18 +138,21 @@ class NodeCache(Cache):
         figures: dict[str, Any] = json.loads(told.text)
         return figures
 
-    async def _find(self, keys: KeyArray) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        residency = self._engine.residency
+    async def _find(self, keys: KeyArray) -> Finding:
+        engine, residency = self._engine, self._engine.residency
+        announced, due_s = 0, 0.0
         try:
-            found = await self._engine.request(messages.Find(keys), within_s=self._patience_s)
+            found = await engine.request(messages.Find(keys), within_s=self._patience_s)
             tiers, reasons = found.tiers, found.reasons
+            announced, due_s = found.announced, engine.now_s() + found.due_s
+            engine.disk.hear(found.disk)
         except NodeError:
             tiers = np.empty(0, np.uint8)
             reasons = np.full(len(keys), Reason.UNAVAILABLE, np.uint8)
         here = len(residency.leading(keys))
         beyond = max(0, here - len(tiers))
         tiers = np.concatenate((np.full(here, Tier.DEVICE, np.uint8), tiers[here:]))
-        return tiers, reasons[beyond:]
+        return Finding(tiers, reasons[beyond:], Expected(max(0, announced - beyond), due_s))
 
     async def _holds(self, keys: KeyArray) -> NDArray[np.bool_]:
         held = await self._engine.request(messages.Holds(keys), within_s=self._patience_s)

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from bodocache.clock import Clock
 from bodocache.config import CacheConfig
 from bodocache.errors import NodeError, NodeFenced, NodeLost
-from bodocache.hints.actions import Action, Outcome
 from bodocache.hints.reuse import Said
-from bodocache.hints.stats import HintStats
 from bodocache.layout import Layout
 from bodocache.match import NOTHING_SAID, Forecast, Match
+from bodocache.move.decide import Decider
+from bodocache.move.effort import Effort
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.operation import Operation
 from bodocache.move.orchestrator import Traffic
-from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.outlook import Outlook
+from bodocache.move.queue import CHUNK_S
+from bodocache.move.residency import KeyArray, Residency, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.tasks import Nursery
@@ -36,15 +38,19 @@ from bodocache.move.worth import Gain
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device
+from bodocache.node.elsewhere import Elsewhere
+from bodocache.node.far import FarLink
 from bodocache.node.loads import NodeLoader
 from bodocache.node.stores import NodeStorer
 from bodocache.pages import Tier
+from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import policy_of, recompute_of
 
 _log = logging.getLogger(__name__)
 
 RETRY_S = 0.5  # between two looks for a node that was lost
+BYE_S = 5.0  # longer than a read that the node has begun for us
 
 Reach = Callable[[], Awaitable[Attached]]
 
@@ -58,7 +64,7 @@ class Engine:
         recompute, now_s = recompute_of(config, layout), clock.now_s
         self.said = NOTHING_SAID  # with the load that begins next
         self.trouble: NodeError | None = None  # the last one
-        self.hints = _Elsewhere()
+        self.hints = Elsewhere()
         self._attached: Attached | None = None
         self._reach: Reach
         self._lost = asyncio.Event()
@@ -66,32 +72,56 @@ class Engine:
         self._operations: dict[int, Operation] = {}
         self._nursery = Nursery()
         self._now_s = now_s
-        names = ("host->device", "device->host")
-        self._links = {name: Link(name, now_s=now_s) for name in names}
+        is_cpu = device.memory.device.type == "cpu"
+        down, up = Link("host->device", now_s=now_s, runs_here=is_cpu), "device->host"
+        self.disk = FarLink("disk->host", now_s=now_s)
+        self._links = {it.name: it for it in (down, self.disk, Link(up, now_s=now_s))}
         # Host memory is the node's: one page stands for it.
         host = OwnedPool(replace(layout, num_pages=1), name="host")
+        policy = policy_of(config)
         self.residency = Residency(
             device=device,
             host=host,
             backend=None,
-            policy=policy_of(config),
+            policy=policy,
             recompute=recompute,
+            now_s=now_s,
+        )
+        links: dict[Tier, Link] = {Tier.HOST: down, Tier.DISK: self.disk}
+        self._page_tokens = recompute.page_tokens
+        self._effort = Effort(recompute.base_s, recompute.slope_s)
+        outlook = Outlook(
+            links,
+            page_nbytes=layout.page_nbytes,
+            page_tokens=recompute.page_tokens,
+            effort=self._effort,
+            layers=self.num_layers,
+            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
+        )
+        self._recompute_s = outlook.recompute_s
+        self.decider = Decider(
+            outlook,
+            links,
+            lies_in=lambda rows, _: np.zeros(len(rows), np.bool_),  # the node chooses the source
+            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=now_s,
         )
         sides = Device(self.residency)
         self._loader = NodeLoader(
             sides,
-            link=self._links["host->device"],
+            links=links,
             page_nbytes=layout.page_nbytes,
             page_tokens=recompute.page_tokens,
             layers=self.num_layers,
             nursery=self._nursery,
+            decider=self.decider,
             now_s=now_s,
         )
         self._storer = NodeStorer(
             self.residency,
             sides,
             link=self._links["device->host"],
+            beside=down.queue,
             nursery=self._nursery,
             now_s=now_s,
         )
@@ -132,6 +162,11 @@ class Engine:
         """Send ``message`` if there is a node; its answer."""
         return None if self._attached is None else self._attached.channel.request(message)
 
+    def tell(self, message: Any) -> None:
+        """Send a note if there is a node."""
+        if self._attached is not None:
+            self._attached.channel.note(message)
+
     def operation(self, number: int) -> Operation:
         """The handle of an operation of the node's."""
         operation = Operation()
@@ -152,14 +187,19 @@ class Engine:
 
     def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
-        del match  # what was said with it is noted when it was made
         said, self.said = self.said, NOTHING_SAID
-        return self._loader.begin(keys, slots, terms, said, self._attached)
+        tiers = match.tiers[: len(keys)]
+        self._effort.hear(terms, len(keys), len(match.keys), self._page_tokens)
+        return self._loader.begin(keys, tiers, slots, terms, said, self._attached)
 
     def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
-        """Nobody knows: the disk's link is the node's."""
-        del tiers
-        return None
+        """When a load would be there; what comes from disk crosses to the device, too."""
+        last = np.where(tiers == Tier.DISK, Tier.HOST, tiers).astype(np.uint8)
+        one, two = self.decider.forecast(tiers), self.decider.forecast(last)
+        if one is None or two is None:
+            return None
+        mean_s, finish_s = max(one.mean_s, two.mean_s), max(one.finish_s, two.finish_s)
+        return Forecast(mean_s, finish_s, one.recompute_s)
 
     def stands_aside(self, keys: KeyArray) -> bool:
         """Never: what a node gains is not weighed yet."""
@@ -170,9 +210,10 @@ class Engine:
         """Weighed by nobody."""
 
     def saved_by_waiting_s(self, pages: int, behind: int) -> float:
-        """Nobody knows what a page costs: nothing is waited for."""
-        del pages, behind
-        return 0.0
+        """Seconds to compute the ``behind`` pages after the first ``pages``, less to load them."""
+        load = self.forecast(np.full(behind, Tier.HOST, np.uint8))
+        compute_s = self._recompute_s(pages + behind) - self._recompute_s(pages)
+        return compute_s - (load.mean_s if load is not None else 0.0)
 
     def store(
         self,
@@ -183,16 +224,13 @@ class Engine:
         *,
         by_layer: bool = False,
     ) -> Store:
-        """See :meth:`bodocache.cache.Cache.store`; not by layer yet."""
-        if by_layer:
-            raise NodeError("store: layers=True on a node is not there yet; store whole pages")
+        """See :meth:`bodocache.cache.Cache.store`."""
         del origin  # the node knows our weights, and the tenant is said
-        return self._storer.begin(keys, slots, said, self._attached)
+        return self._storer.begin(keys, slots, said, self._attached, by_layer=by_layer)
 
     def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
-        del by_layer
-        return self._storer.refuse(slots)
+        return self._storer.refuse(slots, by_layer=by_layer)
 
     def hold_writes(self) -> AbstractContextManager[None]:
         """The disk is the node's: nothing is held."""
@@ -207,7 +245,7 @@ class Engine:
             hits=self._loader.hits,
             evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
             failed_checks=self._loader.failed_checks,
-            cuts={},  # none is predicted here; see docs/node.md
+            cuts=dict(self.decider.cuts),
             unplanned={},
             gain=Gain(0.0, 0.0, is_aside=False, times_aside=0),
             credit_waits=0,
@@ -225,8 +263,8 @@ class Engine:
         attached = self._attached
         if attached is not None:
             await attached.idle()
-            with suppress(NodeError, TimeoutError):
-                await self.request(messages.Bye(), within_s=1.0)
+            with suppress(NodeError):
+                await self.request(messages.Bye(), within_s=BYE_S)
             attached.close()
             await attached.channel.closed()
         await self._nursery.close()
@@ -252,8 +290,15 @@ class Engine:
             self.trouble = NodeLost("the node is gone; loads are misses until it is back")
             _log.error("%s", self.trouble)
         self._let_go()
-        attached.close()
+        attached.channel.close()
+        self._nursery.spawn(self._discard(attached))
         self._lost.set()
+
+    async def _discard(self, attached: Attached) -> None:
+        """Loads that have their pages in its memory go on; then it is let go."""
+        await self._loader.idle(attached)
+        await attached.idle()
+        attached.close()
 
     def _let_go(self) -> None:
         self._loader.lose_all()
@@ -278,7 +323,7 @@ class Engine:
 
     def _fenced(self, attached: Attached) -> None:
         """We were silent for too long: what we held at the node is others'."""
-        if self._attached is not attached:
+        if self._attached is not attached or self._closing.is_set():
             return
         self._attached, attached.is_fenced = (
             None,
@@ -315,23 +360,4 @@ class Engine:
                     operation.end(message.pages)
 
     def _cancel(self, number: int) -> None:
-        if self._attached is not None:
-            self._attached.channel.note(messages.Cancel(number))
-
-
-class _Elsewhere:
-    """Hints are carried out by the node."""
-
-    def loaded(self, keys: KeyArray, rows: RowArray, said: Said) -> None:
-        """The node knows by the load."""
-
-    def execute(self, action: Action, keys: KeyArray | None) -> Outcome:  # noqa: ARG002 -- one signature
-        """Never asked: :meth:`bodocache.node.client.NodeCache.hint` asks the node."""
-        raise NodeError(f"{type(action).__name__}: only the node carries out actions")
-
-    def forget_all(self) -> None:
-        """The node knows by the rotation."""
-
-    def stats(self) -> HintStats:
-        """Nothing is counted here."""
-        return HintStats()
+        self.tell(messages.Cancel(number))

@@ -6,6 +6,7 @@ Reads wait for their turn in the disk's queue, by deadline, whatever engine they
 that several ask for is read once.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from bodocache.move.link import Link
 from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
+from bodocache.node import messages
 from bodocache.node.messages import Arrived
 from bodocache.node.reading import Reading
 from bodocache.pages import Reason, Tier
@@ -39,10 +41,13 @@ class Fetch:
     number: int
     rows: RowArray  # pinned
     tell: Tell
+    due_s: float  # when it is needed
+    deadline_s: float  # and is worth nothing any more
     slots: SlotArray  # by position; -1 where none is leased
     spare: list[int] = field(default_factory=list)  # leased slots that hold no page of the cache
     readings: list[Reading] = field(default_factory=list)  # under way
     ended: bool = False
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)  # it holds nothing any more
 
     def arrived(self, residency: Residency, positions: RowArray, tier: Tier) -> Arrived:
         """The message that pages at ``positions`` lie in their slots."""
@@ -62,10 +67,10 @@ class Fetch:
 
 @dataclass(slots=True, eq=False)
 class _Coming:
-    """A page that is being read, and who else waits for it: fetch, position, until when."""
+    """A page that is being read, and who else waits for it: fetch and position."""
 
     reading: Reading
-    followers: list[tuple[Fetch, int, float]] = field(default_factory=list)
+    followers: list[tuple[Fetch, int]] = field(default_factory=list)
 
 
 class Fetcher:
@@ -80,26 +85,27 @@ class Fetcher:
         self._now_s = now_s
         self._coming: dict[int, _Coming] = {}  # by row
 
-    def begin(
-        self, number: int, keys: KeyArray, first: int, deadline_s: float, tell: Tell
-    ) -> Fetch:
-        """Begin to bring pages ``first`` and after of the chain ``keys`` to the host.
+    def begin(self, asked: messages.Fetch, tell: Tell) -> Fetch:
+        """Begin to bring pages of a chain to the host.
 
         What is there is told before this returns, the rest as it lands.
         """
-        residency = self._residency
-        rows, *_ = residency.begin_load(keys)
-        fetch = Fetch(number, rows, tell, np.full(len(rows), -1))
-        wanted = np.arange(min(first, len(rows)), len(rows))
+        residency, now_s = self._residency, self._now_s()
+        rows, *_ = residency.begin_load(asked.keys)
+        fetch = Fetch(
+            *(asked.load, rows, tell, now_s + asked.due_s, now_s + asked.deadline_s),
+            slots=np.full(len(rows), -1),
+        )
+        end = min(asked.end, len(rows))
+        wanted = np.arange(min(asked.first, end), end)
         here = residency.lies_in(rows[wanted], Tier.HOST)
         self._lease(fetch, wanted[here], residency.slots(rows[wanted[here]], Tier.HOST))
         tell(fetch.arrived(residency, wanted[here], Tier.HOST))
-        vanished = np.arange(max(first, len(rows)), len(keys))
+        vanished = np.arange(max(asked.first, len(rows)), len(asked.keys))
         if len(vanished):
             tell(fetch.lost(vanished, np.full(len(vanished), Reason.EVICTED)))
         if not here.all():
-            until_s = self._now_s() + deadline_s
-            self._read(fetch, self._without_coming(fetch, wanted[~here], until_s), until_s)
+            self._read(fetch, self._without_coming(fetch, wanted[~here]))
         return fetch
 
     def end(self, fetch: Fetch, bad: RowArray = _NONE) -> None:
@@ -125,6 +131,7 @@ class Fetcher:
         residency.host.drop(fetch.slots[fetch.slots >= 0])
         residency.give_back(np.array(fetch.spare, np.int64), Tier.HOST)
         residency.unpin(fetch.rows)
+        fetch.is_over.set()
 
     def _drop_corrupt(self, fetch: Fetch, bad: RowArray) -> None:
         residency = self._residency
@@ -140,7 +147,7 @@ class Fetcher:
 
     # Disk to host
 
-    def _read(self, fetch: Fetch, positions: RowArray, deadline_s: float) -> None:
+    def _read(self, fetch: Fetch, positions: RowArray) -> None:
         residency, backend = self._residency, self._residency.backend
         assert backend is not None, "a page lies on disk only where there is a disk tier"
         slots = residency.take_most(Tier.HOST, len(positions))
@@ -149,11 +156,11 @@ class Fetcher:
             fetch.tell(fetch.lost(without, np.full(len(without), Reason.NO_ROOM)))
         if not len(slots):
             return
-        positions = self._in_order(fetch, positions[: len(slots)], deadline_s)
+        positions = self._in_order(fetch, positions[: len(slots)])
         self._lease(fetch, positions, slots)
         fetch.spare += slots.tolist()
-        reading = Reading(self, fetch, positions, deadline_s)
-        ticket = self._link.queue.enter(reading, Priority.LOAD, deadline_s=deadline_s)
+        reading = Reading(self, fetch, positions)
+        ticket = self._link.queue.enter(reading, Priority.LOAD, deadline_s=fetch.due_s)
         if ticket is None:
             fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.NO_ROOM)))
             return
@@ -170,7 +177,7 @@ class Fetcher:
         assert backend is not None, "a page lies on disk only where there is a disk tier"
         try:
             batch = residency.describe(fetch.rows[positions], fetch.slots[positions])
-            transfer = backend.get(batch, residency.host.rows, deadline_s=reading.deadline_s)
+            transfer = backend.get(batch, residency.host.rows, deadline_s=fetch.deadline_s)
         except Exception as error:  # noqa: BLE001 -- what cannot be read is a miss
             expected = isinstance(error, BodoCacheError | OSError)
             _log.warning("disk tier: %s", error, exc_info=None if expected else error)
@@ -190,12 +197,12 @@ class Fetcher:
         """What the disk moves before it looks for something more urgent."""
         return self._link.queue.chunk_nbytes
 
-    def _in_order(self, fetch: Fetch, positions: RowArray, deadline_s: float) -> RowArray:
+    def _in_order(self, fetch: Fetch, positions: RowArray) -> RowArray:
         """The positions in the order in which the planner would have them read."""
         demands = np.zeros(len(positions), DEMAND)
         demands["page"] = fetch.rows[positions]
         demands["kind"] = OpKind.LOAD
-        demands["deadline_s"] = deadline_s
+        demands["deadline_s"] = fetch.due_s
         demands["arrival_s"] = self._now_s()
         return positions[self._residency.plan_load(demands).demands]
 
@@ -252,7 +259,7 @@ class Fetcher:
         fetch.spare = [slot for slot in fetch.spare if slot not in kept]
         if len(positions) and not fetch.ended:
             fetch.tell(fetch.arrived(residency, positions, Tier.DISK))
-        for other, theirs, _ in self._followers(rows):
+        for other, theirs in self._followers(rows):
             self._lease(other, theirs, residency.slots(other.rows[theirs], Tier.HOST))
             other.tell(other.arrived(residency, theirs, Tier.DISK))
 
@@ -277,13 +284,13 @@ class Fetcher:
             fetch.tell(fetch.lost(positions, reasons))
         rows = fetch.rows[positions]
         why = dict(zip(rows.tolist(), reasons.tolist(), strict=True))
-        for other, theirs, _ in self._followers(rows):
+        for other, theirs in self._followers(rows):
             told = [why[row] for row in other.rows[theirs].tolist()]
             other.tell(other.lost(theirs, np.array(told)))
 
     # One read for all who want a page
 
-    def _without_coming(self, fetch: Fetch, positions: RowArray, until_s: float) -> RowArray:
+    def _without_coming(self, fetch: Fetch, positions: RowArray) -> RowArray:
         """The positions that nobody reads already; of the others ``fetch`` is told as they land."""
         mine = np.ones(len(positions), np.bool_)
         for i, position in enumerate(positions.tolist()):
@@ -291,26 +298,26 @@ class Fetcher:
             if coming is None:
                 continue
             mine[i] = False
-            coming.followers.append((fetch, position, until_s))
+            coming.followers.append((fetch, position))
             ticket = coming.reading.ticket
-            if ticket is not None and until_s < ticket.due_s:
-                self._link.queue.start(ticket, until_s)  # as urgent as the most urgent asker
+            if ticket is not None and fetch.due_s < ticket.due_s:
+                self._link.queue.start(ticket, fetch.due_s)  # as urgent as the most urgent asker
         return positions[mine]
 
-    def _followers(self, rows: RowArray) -> list[tuple[Fetch, RowArray, float]]:
-        """Who waits for ``rows``, which nobody reads any more; positions, and until when."""
-        found: dict[int, tuple[Fetch, list[int], float]] = {}
+    def _followers(self, rows: RowArray) -> list[tuple[Fetch, RowArray]]:
+        """Who waits for ``rows``, which nobody reads any more, and their positions there."""
+        found: dict[int, tuple[Fetch, list[int]]] = {}
         for row in rows.tolist():
             coming = self._coming.pop(row, None)
-            for fetch, position, until_s in () if coming is None else coming.followers:
+            for fetch, position in () if coming is None else coming.followers:
                 if not fetch.ended:
-                    found.setdefault(id(fetch), (fetch, [], until_s))[1].append(position)
-        return [(fetch, np.array(it, np.int64), until_s) for fetch, it, until_s in found.values()]
+                    found.setdefault(id(fetch), (fetch, []))[1].append(position)
+        return [(fetch, np.array(it, np.int64)) for fetch, it in found.values()]
 
-    def _read_for(self, followers: list[tuple[Fetch, RowArray, float]]) -> None:
+    def _read_for(self, followers: list[tuple[Fetch, RowArray]]) -> None:
         """Whoever was to read their pages does not: they do."""
-        for fetch, positions, until_s in followers:
-            self._read(fetch, self._without_coming(fetch, positions, until_s), until_s)
+        for fetch, positions in followers:
+            self._read(fetch, self._without_coming(fetch, positions))
 
     def hand_over(self, reading: Reading, positions: RowArray) -> None:
         """``reading`` will not read ``positions``: those who waited for them do."""

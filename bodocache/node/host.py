@@ -12,6 +12,7 @@ from bodocache.clock import Clock
 from bodocache.config import CacheConfig
 from bodocache.io.backend import Backend
 from bodocache.layout import Layout, LayoutKind, PagedMemory
+from bodocache.move.announced import Announcements
 from bodocache.move.copies import Copies
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
@@ -47,6 +48,7 @@ class Host:
         demoting = Link("device->host", now_s=now_s)  # never used: no page lies on a device here
         self.links = {link.name: link for link in (disk, writes)}
         self.now_s = now_s
+        self.announcements = Announcements(now_s)
         self.nursery = Nursery()
         self._backend = backend
         nowhere = _no_device(pool.layout)
@@ -107,6 +109,7 @@ class Host:
 
     async def close(self) -> None:
         """Write what was admitted, and let go of everything; no engine is attached any more."""
+        self.announcements.close()
         if self._prefetcher is not None:
             await self._prefetcher.close()
         await self._demoter.close()

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from bodocache.node.codec import Column
 from bodocache.pages import KEY_NBYTES
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 Keys = Annotated[NDArray[np.uint8], Column("u1", KEY_NBYTES)]
 Indices = Annotated[NDArray[np.int64], Column("<i8")]
 Bytes = Annotated[NDArray[np.uint8], Column("u1")]
+Floats = Annotated[NDArray[np.float64], Column("<f8")]
 Digests = Annotated[NDArray[np.uint64], Column("<u8", 2)]
 
 
@@ -67,7 +68,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The engine leaves, and writes no more. Answer: Done."""
+    """The engine leaves, and writes no more. Answer: Done, when the node holds nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,41 @@ class Found:
 
     tiers: Bytes
     reasons: Bytes
+    announced: int  # pages behind those that are there
+    due_s: float  # when they are meant to be
+    disk: Floats  # LINK of the disk, for who comes now; none where it was never measured
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """A note: these pages are being computed, and meant to be stored in ``ready_s``."""
+
+    announcement: int
+    ready_s: float
+    limit_s: float
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """A note: they are stored, or not being computed any more."""
+
+    announcement: int
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Wait for announced pages, if they are meant to be there in ``within_s``. Answer: Awaited."""
+
+    within_s: float
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """1: the first announcement is over, or ``within_s`` is; 0: there was nothing to wait for."""
+
+    was_there: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +137,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Bring the pages of a chain from ``first`` on to host slots. Answer: Arrived, and notes of it.
+    """Bring pages ``first`` to ``end`` of a chain to host slots. Answer: Arrived, and notes of it.
 
     The slots are leased to load ``load`` until EndFetch, which is due when any were leased.
     """
 
     load: int
     first: int  # the pages before lie on the engine's device
-    deadline_s: float
+    end: int  # the engine computes the pages from there on
+    due_s: float  # when they are needed
+    deadline_s: float  # nothing is worth more reading later
     said: str  # JSON: Said
     keys: Keys
 
@@ -229,7 +267,7 @@ class Told:
 _NUMBERED: tuple[type[object], ...] = (
     *(Hello, Welcome, Failed, Done, Ping, Resume, Bye, Find, Found, Holds, Held, Fetch, Arrived),
     *(EndFetch, Reserve, Reserved, Publish, Published, Written, Rotate, Act, Cancel, Over, Ask),
-    Told,
+    *(Told, Announce, Withdraw, Await, Awaited),
 )
 BY_KIND = dict(enumerate(_NUMBERED, 1))
 KIND_OF = {shape: kind for kind, shape in BY_KIND.items()}

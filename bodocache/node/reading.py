@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 class Reading:
     """What a fetch reads, chunk by chunk. Implements :class:`bodocache.move.queue.Work`."""
 
-    def __init__(
-        self, fetcher: "Fetcher", fetch: "Fetch", positions: RowArray, deadline_s: float
-    ) -> None:
+    def __init__(self, fetcher: "Fetcher", fetch: "Fetch", positions: RowArray) -> None:
         self.fetch = fetch
-        self.deadline_s = deadline_s
         self.begun_s = fetcher.now_s()
         self.left = positions  # not begun
         self.transfers: list[Transfer] = []

@@ -232,14 +232,24 @@ class Connection(asyncio.Protocol):
                 session.resume(self._door.next_epoch())
                 self.send(number, self._door.welcome(session.epoch))
             case messages.Bye():
-                session.fence()
-                session.free()
-                self.send(number, messages.Done())
+                self._door.answers.host.nursery.spawn(self._part(session, number))
             case messages.Ask():
                 self.send(number, messages.Told(json.dumps(self._door.describe())))
             case _:
                 later = self._door.answers.answer(session, message, partial(self.send, 0))
                 self._deliver(number, later)
+
+    async def _part(self, session: Session, number: int) -> None:
+        """The engine leaves: answered when nothing is held of it, and it is not one of ours."""
+        operations = list(session.operations.values())
+        session.fence()
+        session.free()
+        await session.drained()
+        for operation in operations:
+            await operation
+        self.send(number, messages.Done())
+        self._door.connections.discard(self)
+        self._transport.close()
 
     def _deliver(self, number: int, later: Message) -> None:
         """An answer, None for a note's, or a coroutine that gives one."""

@@ -9,6 +9,8 @@ until it says that it does not (Resume, Bye) or its process is gone.
 import numpy as np
 
 from bodocache.hints.actions import Operation  # noqa: TC001 -- as the others
+from bodocache.move.announced import Announcement  # noqa: TC001
+from bodocache.move.queue import Ticket
 from bodocache.move.residency import RowArray, SlotArray
 from bodocache.node.fetches import Fetch, Fetcher
 from bodocache.node.stages import Stage, Stager
@@ -25,6 +27,8 @@ class Session:
         self.fetches: dict[int, Fetch] = {}
         self.stages: dict[int, Stage] = {}
         self.operations: dict[int, Operation] = {}  # prefetches and demotions under way
+        self.announcements: dict[int, Announcement] = {}
+        self._ending: list[Fetch] = []  # whose reads have not drained
         self._fetcher = fetcher
         self._stager = stager
         self._quarantine: list[SlotArray] = []
@@ -39,6 +43,17 @@ class Session:
         fetch = self.fetches.pop(number, None)
         if fetch is not None:
             self._fetcher.end(fetch, bad)
+            self._ending = [it for it in (*self._ending, fetch) if not it.is_over.is_set()]
+
+    @property
+    def tickets(self) -> set[Ticket | None]:
+        """Of its loads in the disk's queue."""
+        return {it.ticket for fetch in self.fetches.values() for it in fetch.readings}
+
+    async def drained(self) -> None:
+        """Wait, once it is fenced and free, until the node holds nothing of it."""
+        for fetch in self._ending:
+            await fetch.is_over.wait()
 
     def fence(self) -> None:
         """Its epoch is over; twice is harmless."""
@@ -49,6 +64,9 @@ class Session:
             if not stage.is_over:
                 self._quarantine.append(self._stager.take_over(stage))
         self.stages.clear()
+        for announcement in self.announcements.values():
+            announcement.close()
+        self.announcements.clear()
         for operation in list(self.operations.values()):
             operation.cancel()
         self.operations.clear()

@@ -34,6 +34,7 @@ class Stage:
     slots: SlotArray  # leased, one for each
     version: int  # of the weights
     known: RowArray
+    supplied: int  # the first page whose bytes the engine has
     is_published: bool = False  # its answer is on its way
     is_over: bool = False
 
@@ -89,7 +90,7 @@ class Stager:
             slots = residency.take_most(Tier.HOST, len(positions))
             positions = positions[: len(slots)]
             residency.host.hold(slots)
-        return Stage(keys, rows, positions, slots, version, known)
+        return Stage(keys, rows, positions, slots, version, known, supplied)
 
     async def publish(
         self, stage: Stage, digests: Digests, said: Said, ticket: Ticket

@@ -8,18 +8,20 @@ found then.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bodocache import digest
 from bodocache.errors import BodoCacheError, NodeLost
 from bodocache.hints.reuse import Said
+from bodocache.move.gathering import Gathering
 from bodocache.move.link import Link
+from bodocache.move.queue import LinkQueue
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
-from bodocache.move.store import Store, Stored
+from bodocache.move.store import Abandoned, Store, Stored
 from bodocache.move.tasks import Nursery
 from bodocache.node import messages
 from bodocache.node.attached import Attached
@@ -41,12 +43,15 @@ class NodeStorer:
         device: Device,
         *,
         link: Link,
+        beside: LinkQueue,
         nursery: Nursery,
         now_s: Callable[[], float],
     ) -> None:
+        """``beside``: the queue of the copies to the device, which this must not slow."""
         self._residency = residency
         self._device = device
         self._link = link
+        self._beside = beside
         self._nursery = nursery
         self._now_s = now_s
         self._numbers = count(1)
@@ -54,21 +59,27 @@ class NodeStorer:
         self._unwritten: dict[int, Store] = {}
 
     def begin(
-        self, keys: KeyArray, slots: SlotArray, said: Said, attached: Attached | None
+        self,
+        keys: KeyArray,
+        slots: SlotArray,
+        said: Said,
+        attached: Attached | None,
+        *,
+        by_layer: bool = False,
     ) -> Store:
         """Begin to store the last ``len(slots)`` pages of the chain ``keys``."""
         if attached is None:
-            return self.refuse(slots)
-        store = Store(on_close=self._close)
+            return self.refuse(slots, by_layer=by_layer)
+        store = self._opened(by_layer=by_layer)
         rows, before = self._device.begin_store(keys, slots)
         store.hold(rows, spare=slots)
         self._live.add(store)
         self._nursery.spawn(self._run(store, keys, slots, before, said, attached))
         return store
 
-    def refuse(self, slots: SlotArray) -> Store:
+    def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing: its pages could not be reached."""
-        store = Store(on_close=self._close)
+        store = self._opened(by_layer=by_layer)
         self._residency.promise(slots)
         store.hold(np.empty(0, np.int64), spare=slots)
         store.conclude(Stored(new=0, known=0, refused=len(slots)))
@@ -88,8 +99,9 @@ class NodeStorer:
         self._unwritten.clear()
 
     async def idle(self) -> None:
-        """Wait until no store is on its way to the node."""
+        """Wait until no store is on its way to the node: what is not computed is not stored."""
         for store in list(self._live):
+            store.abandon()
             await store
 
     async def _run(
@@ -106,9 +118,11 @@ class NodeStorer:
         shown, known = np.empty((2, 0), np.int64)
         try:
             ours = np.concatenate((before, slots))
-            shown, known = await self._put(number, keys, ours, said, attached)
+            shown, known = await self._put(store, number, keys, ours, said, attached)
             rows = self._device.place_stored(keys, slots, shown)
             store.held_rows = np.concatenate((store.held_rows, rows))
+        except Abandoned:
+            pass  # nothing of it was shown
         except BodoCacheError as error:
             _log.warning("store: %d pages are not stored: %s", len(slots), error)
         finally:
@@ -119,7 +133,13 @@ class NodeStorer:
             store.conclude(Stored(new, old, len(slots) - new - old))
 
     async def _put(
-        self, number: int, keys: KeyArray, slots: SlotArray, said: Said, attached: Attached
+        self,
+        store: Store,
+        number: int,
+        keys: KeyArray,
+        slots: SlotArray,
+        said: Said,
+        attached: Attached,
     ) -> tuple[RowArray, RowArray]:
         """Positions of the pages that can be found from now on, and of those that could before."""
         supplied, channel = len(keys) - len(slots), attached.channel
@@ -128,31 +148,29 @@ class NodeStorer:
         digests = np.empty((0, 2), np.uint64)
         try:
             reserved = await _in_time(answer)
-            if len(reserved.slots):
-                attached.check_epoch(epoch)  # nothing is awaited from here to the copy
-                mine = slots[reserved.positions - supplied]
-                raw = await self._copy(mine, reserved.slots, attached)
-                digests = digest.seeded(raw, keys[reserved.positions])
+            mine = slots[reserved.positions - supplied]
+            raw = await self._gathering(attached, epoch).gather(store, mine, reserved.slots)
+            digests = digest.seeded(raw, keys[reserved.positions])
         finally:  # without a digest the slots go back, however late they were given
             answer = channel.request(messages.Publish(number, said_to_json(said), digests))
         published = await _in_time(answer)
         return published.shown, np.union1d(reserved.known, published.known)
 
-    async def _copy(
-        self, slots: SlotArray, host_slots: SlotArray, attached: Attached
-    ) -> NDArray[np.uint64]:
-        """Copy device slots to host slots; the digests of what was copied, without seeds."""
-        begun_s, landed = self._now_s(), 0
-        self._link.begin(begun_s)
-        try:
-            with self._residency.device.lease(slots):
-                copy = lambda: attached.copies.to_host(slots, host_slots)  # noqa: E731
-                raw = await attached.run(len(slots), copy)
-            landed = len(slots)
-        finally:
-            nbytes = landed * self._residency.host.layout.page_nbytes
-            self._link.end(self._now_s(), begun_s=begun_s, pages=landed, nbytes=nbytes)
-        return raw
+    def _gathering(self, attached: Attached, epoch: int) -> Gathering:
+        """What copies to slots that the node leased in ``epoch``, and to no others."""
+        return Gathering(
+            self._residency.device,
+            lease=nullcontext,
+            link=self._link,
+            beside=self._beside,
+            copies=attached.copies,
+            now_s=self._now_s,
+            step=lambda: attached.writing(epoch),
+        )
+
+    def _opened(self, *, by_layer: bool) -> Store:
+        layers = self._residency.device.memory.layers
+        return Store(on_close=self._close, layers=layers if by_layer else 0)
 
     def _close(self, store: Store) -> None:
         residency = self._residency

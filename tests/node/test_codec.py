@@ -10,7 +10,9 @@ from bodocache.errors import WireError
 from bodocache.node import codec, messages
 
 KEYS = np.arange(96, dtype=np.uint8).reshape(3, 32)
-FETCH = messages.Fetch(load=7, first=1, deadline_s=np.inf, said='{"a": "é"}', keys=KEYS)
+FETCH = messages.Fetch(
+    load=7, first=1, end=3, due_s=0.5, deadline_s=np.inf, said='{"a": "é"}', keys=KEYS
+)
 
 
 def frames_of(data, splitter=None):

@@ -86,7 +86,7 @@ def test_a_page_that_is_called_bad_and_is_not_stays(tmp_path, house):
             async with house.attach(path, values) as liar:
                 match = await liar.cache.match(house.prompt(4))
                 channel = liar.cache._engine._attached.channel
-                await channel.request(messages.Fetch(1 << 40, 0, 1.0, SILENT, match.keys))
+                await channel.request(messages.Fetch(1 << 40, 0, 4, 1.0, 1.0, SILENT, match.keys))
                 channel.note(messages.EndFetch(1 << 40, np.arange(-9, 9)))
                 assert (await liar.cache.match(house.prompt(4))).pages == 4
 
@@ -237,7 +237,7 @@ def test_an_engine_of_another_protocol_is_refused(tmp_path, house, monkeypatch):
         path = tmp_path / "s"
         async with house.node_at(path, house.settings()):
             monkeypatch.setattr("bodocache.node.terms.PROTOCOL", 99)
-            with pytest.raises(NodeRefused, match="protocol 99, the node 1"):
+            with pytest.raises(NodeRefused, match="protocol 99, the node 2"):
                 await NodeCache.attach(path, house.config_of(house.settings()), house.device_pool())
 
     asyncio.run(scenario())
@@ -468,7 +468,9 @@ def test_slots_leased_to_a_load_are_not_given_to_a_store(tmp_path, house):
             await one.serve(house.prompt(4))
             match = await two.cache.match(house.prompt(4))
             channel = two.cache._engine._attached.channel
-            arrived = await channel.request(messages.Fetch(1 << 40, 0, 9.0, SILENT, match.keys))
+            arrived = await channel.request(
+                messages.Fetch(1 << 40, 0, 4, 9.0, 9.0, SILENT, match.keys)
+            )
             held = node.host.residency.host.rows[arrived.slots].copy()
             await one.serve(house.prompt(6, of=1))
             assert np.array_equal(node.host.residency.host.rows[arrived.slots], held)

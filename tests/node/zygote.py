@@ -92,12 +92,21 @@ async def stop_in_mid_store(order):
     tell(closed=True)
 
 
+async def announce(order):
+    """Announce a prompt's pages, and compute for ever."""
+    cache, _ = await attached(order)
+    cache.announce(await cache.match(prompt(4, of=9)), ready_s=50.0)
+    await cache.node_stats()  # the node has heard of it
+    tell(announced=True)
+    await asyncio.Event().wait()
+
+
 async def be_a_node(order):
     await run_until_told(parse(CacheConfig, order["config"]), Path(order["path"]))
     tell(ended=True)
 
 
-ROLES = {it.__name__: it for it in (serve_prompts, stop_in_mid_store, be_a_node)}
+ROLES = {it.__name__: it for it in (serve_prompts, stop_in_mid_store, announce, be_a_node)}
 
 
 def main():
