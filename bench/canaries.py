@@ -113,7 +113,7 @@ class Canaries:
     async def _one(self, slots: NDArray[np.int64]) -> None:
         chance, way = self._random, self._random.choice(WAYS)
         if chance.random() < EVICTING_SHARE:
-            self._residency._evict(Tier.HOST, 4 * PAGES)  # noqa: SLF001
+            self._residency.evict(Tier.HOST, 4 * PAGES)
         match = await self._cache.match(PROMPT_TOKENS[chance.randrange(PROMPTS)])
         load = self._cache.load(match, slots[: match.pages], **self._said(way))
         self.loads += 1

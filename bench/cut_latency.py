@@ -175,7 +175,7 @@ async def _load(world: World, cache: Cache, keys: list[bytes], start_s: float | 
     """Load a prompt that lies on disk alone, and compare."""
     residency = cache._orchestrator.residency  # noqa: SLF001
     for tier in (Tier.DEVICE, Tier.HOST):
-        residency._evict(tier, 1 << 20)  # noqa: SLF001
+        residency.evict(tier, 1 << 20)
     match = await cache.match_engine_keys(keys)
     with cache.load(match, start_s=start_s) as load:
         loaded = await load

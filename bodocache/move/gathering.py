@@ -76,7 +76,7 @@ class Gathering:
                 raw = await self._copies.run(len(slots), copy, to=Tier.HOST)
             landed = len(slots)
         finally:
-            self._end(begun_s, landed * self._copies.num_layers, landed, landed)
+            self._end(begun_s, self._copies.num_layers, landed, landed)
         return raw
 
     async def _in_turns(self, store: Store, slots: SlotArray, host_slots: SlotArray) -> _Digests:

@@ -146,7 +146,7 @@ def leave_on_disk(it):
     if it.pool is it.engine_pool:
         it.leave_on(Tier.DISK)
     else:
-        it.residency._evict(Tier.HOST, 1 << 12)
+        it.residency.evict(Tier.HOST, 1 << 12)
 
 
 async def settled(it):

@@ -271,13 +271,13 @@ def test_a_load_that_stands_still_is_cut_unless_another_rank_decides(either, hou
 @pytest.fixture
 def layers_copied(monkeypatch):
     """Whenever layers of host slots are copied: which, and how many pages of it."""
-    copied, copy = [], Copies.copy_layer
+    copied, copy = [], Copies.layer_to_device
 
-    def noted(self, layer, host_slots, device_slots):
+    def noted(self, layer, host_slots, device_slots, sums):
         copied.append((layer, len(device_slots)))
-        copy(self, layer, host_slots, device_slots)
+        copy(self, layer, host_slots, device_slots, sums)
 
-    monkeypatch.setattr(Copies, "copy_layer", noted)
+    monkeypatch.setattr(Copies, "layer_to_device", noted)
     return copied
 
 
@@ -310,14 +310,14 @@ def test_a_page_that_changed_behind_its_layers_fails_the_load(either, house, mon
     async def scenario():
         async with either() as it:
             await on_host(it, house.prompt(PAGES))
-            copy = Copies.copy_layer
+            copy = Copies.layer_to_device
 
-            def spoilt(self, layer, host_slots, device_slots):
-                copy(self, layer, host_slots, device_slots)
-                if layer == LAYERS - 1:
-                    it.words[0, 0, device_slots[2]] ^= np.uint64(1)
+            def spoilt(self, layer, host_slots, device_slots, sums):
+                copy(self, layer, host_slots, device_slots, sums)
+                if layer == 1:  # as if a byte that was read had been another
+                    sums[2] += np.uint64(1)
 
-            monkeypatch.setattr(Copies, "copy_layer", spoilt)
+            monkeypatch.setattr(Copies, "layer_to_device", spoilt)
             queue = it.decider._links[Tier.HOST].queue
             queue._is_pumping = True
             match = await it.cache.match(house.prompt(PAGES))

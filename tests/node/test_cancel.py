@@ -108,7 +108,7 @@ def test_a_call_cancelled_in_any_wait_leaves_nothing_on_either_side(tmp_path, ho
             before, at, fired = open_files(), 0, True
             while fired:
                 async with house.attach(path, values) as it:
-                    node.host.residency._evict(Tier.HOST, 1 << 12)
+                    node.host.residency.evict(Tier.HOST, 1 << 12)
                     tasks = asyncio.all_tasks()
                     fired = await cancel_at(call(it, house.prompt), at, moment)
                     if call is not close:
