@@ -66,7 +66,6 @@ class Prefetcher:
         """
         operation = Operation()
         self._live.add(operation)
-        self._residency.pin(rows)
         self._nursery.spawn(self._run(operation, rows, deadline_s, tenant, priority))
         return operation
 
@@ -85,7 +84,7 @@ class Prefetcher:
         tenant: int,
         priority: Priority,
     ) -> None:
-        timer = None
+        timer, words = None, self._residency.words(rows)
         if math.isfinite(deadline_s):
             delay_s = max(0.0, deadline_s - self._now_s())
             timer = asyncio.get_running_loop().call_later(delay_s, operation.cancel)
@@ -97,13 +96,14 @@ class Prefetcher:
                 async with self._link.queue.turn(priority, nbytes, payers=(tenant,)):
                     if operation.is_cancelled:
                         break
-                    arrived += await self._read(operation, batch)
+                    # Nothing is pinned while it waits: a row may be another page's by now.
+                    same = self._residency.words(batch) == words[first : first + len(batch)]
+                    arrived += await self._read(operation, batch[same])
         except (BodoCacheError, OSError) as error:
             _log.warning("prefetch: %s", error)
         finally:
             if timer is not None:
                 timer.cancel()
-            self._residency.unpin(rows)
             self._live.discard(operation)
             operation.end(arrived)
 
@@ -113,6 +113,7 @@ class Prefetcher:
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
         rows = rows[~self.are_coming(rows)]
         owner = int(residency.table.records["tenant"][rows[-1]]) if len(rows) else 0
+        residency.pin(pinned := rows)
         slots = residency.take_for(Tier.HOST, rows, Need(Activity.HINT, owner))
         rows, kept = rows[: len(slots)], np.zeros(len(slots), np.bool_)
         residency.host.hold(slots)
@@ -122,6 +123,7 @@ class Prefetcher:
             kept = await self._transfer(operation, rows, slots)
         finally:
             residency.host.drop(slots)
+            residency.unpin(pinned)
             residency.give_back(slots[~kept], Tier.HOST)
             pages = int(kept.sum())
             nbytes = pages * self._backend.page_nbytes

@@ -244,13 +244,18 @@ class Residency:
         return self._promised(tier, pool.acquire(min(count, pool.free)), tenant)
 
     def take_for(self, tier: Tier, rows: RowArray, need: Need) -> SlotArray:
-        """Slots of an owned pool for the leading ``rows``: each is for a page of its owner."""
+        """Slots of an owned pool for the leading ``rows``: each is for a page of its owner.
+
+        Room is made at the cost of who needs it: an owner loses nothing to a load that is not its
+        own, and may never come.
+        """
         if self._promises is None:
             return self.take_most(tier, len(rows), need)
-        taken = [np.empty(0, np.int64)]
+        taken, pool = [np.empty(0, np.int64)], self._owned(tier)
         for mine in self.by_owner(rows):
-            tenant = int(self.table.records["tenant"][mine[0]])
-            taken.append(self.take_most(tier, len(mine), need, tenant=tenant))
+            self._make_room(tier, len(mine) - pool.free, need, need.tenant)
+            owner = int(self.table.records["tenant"][mine[0]])
+            taken.append(self._promised(tier, pool.acquire(min(len(mine), pool.free)), owner))
             if len(taken[-1]) < len(mine):
                 break
         return np.concatenate(taken)

@@ -130,13 +130,24 @@ def _unblock(
     for row in rows[np.argsort(warmth)]:
         behind = family.behind(row)
         together = np.append(behind, row)
-        if not free[behind].all() or not _may_leave(state, together, tier, taker):
+        if not (free & aged)[behind].all() or not _may_leave(state, together, tier, taker):
+            continue
+        if not _within_churn(state, together, now_s):
             continue
         if below < np.inf and _worth(state, together, tier) > below:
             continue
         steps = [_depart(state, behind[::-1], held) for held in Tier]
         return [step for step in steps if len(step.rows)]
     return []
+
+
+def _within_churn(state: State, rows: RowArray, now_s: float) -> bool:
+    """Whether the churn guard lets all copies of ``rows`` go."""
+    for held in Tier:
+        copies = int(np.count_nonzero(state.records["tiers"][rows] & held.bit))
+        if copies > int(victims.allowance(state.queues, state.policy, int(held), now_s)):
+            return False
+    return True
 
 
 def undo(state: State, gone: list[Departure]) -> None:

@@ -90,7 +90,8 @@ def account_of(tally: Tally, tenant: Int) -> Int:
 @jit.kernel(TALLY, jit.i8, jit.i8, jit.i8)
 def excess_pages(tally: Tally, tier: Int, capacity_pages: Int, account: Int) -> Int:
     """What the account uses of the tier above its share; below 0: what it lacks of it."""
-    return np.int64(tally.used[tier, account] - np.int64(tally.parts[account] * capacity_pages))
+    whole = np.int64(tally.parts[account] * capacity_pages + 1e-9)  # .8 of 10 is 8, of floats, too
+    return np.int64(tally.used[tier, account] - whole)
 
 
 @jit.kernel(TALLY, jit.i8, jit.i8, jit.i8, jit.i8, jit.i8)

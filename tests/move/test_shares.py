@@ -285,7 +285,7 @@ def test_stores_at_once_share_what_their_tenant_lacks(house, prompt):
     asyncio.run(scenario())
 
 
-def test_a_load_takes_room_for_each_page_from_its_owners_share(house, prompt):
+def test_a_load_takes_no_room_from_the_share_of_an_owner_who_did_not_ask(house, prompt):
     async def scenario():
         options = {"device": 32, "host": 8, "disk": 64, "shares": {"1": 0.25, "2": 0.5}}
         async with house(borrowed=True, **options) as it:
@@ -299,7 +299,7 @@ def test_a_load_takes_room_for_each_page_from_its_owners_share(house, prompt):
                 await serve(it, prompt(1, of=of), 2)
             before = pages_of_each(it, HOST)
             assert before == [4, 0, 4]
-            assert await serve(it, prompt(5, of=1), 3) == 5
+            assert await serve(it, prompt(5, of=1), 3) == 4  # no room for the other's page
             assert pages_of_each(it, HOST) == [4, 0, 4]
 
     asyncio.run(scenario())

@@ -46,16 +46,21 @@ def test_a_tenant_below_its_share_gets_it_from_who_has_more(house, prompt):
     asyncio.run(scenario())
 
 
-def test_a_load_makes_room_with_pages_of_whose_pages_it_brings(house, prompt):
+def test_a_load_makes_room_with_pages_of_who_asks(house, prompt):
     async def scenario():
         shares = {"1": 0.5, "2": 0.5}
         async with house(device=8, host=8, disk=64, shares=shares) as it:
             await it.serve(prompt(4), tenant=1)
             for of in (1, 2):
                 await it.serve(prompt(4, of=of), tenant=2)
-            loaded = await it.get(prompt(4, of=1), deadline_s=5.0)  # tenant 2's, from disk
-            assert loaded.pages == 4
-            assert (await it.tiers(prompt(4))) == [Tier.DEVICE] * 4
+            tiers = [await it.tiers(prompt(4, of=of)) for of in (0, 2)]
+            for tenant, pages in ((3, 0), (2, 4)):  # tenant 2's, from disk
+                match = await it.cache.match(prompt(4, of=1), tenant=tenant)
+                with it.cache.load(match) as load:
+                    assert (await load).pages == pages
+                await load.released
+                assert await it.tiers(prompt(4)) == tiers[0]
+                assert (await it.tiers(prompt(4, of=2)) == tiers[1]) == (tenant == 3)
 
     asyncio.run(scenario())
 
