@@ -293,6 +293,9 @@ class Residency:
         self._leave(gone, need)
         refused = Reason.NOT_ADMITTED if why == victims.WORTH_LESS else Reason.NO_ROOM
         records["reason"][rows[kept:]] = refused
+        if kept > pool.free:  # who left is still being written: its slot is free when that ends
+            records["reason"][rows[pool.free : kept]] = Reason.NO_ROOM
+            kept = pool.free
         return self._promised(Tier.HOST, pool.acquire(kept), need.tenant)
 
     def take_frames(self, count: int, need: Need, *, after: int) -> SlotArray:

@@ -287,3 +287,22 @@ def test_unproven_pages_are_counted_as_they_come_are_used_and_leave(house, promp
             assert not counts.any()
 
     asyncio.run(scenario())
+
+
+def test_a_victim_that_is_still_being_read_leaves_its_room_later():
+    async def scenario():
+        it = await engine(8, 16)
+        async with it.cache:
+            await it.serve(list(range(8)), 0.0, 1)
+            rows = it.residency.leading((await it.pages_of(list(range(8)))).keys)
+            slots = it.residency.slots(rows, Tier.HOST)
+            it.score(here=1e-9, new=1.0)
+            with it.residency.host.lease(slots[-1:]):  # of the page that goes first
+                await it.serve([20, 21], 1.0, 1)
+                assert it.cache.stats().traffic.task_failures == 0
+                match = await it.pages_of([20, 21])
+                assert (match.pages, match.reasons.tolist()) == (1, [Reason.NO_ROOM])
+            await it.serve([20, 21], 2.0, 1)
+            assert (await it.pages_of([20, 21])).pages == 2
+
+    asyncio.run(scenario())
