@@ -3,8 +3,8 @@
 
 Between CPU pools a turn of the link's queue copies here, on the loop, about 1 ms. To a GPU whole
 pages go in a thread, layers on a stream of the device. The digest of a whole page is of the bytes
-that were moved; by layer, of what lies on the device behind the last layer, and that one comes when
-all were right: no step ends on bytes that failed.
+that were moved; by layer, of what was moved of all layers (on a GPU: of what lies there behind the
+last one), and the last layer comes when all were right: no step ends on bytes that failed.
 """
 
 import logging

@@ -8,6 +8,7 @@ must agree on a cut. A rank that follows another decides nothing by its own cloc
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -114,6 +115,13 @@ class Decider:
                 self._look()
             else:
                 self._look_again(left_s)
+
+    def watch_deadline(self, load: Load) -> None:
+        """End ``load`` at its deadline, if it has one."""
+        if math.isfinite(load.deadline_s) and not load.done:
+            delay_s = max(0.0, load.deadline_s - self._now_s())
+            timer = self._loop.call_later(delay_s, self.too_late, load)
+            load.on_settled(timer.cancel)
 
     def too_late(self, load: Load) -> None:
         """The deadline has passed: what has landed is the result."""

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Begins loads: which pages come from where, in which slots; and sees them through."""
 
-import asyncio
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -59,7 +57,6 @@ class Loader:
         self._lander = Lander(residency, self._flights, now_s)
         self._now_s = now_s
         self._page_tokens = page_tokens
-        self._loop = asyncio.get_running_loop()
         self._live: set[Load] = set()
         decider.reroute = self._reroute
         decider.leaders = self._flights.leaders
@@ -123,7 +120,7 @@ class Loader:
                 kept = load.is_wanted(wanted)
                 wanted, sources = wanted[kept], sources[kept]
             self._bring(load, wanted, sources)
-            self._watch_deadline(load)
+            self._decider.watch_deadline(load)
         except BaseException:
             load.close()
             raise
@@ -293,12 +290,6 @@ class Loader:
             now_s=self._now_s,
             on_progress=self._decider.progress,
         )
-
-    def _watch_deadline(self, load: Load) -> None:
-        if math.isfinite(load.deadline_s) and not load.done:
-            delay_s = max(0.0, load.deadline_s - self._now_s())
-            timer = self._loop.call_later(delay_s, self._decider.too_late, load)
-            load.on_settled(timer.cancel)
 
     def _count_hits(self, load: Load) -> None:
         self._hits += load.hits

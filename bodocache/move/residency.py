@@ -222,26 +222,27 @@ class Residency:
         self.index.insert(rows[unknown])
         return rows
 
-    def take(self, tier: Tier, count: int, need: Need, *, tenant: int | None = None) -> SlotArray:
-        """``count`` slots of an owned pool, the coldest pages making room.
-
-        They are for pages of ``tenant`` (None: of who needs them), and what makes room are pages
-        that it may evict (plan/shares.py).
+    def take(self, tier: Tier, count: int, need: Need) -> SlotArray:
+        """``count`` slots of an owned pool; the coldest that ``need`` may have make room.
 
         Raises:
             TierFull: pins, leases and shares leave too few; nothing is taken, and nothing leaves.
         """
-        tenant, pool = need.tenant if tenant is None else tenant, self._owned(tier)
-        self._make_room(tier, count - pool.free, need, tenant, all_or_none=True)
-        return self._promised(tier, pool.acquire(count), tenant)
+        pool = self._owned(tier)
+        self._make_room(tier, count - pool.free, need, need.tenant, all_or_none=True)
+        return self._promised(tier, pool.acquire(count), need.tenant)
 
     def take_most(
-        self, tier: Tier, count: int, need: Need = NOBODYS, *, tenant: int | None = None
+        self, tier: Tier, count: int, need: Need = NOBODYS, *, owner: int | None = None
     ) -> SlotArray:
-        """Up to ``count`` slots of an owned pool: as many as can be had."""
-        tenant, pool = need.tenant if tenant is None else tenant, self._owned(tier)
-        self._make_room(tier, count - pool.free, need, tenant)
-        return self._promised(tier, pool.acquire(min(count, pool.free)), tenant)
+        """Up to ``count`` slots of an owned pool: as many as can be had.
+
+        They are for pages of ``owner``; None: of who needs them, who makes room in any case.
+        """
+        pool = self._owned(tier)
+        self._make_room(tier, count - pool.free, need, need.tenant)
+        slots = pool.acquire(min(count, pool.free))
+        return self._promised(tier, slots, need.tenant if owner is None else owner)
 
     def take_for(self, tier: Tier, rows: RowArray, need: Need) -> SlotArray:
         """Slots of an owned pool for the leading ``rows``: each is for a page of its owner.
@@ -251,11 +252,10 @@ class Residency:
         """
         if self._promises is None:
             return self.take_most(tier, len(rows), need)
-        taken, pool = [np.empty(0, np.int64)], self._owned(tier)
+        taken = [np.empty(0, np.int64)]
         for mine in self.by_owner(rows):
-            self._make_room(tier, len(mine) - pool.free, need, need.tenant)
             owner = int(self.table.records["tenant"][mine[0]])
-            taken.append(self._promised(tier, pool.acquire(min(len(mine), pool.free)), owner))
+            taken.append(self.take_most(tier, len(mine), need, owner=owner))
             if len(taken[-1]) < len(mine):
                 break
         return np.concatenate(taken)

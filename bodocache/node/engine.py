@@ -325,10 +325,8 @@ class Engine:
         """We were silent for too long: what we held at the node is others'."""
         if self._attached is not attached or self._closing.is_set():
             return
-        self._attached, attached.is_fenced = (
-            None,
-            True,
-        )  # until the node knows that we write no more
+        self._attached = None
+        attached.is_fenced = True  # until the node knows that we write no more
         self.trouble = NodeFenced("this engine was silent for too long; what it held is lost")
         _log.error("%s", self.trouble)
         self._let_go()

@@ -5,13 +5,11 @@ On the loop. A node that is gone, or that stands still, makes misses: at once, o
 load that says when it is needed is cut as one in-process is, on what the engine sees of its links.
 """
 
-import asyncio
 import logging
-import math
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +28,9 @@ from bodocache.node.coming import Coming
 from bodocache.node.device import Device, Targets
 from bodocache.node.said import said_to_json
 from bodocache.pages import NOWHERE, Reason, Tier
+
+if TYPE_CHECKING:
+    import asyncio
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,6 @@ class NodeLoader:
         self._nursery = nursery
         self._decider = decider
         self._now_s = now_s
-        self._loop = asyncio.get_running_loop()
         self._numbers = count(1)
         self._coming: dict[int, Coming] = {}
         self._live: set[Load] = set()
@@ -105,7 +105,7 @@ class NodeLoader:
         try:
             self._await(coming, tiers)
             self._ask(coming, said)
-            self._watch_deadline(load)
+            self._decider.watch_deadline(load)
         except BaseException:
             load.close()
             raise
@@ -205,12 +205,6 @@ class NodeLoader:
             work.hurry()  # it was committed before the node had answered
         if part.ticket is not None:
             part.link.queue.start(part.ticket)
-
-    def _watch_deadline(self, load: Load) -> None:
-        if math.isfinite(load.deadline_s) and not load.done:
-            delay_s = max(0.0, load.deadline_s - self._now_s())
-            timer = self._loop.call_later(delay_s, self._decider.too_late, load)
-            load.on_settled(timer.cancel)
 
     # Endings
 
