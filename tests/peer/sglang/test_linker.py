@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's radix tree over our linker: what it offloads comes back layer by layer, byte for byte."""
+"""SGLang's radix tree over our linker: what it offloads comes back by layer, byte for byte."""
 
 import time
 from array import array
@@ -71,18 +71,19 @@ class Engine:
 
     def bytes_of(self, slots):
         """Of the tokens in ``slots``, by layer."""
-        parts = [*self.pool.k_buffer, *self.pool.v_buffer] if self.is_mha else self.pool.kv_buffer
-        return [part[slots].clone() for part in parts]
+        return [part[slots].clone() for part in self.parts]
 
     @property
-    def is_mha(self):
-        return isinstance(self.pool, MHATokenToKVPool)
+    def parts(self):
+        """Every tensor of the device pool."""
+        if isinstance(self.pool, MHATokenToKVPool):
+            return [*self.pool.k_buffer, *self.pool.v_buffer]
+        return self.pool.kv_buffer
 
     def compute(self, tokens):
         """Insert a prompt whose KV was just computed; what it is."""
         slots = self.allocator.alloc(len(tokens))
-        parts = [*self.pool.k_buffer, *self.pool.v_buffer] if self.is_mha else self.pool.kv_buffer
-        for part in parts:
+        for part in self.parts:
             part[slots] = torch.randn(part[slots].shape).to(part.dtype)
         self.tree.insert(InsertParams(key=key(tokens), value=slots))
         return self.bytes_of(slots)
@@ -98,7 +99,9 @@ class Engine:
     def forget(self):
         """Evict everything from the device, and spoil what lay there."""
         self.tree.evict(EvictParams(num_tokens=TOKENS))
-        for part in [*self.pool.k_buffer, *self.pool.v_buffer] if self.is_mha else self.pool.kv_buffer:
+        for part in (
+            [*self.pool.k_buffer, *self.pool.v_buffer] if self.is_mha else self.pool.kv_buffer
+        ):
             part.fill_(-7)
 
     def match(self, tokens, rid):
