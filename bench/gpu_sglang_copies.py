@@ -4,8 +4,9 @@
 SGLang is not needed: the pool here has the attributes of its MHATokenToKVPoolHost that
 ``take_over`` reads, in each of its layouts. Back-up of all layers and loads layer by layer, token
 indices on the device as its "kernel" backend hands them; beside them one contiguous copy of as many
-bytes, which is what the link gives. SGLang's own kernels are not beside it: its kernel package is
-not on the GPU machines.
+bytes, which is what the link gives. Calibrate first (``python -m bodocache.kernels.calibrate``):
+without it the copies take the safe path, at a fifteenth of the rate. SGLang's own kernels are not
+beside it: its kernel package is not on the GPU machines.
 """
 
 import functools
