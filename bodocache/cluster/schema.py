@@ -20,6 +20,7 @@ _COUNT = {"default": 0, "least": 0}  # a number that is 0 where nobody sent it
 _AMOUNT = {"default": 0, "least": 0, "most": FINITE}
 _NUMBER = {"least": 0, "most": FINITE}
 _LOGARITHM = {"default": 0, "least": -FINITE, "most": FINITE}
+_FORECAST = {"default": 0, "least": -math.inf, "most": FINITE}  # -inf: no use is expected
 _TIER = {"least": 0, "most": TIERS - 1}
 _SLOT = {"default": NOWHERE, "least": NOWHERE}
 _PAST = {"default": 0, "least": -FINITE, "most": FINITE, "moment": True}
@@ -90,7 +91,7 @@ PAGES = (
         reuse_class=_COUNT,
         tiers={"least": 0, "most": (1 << TIERS) - 1},
         reason={"default": 0, "least": 0, "most": max(Reason)},
-        forecast=_LOGARITHM,
+        forecast=_FORECAST,
         rank=_LOGARITHM,
         holds=_COUNT,
     ),

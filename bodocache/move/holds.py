@@ -2,9 +2,10 @@
 """What hints keep from eviction, for how long, and how much of a tier each tenant may keep.
 
 All tenants together hold at most ``max_held_share`` of a tier, and each of them at most that share
-divided by the tenants seen (but no less than 1/FEWEST_PARTS of it). What is beyond is clipped from
-the end of the chain. A page that several holds of a tenant keep is charged to it once. Holds that
-had their time end before anything is evicted.
+divided by the tenants seen (but no less than 1/FEWEST_PARTS of it). Beyond its own share of the
+tier (plan/shares.py) a tenant holds nothing of what others are sure of. What is beyond is clipped
+from the end of the chain. A page that several holds of a tenant keep is charged to it once. Holds
+that had their time end before anything is evicted.
 
 Rows are not pinned: a copy that fails its check goes all the same. Each is remembered with the
 first word of its key, so that a row which is another page's by now is left alone.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from bodocache.move import marks
 from bodocache.move.residency import Residency, RowArray
 from bodocache.pages import Tier
+from bodocache.plan import shares
 
 Times = NDArray[np.float64]
 
@@ -121,9 +123,19 @@ class Holds:
 
     def room(self, tenant: int, tier: Tier) -> int:
         """How many more copies ``tenant`` may hold in ``tier``."""
-        held = sum(int(copies[tier]) for copies in self._held.values())
-        mine = int(self._held[tenant][tier]) if tenant in self._held else 0
-        return max(0, min(self.part(tier) - mine, self._together(tier) - held))
+        held = {holder: int(copies[tier]) for holder, copies in self._held.items()}
+        within = self._together(tier) - sum(held.values())
+        mine = held.get(tenant, 0)
+        return max(0, min(self.part(tier) - mine, within, self._beside_shares(tenant, tier, held)))
+
+    def _beside_shares(self, tenant: int, tier: Tier, held: dict[int, int]) -> int:
+        """How many more it may hold if every other tenant is to find room for its share."""
+        capacity = self._residency.capacity(tier)
+        parts = self._residency.parts
+        sure = {one: int(shares.pages_of(part, capacity)) for one, part in parts.items()}
+        beyond = sum(max(0, pages - sure.get(holder, 0)) for holder, pages in held.items())
+        own = max(0, sure.get(tenant, 0) - held.get(tenant, 0))
+        return own + max(0, capacity - sum(sure.values()) - beyond)
 
     def next_end_s(self, tenant: int) -> float | None:
         """When a hold of ``tenant`` ends next; None: it has none."""

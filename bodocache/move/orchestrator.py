@@ -297,7 +297,7 @@ class Orchestrator:
         """See :meth:`bodocache.cache.Cache.store`."""
         is_aside = self.worth.is_aside
         if is_aside and not isinstance(self.residency.device, OwnedPool):
-            return self._storer.refuse(slots)
+            return self._storer.refuse(slots, by_layer=by_layer)
         request = self.requests.storing(said, keys, len(slots))
         chance, favour = self.hints.told(said)
         origin = Origin(origin.version, origin.tenant, chance, favour, not is_aside)

@@ -98,7 +98,7 @@ class Prefetcher:
                         break
                     # Nothing is pinned while it waits: a row may be another page's by now.
                     same = self._residency.words(batch) == words[first : first + len(batch)]
-                    arrived += await self._read(operation, batch[same])
+                    arrived += await self._read(operation, batch[same], tenant)
         except (BodoCacheError, OSError) as error:
             _log.warning("prefetch: %s", error)
         finally:
@@ -107,14 +107,13 @@ class Prefetcher:
             self._live.discard(operation)
             operation.end(arrived)
 
-    async def _read(self, operation: Operation, rows: RowArray) -> int:
-        """Read those that no load has brought or brings, as many as the host has room for."""
+    async def _read(self, operation: Operation, rows: RowArray, tenant: int) -> int:
+        """Read those that no load has brought or brings, as many as ``tenant`` finds room for."""
         residency = self._residency
         rows = rows[residency.lies_in(rows, Tier.DISK) & ~residency.lies_in(rows, Tier.HOST)]
         rows = rows[~self.are_coming(rows)]
-        owner = int(residency.table.records["tenant"][rows[-1]]) if len(rows) else 0
         residency.pin(pinned := rows)
-        slots = residency.take_for(Tier.HOST, rows, Need(Activity.HINT, owner))
+        slots = residency.take_for(Tier.HOST, rows, Need(Activity.HINT, tenant))
         rows, kept = rows[: len(slots)], np.zeros(len(slots), np.bool_)
         residency.host.hold(slots)
         begun_s = self._now_s()

@@ -79,6 +79,7 @@ class Residency:
         self.table = PageTable()
         self.index = PrefixIndex(self.table)
         self._now_s = now_s
+        self.parts = dict(parts or {})  # of each tier, of which a tenant is sure
         tally = shares.open_tally(parts)
         self._queues = evict.open_queues(self.table.capacity, tally)
         self._promises = Promises(len(tally.parts)) if len(tally.parts) > 1 else None

@@ -87,11 +87,16 @@ def account_of(tally: Tally, tenant: Int) -> Int:
     return low if low < len(tally.tenants) and tally.tenants[low] == tenant else 0
 
 
+@jit.kernel(jit.f8, jit.i8)
+def pages_of(part: float, capacity_pages: Int) -> Int:
+    """Whole pages of a share of a tier."""
+    return np.int64(part * capacity_pages + 1e-9)  # .8 of 10 is 8, of floats, too
+
+
 @jit.kernel(TALLY, jit.i8, jit.i8, jit.i8)
 def excess_pages(tally: Tally, tier: Int, capacity_pages: Int, account: Int) -> Int:
     """What the account uses of the tier above its share; below 0: what it lacks of it."""
-    whole = np.int64(tally.parts[account] * capacity_pages + 1e-9)  # .8 of 10 is 8, of floats, too
-    return np.int64(tally.used[tier, account] - whole)
+    return np.int64(tally.used[tier, account] - pages_of(tally.parts[account], capacity_pages))
 
 
 @jit.kernel(TALLY, jit.i8, jit.i8, jit.i8, jit.i8, jit.i8)

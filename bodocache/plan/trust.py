@@ -12,11 +12,14 @@ outcomes weigh most (each outcome makes all earlier ones (1 - 1/MEMORY) of what 
 The gain G is the log score, in bits, of q over b, each outcome predicted before it is counted
 (prequential: Dawid 1984): ``log2(q/b)`` if it came, ``log2((1-q)/(1-b))`` if not. 2^G is the
 likelihood ratio of "these hints tell something" to "they do not"; with DOUBT_BITS against it, the
-weight ``w = max(0, tanh(ln 2 / 2 * (G - DOUBT_BITS)))`` is 0 until the evidence is for the hints:
-for useless ones G passes DOUBT_BITS with a chance of at most 2^-DOUBT_BITS (Ville). A hint
-multiplies the value of its pages by ``(q/(1-q) * (1-b)/b)^w``, the ratio of the odds: a useless one
-changes nothing. The odds, as the longer a page waits unused the likelier it never is, and the
-chance of that falls behind in proportion to them.
+weight ``w = max(0, tanh(ln 2 / 2 * (G - DOUBT_BITS)))`` is 0 until the evidence is for the hints.
+Were b the true rate, useless ones would bring G past DOUBT_BITS with a chance of at most
+2^-DOUBT_BITS (Ville). It is an estimate, by pages: where long prompts come back oftener than short
+ones, or the rate falls, useless hints pass far more often than that.
+
+A hint multiplies the value of its pages by ``(q/(1-q) * (1-b)/b)^w``, the ratio of the odds: one
+whose bucket is like all others changes nothing. The odds, as the longer a page waits unused the
+likelier it never is, and the chance of that falls behind in proportion to them.
 """
 
 import numpy as np

@@ -330,3 +330,14 @@ def assert_sound(found):
     assert (ends <= len(found.plan.rows)).all()
     assert found.plan.answers[-1] == len(found.plan.demands)
     assert (found.plan.rows < 5).all()
+
+
+def test_a_page_that_was_released_travels():
+    """The cache writes -inf where no use is expected: such a page goes first, by its planner."""
+    window = some_window(3)
+    window.pages["forecast"][1] = -np.inf
+    decoded = decode_window(encode_window(window, now_s=NOW_S), now_s=NOW_S)
+    assert decoded.pages["forecast"][1] == -np.inf
+    window.pages["rank"][1] = -np.inf
+    with pytest.raises(WireError, match=r"pages.rank\[1\] = -inf"):
+        decode_window(encode_window(window, now_s=NOW_S), now_s=NOW_S)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from bodocache.clock import VirtualClock
+from bodocache.config import HintsConfig
 from bodocache.errors import TierFull
-from bodocache.hints import Reuse
+from bodocache.hints import Pin, Prefetch, Reuse, Span
 from bodocache.move.ghosts import Activity
 from bodocache.move.residency import NEXT
 from bodocache.move.room import Need
@@ -361,5 +362,74 @@ def test_nobody_falls_below_its_share_by_what_another_does(house, prompt, borrow
             for other, share in shares.items():
                 least = min(had[other], int(share * it.residency.capacity(tier)))
                 assert other == tenant or has[other] >= least, tier
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("others", [(2,), (2, 3), tuple(range(2, 10))])
+def test_what_others_hold_leaves_a_tenant_the_room_it_is_sure_of(house, prompt, others):
+    """Beside shares, holds reach as far as the rest of the tier, not as max_held_share."""
+
+    async def scenario():
+        options = {"host": 100, "disk": 0, "borrowed": True, "admit": False}
+        async with house(device=128, shares={"1": 0.8}, **options) as it:
+            each, held = 100 // len(others), 0
+            for tenant in others:
+                await serve(it, prompt(each, of=100 * tenant), tenant)
+            for tenant in others:
+                mine = Span(prompt(each, of=100 * tenant), 0, None, tenant)
+                held += (await it.cache.hint([Pin(mine)]))[0].pages
+            assert 0 < held <= 20
+            await serve(it, prompt(80, of=1), 1)
+            assert pages_of_each(it, HOST, tenants=(1,)) == [20, 80]
+
+    asyncio.run(scenario())
+
+
+def test_a_tenant_holds_within_its_own_share_whatever_others_hold(house, prompt):
+    async def scenario():
+        options = {"host": 20, "disk": 0, "borrowed": True, "admit": False}
+        hints = HintsConfig(max_held_share=0.9)
+        async with house(device=32, shares={"1": 0.5, "2": 0.5}, hints=hints, **options) as it:
+            for tenant in (1, 2):
+                await serve(it, prompt(10, of=tenant), tenant)
+            for tenant in (1, 2):
+                span = Span(prompt(10, of=tenant), 0, None, tenant)
+                (outcome,) = await it.cache.hint([Pin(span)])
+                assert outcome.pages == 9  # its part of 18, of the 10 of its share
+
+    asyncio.run(scenario())
+
+
+def test_who_has_no_share_holds_nothing_where_shares_leave_nothing(house, prompt):
+    async def scenario():
+        options = {"host": 20, "disk": 0, "borrowed": True, "admit": False}
+        async with house(device=32, shares={"1": 0.5, "2": 0.5}, **options) as it:
+            await serve(it, prompt(4, of=3), 3)
+            (outcome,) = await it.cache.hint([Pin(Span(prompt(4, of=3), 0, None, 3))])
+            assert outcome.pages == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_prefetch_takes_room_of_who_asks_for_it_and_not_of_the_pages_owner(house, prompt):
+    async def scenario():
+        options = {"host": 16, "disk": 64, "borrowed": True, "admit": False}
+        async with house(device=64, shares={"1": 0.5, "2": 0.5}, **options) as it:
+            cold, hot = [prompt(4, of=k) for k in (0, 1)], [prompt(4, of=k) for k in (10, 11)]
+            for tokens in cold:
+                await serve(it, tokens, 1)
+            it.residency.evict(HOST, 64)
+            for tokens in hot:
+                await serve(it, tokens, 1)
+            for of in (100, 101):
+                await serve(it, prompt(4, of=of), 2)
+            assert pages_of_each(it, HOST) == [0, 8, 8]
+            (outcome,) = await it.cache.hint([Prefetch(Span(cold[0], 0, None, 2))])
+            assert await outcome.operation == 4
+            for tokens in hot:
+                keys = (await it.cache.match(tokens)).keys
+                assert it.residency.lies_in(it.residency.index.find(keys), HOST).all()
+            assert pages_of_each(it, HOST) == [0, 12, 4]
 
     asyncio.run(scenario())

@@ -237,3 +237,20 @@ def test_a_gpus_copies_of_stores_take_no_time_of_its_engine(house, prompt):
                 assert (it.orchestrator.worth.spent_s > before_s) == runs_here
 
     asyncio.run(scenario())
+
+
+def test_a_store_by_layer_is_refused_while_it_is_aside_as_any_other(house, prompt):
+    async def scenario():
+        async with house(borrowed=True) as it:
+            it.orchestrator.worth.is_aside = True
+            match = await it.cache.match(prompt(2))
+            slots = it.engine_pool.acquire(2)
+            it.fill(slots, match.keys)
+            store = it.cache.store(match, slots, layers=True)
+            for layer in range(it.orchestrator.num_layers):
+                store.layer_ready(layer)
+            assert (await store).refused == 2
+            store.close()
+            it.engine_pool.release(slots)
+
+    asyncio.run(scenario())
