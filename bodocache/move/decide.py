@@ -21,7 +21,8 @@ from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.outlook import Outlook, Watched, nowhere
 from bodocache.move.part import Part
-from bodocache.move.queue import CHUNK_S, PATIENCE_S, Priority
+from bodocache.move.queue import CHUNK_S
+from bodocache.move.ticket import PATIENCE_S, Priority
 from bodocache.pages import Tier
 
 RowArray = NDArray[np.int64]

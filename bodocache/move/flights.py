@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bodocache.move.load import Load
 from bodocache.move.part import Part, RowArray
-from bodocache.move.queue import PATIENCE_S, Priority
+from bodocache.move.ticket import PATIENCE_S, Priority
 
 NOBODY = 0
 

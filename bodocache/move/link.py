@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.move.calibration import FLOOR, Accuracy, Calibration, Prediction
-from bodocache.move.queue import LinkQueue, Ticket
+from bodocache.move.queue import LinkQueue
 from bodocache.move.rate import Estimate, LinkRate
+from bodocache.move.ticket import Ticket
 from bodocache.plan.records import LINK
 from bodocache.plan.tardiness import Z90, predicted_finish_s
 

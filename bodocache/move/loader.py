@@ -16,12 +16,12 @@ from bodocache.move.land import Lander
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.part import Part
-from bodocache.move.queue import Priority, Ticket
 from bodocache.move.reads import Reads
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
+from bodocache.move.ticket import Priority, Ticket
 from bodocache.move.timeline import Event
 from bodocache.move.windows import Windows
 from bodocache.pages import NOWHERE, Tier

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bodocache.move.calibration import Prediction
 from bodocache.move.link import Link
 from bodocache.move.load import Load
-from bodocache.move.queue import Ticket
+from bodocache.move.ticket import Ticket
 from bodocache.pages import Tier
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import pytest
 
 from bodocache.clock import VirtualClock
 from bodocache.move import queue
-from bodocache.move.queue import ALL, LinkQueue, Priority
+from bodocache.move.queue import ALL, LinkQueue
+from bodocache.move.ticket import Priority
 
 RATE = 1e9
 CHUNK = int(RATE * queue.CHUNK_S)
