@@ -11,6 +11,8 @@ from typing import NewType
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.plain import plain
+
 PageRow = NewType("PageRow", int)
 TenantId = NewType("TenantId", int)
 
@@ -19,6 +21,7 @@ NOWHERE = -1  # a slot, frame or row that is not there, in int columns of record
 NOBODY = (1 << 32) - 1  # the tenant of a page that came from a disk without one: no tenant's number
 
 
+@plain
 class Tier(IntEnum):
     """Where a page's bytes can lie, fastest first."""
 
@@ -33,6 +36,7 @@ class Tier(IntEnum):
         return 1 << self
 
 
+@plain
 class Reason(IntEnum):
     """Why a page was a miss."""
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.pages import KEY_NBYTES
+from bodocache.plain import plain
 
 # One page of a batch. `parent`, `depth` and `digest` travel with it so that a restart can rebuild
 # the prefix index from frames alone, and `owner` so that shares outlive it; a get needs only key,
@@ -34,6 +35,7 @@ TRANSFER = np.dtype(
 )
 
 
+@plain
 class Status(IntEnum):
     """What became of one page of a batch. PENDING until final; a final status never changes."""
 

@@ -4,7 +4,9 @@ import itertools
 import numpy as np
 import pytest
 
-from bodocache.pages import NOWHERE, PAGE, PageTable, Tier
+from bodocache.io.backend import Status
+from bodocache.move.ticket import Priority
+from bodocache.pages import NOWHERE, PAGE, PageTable, Reason, Tier
 
 
 def some_keys(count, seed=0):
@@ -60,3 +62,10 @@ def test_the_table_grows_to_ten_million_rows():
     for _ in range(10):
         table.add(np.zeros((1_000_000, 32), np.uint8))
     assert len(table) == 10_000_000
+
+
+@pytest.mark.parametrize("enum", [Tier, Reason, Status, Priority])
+def test_members_of_enums_on_the_way_of_a_load_are_attributes_of_their_class(enum):
+    for name, member in enum.__members__.items():
+        assert vars(enum)[name] is member
+    assert len(list(enum)) == len(enum.__members__)

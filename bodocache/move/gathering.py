@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from bodocache import digest
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
-from bodocache.move.queue import LinkQueue, Priority
+from bodocache.move.queue import LinkQueue
 from bodocache.move.residency import SlotArray
 from bodocache.move.store import Store
 from bodocache.move.stream import LayerStream, passed
+from bodocache.move.ticket import Priority
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool
 

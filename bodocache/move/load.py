@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError, LoadFailed
+from bodocache.move.arrivals import Arrivals
 from bodocache.move.choice import Choice  # noqa: TC001 -- as the others
 from bodocache.move.layers import Layers
 from bodocache.move.terms import Terms, check_expected
 from bodocache.move.timeline import Event, Note, no_note
-from bodocache.pages import Reason, Tier
+from bodocache.pages import Tier
 
 RowArray = NDArray[np.int64]
 
@@ -74,12 +75,7 @@ class Load:
         self.before_commit: Callable[[Load], None] = lambda _: None  # the last chance to cut
         self.on_expected: Callable[[Load, float, float], None] = lambda _load, _start_s, _n: None
         self._page_tokens = page_tokens
-        self._num_layers = layers
-        self._came_from = np.zeros(len(rows), np.uint8)
-        self._reasons = np.full(len(rows), Reason.LATE, np.uint8)
-        self._has_failed = np.zeros(len(rows), np.bool_)
-        self.whole_layers = np.zeros(len(rows), np.int64)  # of each page; all: it has arrived
-        self._given_layers = np.zeros(len(rows), np.int64)  # or whole
+        self.arrivals = Arrivals(len(rows), layers)
         self.layers = Layers()
         self._committed: int | None = None
         self._on_close = on_close
@@ -120,7 +116,7 @@ class Load:
         """Whole pages, from the first on, that are in their slots and verified."""
         if self._result.done():
             return self._result.result().pages
-        return self._leading()
+        return self.arrivals.leading(self.wanted)
 
     @property
     def committed(self) -> range | None:
@@ -136,17 +132,17 @@ class Load:
     @property
     def hits(self) -> NDArray[np.int64]:
         """Pages delivered, by the Tier they came from; final once the load is done."""
-        return np.bincount(self._came_from[: self.landed], minlength=len(Tier))
+        return self.arrivals.hits(self.landed)
 
     @property
     def from_below(self) -> NDArray[np.int64]:
         """The pages delivered that the device did not hold."""
-        return np.flatnonzero(self._came_from[: self.landed] != Tier.DEVICE)
+        return self.arrivals.from_below(self.landed)
 
     @property
     def reasons(self) -> NDArray[np.uint8]:
         """Reason of each page that did not land; final once the load is done."""
-        return self._reasons[self.landed :]
+        return self.arrivals.reasons[self.landed :]
 
     @property
     def released(self) -> asyncio.Future[None]:
@@ -166,7 +162,7 @@ class Load:
                 f"load: cut at page {pages} after the commit of {self._committed} pages"
             )
         if not self.done:
-            self._keep(max(pages, self._leading()))
+            self._keep(max(pages, self.landed))
             self._settle_if_whole()
 
     def expect(self, *, start_s: float, n_waiting: float) -> None:
@@ -242,8 +238,7 @@ class Load:
     def cancel(self) -> None:
         """Begin nothing more; what has landed is the result. Harmless when done."""
         if not self.done:
-            lost = self.are_missing & ~self._has_failed
-            self._reasons[: self.wanted][lost[: self.wanted]] = Reason.CANCELLED
+            self.arrivals.cancel(self.wanted)
             self.settle()
         self.abandon()
 
@@ -291,20 +286,20 @@ class Load:
 
     def arrive(self, positions: RowArray, source: Tier) -> None:
         """The pages at ``positions`` are in their slots and verified; they came from ``source``."""
-        if not self.done:
-            self._came_from[positions] = source
-            if len(positions):
-                self.note(_LANDED, source, len(positions))
-            self.arrive_by_layer(positions, self._num_layers)
+        if self.done:
+            return
+        self.arrivals.come(positions, source)
+        if len(positions):
+            self.note(_LANDED, source, len(positions))
+        self._tell_layers()
+        self._settle_if_whole()
 
     def arrive_by_layer(self, positions: RowArray, layers: int) -> None:
         """The first ``layers`` layers of the pages at ``positions`` are in their slots."""
         if self.done:
             return
-        self.whole_layers[positions] = layers
-        self.give_by_layer(positions, layers)
-        if self._committed is not None:
-            self.layers.advance(int(self.whole_layers[: self._committed].min(initial=layers)))
+        self.arrivals.come_by_layer(positions, layers)
+        self._tell_layers()
         self._settle_if_whole()
 
     def give_by_layer(self, positions: RowArray, layers: int) -> None:
@@ -312,16 +307,15 @@ class Load:
 
         The last layer of a page is given when it is there.
         """
-        self._given_layers[positions] = np.maximum(self._given_layers[positions], layers)
-        if self._committed is not None and not self.done:
-            self.layers.give(int(self._given_layers[: self._committed].min(initial=layers)))
+        self.arrivals.give(positions, layers)
+        if not self.done:
+            self._tell_layers()
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
         """The pages at ``positions`` will not come."""
         if self.done or not len(positions):
             return
-        self._reasons[positions] = reasons
-        self._has_failed[positions] = True
+        self.arrivals.fail(positions, reasons)
         if self._committed is not None and (positions < self._committed).any():
             self.settle()
             self.abandon()
@@ -345,15 +339,13 @@ class Load:
         """Fix the result: the leading pages that are there now."""
         if self.done:
             return
-        pages = self._leading()
-        came = ~self.are_missing[: self.wanted]  # those behind one that did not come:
-        self._reasons[: self.wanted][came] = Reason.UNREACHABLE
+        pages = self.arrivals.settle(self.wanted)
         self._result.set_result(
             Loaded(
                 pages=pages,
                 slots=self.slots[:pages],
                 recompute=self._tokens(pages, len(self.rows)),
-                reasons=self._reasons[pages:].copy(),
+                reasons=self.arrivals.reasons[pages:].copy(),
             )
         )
         if self._committed is not None:
@@ -370,8 +362,7 @@ class Load:
             self.abandon()
             return
         self._keep(pages)
-        self.layers.advance(int(self.whole_layers[:pages].min(initial=self._num_layers)))
-        self.layers.give(int(self._given_layers[:pages].min(initial=self._num_layers)))
+        self._tell_layers()
         self._settle_if_whole()
         for source in list(self._sources):
             source.hurry()
@@ -380,28 +371,32 @@ class Load:
         """How many leading pages have landed or may still come."""
         if self.done:
             return self.landed
-        failed = np.flatnonzero(self._has_failed[: self.wanted])
-        return int(failed[0]) if len(failed) else self.wanted
+        return self.arrivals.possible(self.wanted)
 
     def _keep(self, pages: int) -> None:
         """Want no more than the first ``pages``."""
         if pages >= self.wanted:
             return
         self.wanted = pages
-        behind = np.arange(len(self.rows)) >= pages
-        self._reasons[behind & ~self._has_failed] = Reason.CUT
+        self.arrivals.cut(pages)
         self.look_over()
 
     def _settle_if_whole(self) -> None:
         """A load that is cut or committed is done with its last page, whatever still drains."""
         is_short = self._committed is not None or self.wanted < len(self.rows)
-        if is_short and not self.done and self._leading() == self.wanted:
+        if is_short and not self.done and self.landed == self.wanted:
             self.settle()
+
+    def _tell_layers(self) -> None:
+        """Whoever waits for layers of a committed load learns how many there are."""
+        if self._committed is not None:
+            self.layers.advance(self.arrivals.layers_whole(self._committed))
+            self.layers.give(self.arrivals.layers_given(self._committed))
 
     def _end_layers(self) -> None:
         failure = self._failure()
         if failure is None:
-            self.layers.advance(self._num_layers)
+            self.layers.advance(self.arrivals.layers)
         else:
             self.layers.fail(failure)
 
@@ -410,25 +405,14 @@ class Load:
         loaded = self._result.result()
         if self._committed is None or loaded.pages >= self._committed:
             return None
-        failed = np.flatnonzero(self._has_failed[: self._committed])
-        why = self._reasons[failed[0] if len(failed) else loaded.pages]
-        return LoadFailed(loaded.pages, self._committed, Reason(int(why)).name)
+        why = self.arrivals.why_not(self._committed, loaded.pages)
+        return LoadFailed(loaded.pages, self._committed, why.name)
 
     async def _get(self) -> Loaded:
         loaded = await asyncio.shield(self._result)
         if (failure := self._failure()) is not None:
             raise failure
         return loaded
-
-    @property
-    def are_missing(self) -> NDArray[np.bool_]:
-        """Which pages have not arrived."""
-        missing: NDArray[np.bool_] = self.whole_layers < self._num_layers
-        return missing
-
-    def _leading(self) -> int:
-        missing = np.flatnonzero(self.are_missing[: self.wanted])
-        return int(missing[0]) if len(missing) else self.wanted
 
     def _tokens(self, first: int, end: int) -> range:
         return range(first * self._page_tokens, end * self._page_tokens)
@@ -446,11 +430,11 @@ class Load:
     def _is_given_enough(self, index: int, stream: object | None) -> bool:
         """Whether who waits for layer ``index`` goes on when it is given to the device."""
         self._check_layer(index)
-        return stream is not None and index < self._num_layers - 1
+        return stream is not None and index < self.arrivals.layers - 1
 
     def _check_layer(self, index: int) -> None:
-        if self._committed is None or not 0 <= index < self._num_layers:
+        if self._committed is None or not 0 <= index < self.arrivals.layers:
             raise BodoCacheError(
-                f"load: layer {index} of {self._num_layers}; commit first, then 0 to"
-                f" {self._num_layers - 1}"
+                f"load: layer {index} of {self.arrivals.layers}; commit first, then 0 to"
+                f" {self.arrivals.layers - 1}"
             )

@@ -30,13 +30,14 @@ from bodocache.move.load import Load
 from bodocache.move.loader import Loader
 from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
-from bodocache.move.queue import CHUNK_S, Priority
+from bodocache.move.queue import CHUNK_S
 from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin, Storer
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
+from bodocache.move.ticket import Priority
 from bodocache.move.windows import Unplanned, Windows
 from bodocache.move.worth import Gain, Worth
 from bodocache.move.writer import Writer, WriteRules

@@ -69,6 +69,7 @@ class Outlook:
         self._sizes = np.array([page_nbytes, page_tokens, layers])
         self._records = np.full(len(self._links) + 1, _AT_ONCE)
         self._shared: list[NDArray[np.int64]] = []  # rows that an earlier load has read, if any
+        self.page_s = 0.0  # that a page takes on the slower link, when last looked at
         self._room = 0
         self._grow(4)
 
@@ -101,11 +102,6 @@ class Outlook:
             choices[i] = self._choice(k, first)
         return choices
 
-    @property
-    def page_s(self) -> float:
-        """Seconds that a page takes on the slower link, when last looked at."""
-        return float(self.page_nbytes / self._records["rate"].min())
-
     def recompute_s(self, pages: int) -> float:
         """Seconds to compute the first ``pages`` of a prompt again."""
         return self._effort.recompute_s(pages * self._page_tokens)
@@ -113,10 +109,13 @@ class Outlook:
     def _measure(self, watched: Sequence[Watched], first_due_s: float) -> None:
         """The links as they are believed now, and what others have queued ahead of the loads."""
         tickets = {part.ticket for one in watched for part in (*one.parts, *one.leaders)}
+        self.page_s = 0.0
         for k, link in enumerate(self._links):
             record = link.record(link.queue.ahead_of(first_due_s, without=tickets))
             self._is_known[k] = record is not None
             self._records[k] = _AT_ONCE if record is None else record[0]
+            if (known := link.estimate()) is not None:
+                self.page_s = max(self.page_s, self.page_nbytes / known.rate)
 
     def _list(self, one: Watched, due_s: float, now_s: float, k: int, end: int) -> int:
         """Write load k, and its boundaries from ``end`` on; return how many.
@@ -129,7 +128,7 @@ class Outlook:
         count = int(
             list_load(
                 *(self._loads, k, one.template, due_s, now_s, one.is_begun, one.cut_at),
-                load.whole_layers,
+                load.arrivals.whole_layers,
                 one.sources,
                 load.wanted,
                 self._sizes,
@@ -148,7 +147,8 @@ class Outlook:
         """Count one byte for pages that are read for a load before, not all of them again."""
         bounds = self._bounds[end : end + count] // self._page_tokens
         rows = one.load.rows[: one.load.wanted]
-        from_disk = one.load.are_missing[: len(rows)] & (one.sources[: len(rows)] == Tier.DISK)
+        missing = one.load.arrivals.missing(len(rows))
+        from_disk = missing & (one.sources[: len(rows)] == Tier.DISK)
         from_disk[: bounds[0]] = False
         is_again = from_disk & np.isin(rows, np.concatenate(self._shared))
         again = np.append(0, np.cumsum(is_again))[bounds] * (self.page_nbytes - 1)
@@ -159,7 +159,7 @@ class Outlook:
         """LOAD[1] with what stays the same from look to look; ``wait_s`` is when it starts."""
         record = np.zeros(1, loads.LOAD)
         record["wait_s"] = -np.inf if terms.start_s is None else terms.start_s
-        record["new_compute_s"] = terms.compute_s.sum()
+        record["new_compute_s"] = terms.compute_s.sum() if terms.is_layered else 0.0
         record["token_s"], record["slope_s"] = self._effort.token_s, self._effort.slope_s
         record["n_waiting"] = terms.n_waiting
         record["layers"] = self._layers if terms.is_layered else 0

@@ -19,10 +19,10 @@ from bodocache.io.backend import Backend, Status
 from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.operation import Operation
-from bodocache.move.queue import Priority
 from bodocache.move.residency import Residency, RowArray, SlotArray
 from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
+from bodocache.move.ticket import Priority
 from bodocache.pages import Reason, Tier
 
 _log = logging.getLogger(__name__)

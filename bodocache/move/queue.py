@@ -16,17 +16,15 @@ nobody's way meanwhile. Used from the orchestrator's loop only.
 """
 
 import asyncio
-import heapq
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Protocol
 
 from bodocache.move.credits import Credits
+from bodocache.move.ticket import PATIENCE_S, Lane, Priority, Ticket, Work
+from bodocache.move.unpaid import Unpaid
 from bodocache.plan.records import Purpose
 
 CHUNK_S = 2e-3  # of the link: how long a more urgent load waits at most
@@ -34,88 +32,13 @@ DEPTH = 2  # chunks in flight: one that the device moves, and the next
 UNMEASURED_CHUNK_NBYTES = 4 << 20  # 2 ms of a disk of 2 GB/s
 ALL = 1 << 62
 MAX_OPEN = 4096
-
-
-class Priority(IntEnum):
-    """What work is for, most urgent first."""
-
-    LOAD = 0  # a forward pass waits for it, or will
-    PREFETCH = 1  # for a request that is expected
-    PREWARM = 2
-    WRITE = 3  # write-through
-    STORE = 4  # a layer that leaves the device, where it is in the way of what comes to it
-
-
-PATIENCE_S = (1.0, 0.25, 0.5, 0.25, 0.025)  # by Priority; a layer's turn takes a ms: 4 % of loads'
-PURPOSE = (Purpose.READ, Purpose.PREFETCH, Purpose.PREFETCH, Purpose.WRITE, Purpose.WRITE)
-
-
-class Work(Protocol):
-    """What moves over a link, chunk by chunk."""
-
-    @property
-    def left_nbytes(self) -> int:
-        """What has not arrived: begun or not."""
-        ...
-
-    def begin(self, nbytes: int) -> int:
-        """Begin a chunk of up to ``nbytes``, at least a page; its bytes, or 0 if none waits.
-
-        Each chunk is told to :meth:`LinkQueue.done` when it has ended.
-        """
-        ...
-
-    def withdraw(self) -> None:
-        """Take back what was begun and has not reached the device; it waits again."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One piece of work in a queue."""
-
-    work: Work
-    priority: Priority
-    due_s: float
-    number: int  # in order of arrival
-    since_s: float  # since when it waits for a turn
-    payers: list[int] = field(default_factory=list)  # tenants, each for an equal part
-    paid_nbytes: int = 0  # of the next chunk
-    in_flight: int = 0  # bytes
-    is_open: bool = True
-    is_queued: bool = False
-    was_overtaken: bool = False  # something more urgent came, or went first: no fault of the link
-
-    def __lt__(self, other: "Ticket") -> bool:
-        return (self.priority, self.due_s, self.number) < (
-            other.priority,
-            other.due_s,
-            other.number,
-        )
-
-
-@dataclass(slots=True)
-class _Lane:
-    """The work of one priority that waits, by deadline; what is over is dropped on the way."""
-
-    heap: list[tuple[float, int, Ticket]] = field(default_factory=list)
-
-    def push(self, ticket: Ticket) -> None:
-        heapq.heappush(self.heap, (ticket.due_s, ticket.number, ticket))
-
-    def head(self) -> Ticket | None:
-        while self.heap:
-            due_s, _, ticket = self.heap[0]
-            if ticket.is_open and ticket.is_queued and due_s == ticket.due_s:
-                return ticket
-            heapq.heappop(self.heap)  # over, or pushed again with another deadline
-        return None
+LONG_BEGIN_S = 2e-4  # of the loop: else loads that come together begin all in one turn of it
 
 
 class LinkQueue:
     """The queue of one link. ``runs_here``: chunks have moved when ``begin`` returns, on the loop.
 
-    Such a chunk is followed by a turn of the loop.
+    Such a chunk is followed by a turn of the loop, and one that takes long to begin.
     """
 
     def __init__(
@@ -126,11 +49,8 @@ class LinkQueue:
         runs_here: bool = False,
         max_open: int = MAX_OPEN,
     ) -> None:
-        self.credits: Credits | None = None
         self.on_resume: list[Callable[[float], None]] = []  # told when it moves again, with credits
-        self._unpaid: dict[Ticket, None] = {}  # set aside, in order
-        self._blocked: set[tuple[Priority, tuple[int, ...]]] = set()  # whose turn none is
-        self._payday: asyncio.TimerHandle | None = None
+        self._unpaid = Unpaid(now_s, self._ask_again)
         self._now_s = now_s
         self._rate = rate
         self._runs_here = runs_here
@@ -138,11 +58,20 @@ class LinkQueue:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self._open: set[Ticket] = set()
-        self._lanes = tuple(_Lane() for _ in Priority)
+        self._lanes = tuple(Lane() for _ in Priority)
         self._in_flight = self._loading = 0  # bytes; of them, for loads
         self._is_pumping = self._will_pump = False
         self._timer: asyncio.TimerHandle | None = None
         self._wants_room: list[asyncio.Future[None]] = []
+
+    @property
+    def credits(self) -> Credits | None:
+        """What tenants pay with; None: nobody pays."""
+        return self._unpaid.credits
+
+    @credits.setter  # noqa: A003 -- tenants' credits; the site module's are not shadowed
+    def credits(self, purse: Credits | None) -> None:
+        self._unpaid.credits = purse
 
     @property
     def is_idle(self) -> bool:
@@ -152,7 +81,7 @@ class LinkQueue:
     @property
     def waits_for_credits(self) -> bool:
         """Whether all that is in it does: nothing moves, and the device is not to blame."""
-        return bool(self._unpaid) and not self._in_flight
+        return self._unpaid.waits and not self._in_flight
 
     @property
     def queued_nbytes(self) -> int:
@@ -269,7 +198,7 @@ class LinkQueue:
             if other is ticket:
                 ahead += other.work.left_nbytes
             elif other < ticket:
-                ahead += self._payable(other)
+                ahead += self._unpaid.payable_nbytes(other)
             else:
                 ahead += min(other.in_flight, other.work.left_nbytes)
         return ahead
@@ -279,7 +208,7 @@ class LinkQueue:
         ahead = 0
         for other in self._open - without:
             if other.priority is Priority.LOAD and other.due_s <= due_s:
-                ahead += self._payable(other)
+                ahead += self._unpaid.payable_nbytes(other)
             else:
                 ahead += min(other.in_flight, other.work.left_nbytes)
         return ahead
@@ -309,37 +238,10 @@ class LinkQueue:
     def stop_charging(self) -> None:
         """From now on nothing waits for credits: the cache closes."""
         self.credits = None
-        self._end_wait()
+        self._unpaid.end_wait()
 
-    def _payable(self, ticket: Ticket) -> int:
-        """What of it can move now, as far as its tenants' credits go."""
-        left = ticket.work.left_nbytes
-        if self.credits is None or not self.credits.is_limited(ticket.payers):
-            return left
-        purpose, now_s = PURPOSE[ticket.priority], self._now_s()
-        held = self.credits.held_nbytes(ticket.payers, purpose, until_s=now_s)
-        return min(left, ticket.in_flight + held)
-
-    def _set_aside(self, ticket: Ticket, until_s: float) -> None:
-        """It waits for credits, and what its tenants ask for after it."""
-        ticket.is_queued, ticket.was_overtaken = False, True
-        self._unpaid[ticket] = None
-        self._blocked.add((ticket.priority, tuple(ticket.payers)))
-        if math.isfinite(until_s):
-            at_s = self._loop.time() + max(0.0, until_s - self._now_s())
-            if self._payday is not None:
-                if self._payday.when() <= at_s:
-                    return
-                self._payday.cancel()
-            self._payday = self._loop.call_at(at_s, self._end_wait)
-
-    def _end_wait(self) -> None:
-        """Somebody has earned something: all that wait for credits ask again."""
-        if self._payday is not None:
-            self._payday.cancel()
-            self._payday = None
-        self._blocked.clear()
-        unpaid, self._unpaid = self._unpaid, {}
+    def _ask_again(self, unpaid: Sequence[Ticket]) -> None:
+        """Somebody has earned something: all that waited for credits wait for their turn."""
         for ticket in unpaid:
             if ticket.is_open and not ticket.is_queued:
                 ticket.is_queued = True
@@ -349,11 +251,9 @@ class LinkQueue:
     def _stop_timers(self) -> None:
         """Nothing waits: nothing is to be looked at again."""
         self._unpaid.clear()
-        self._blocked.clear()
-        for timer in (self._timer, self._payday):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._payday = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _make_way(self, ticket: Ticket) -> None:
         """Withdraw what less urgent work has begun at once because it was alone."""
@@ -367,8 +267,11 @@ class LinkQueue:
             return
         self._is_pumping = True
         try:
+            begun_s = self._now_s()
             while (ticket := self._next()) is not None:
-                if self._begin(ticket) and self._runs_here:
+                if self._begin(ticket) and (
+                    self._runs_here or self._now_s() - begun_s >= LONG_BEGIN_S
+                ):
                     self._will_pump = True
                     self._loop.call_soon(self._pump_again)
                     return
@@ -382,11 +285,12 @@ class LinkQueue:
 
     def _begin(self, ticket: Ticket) -> bool:
         """Whether a chunk of ``ticket`` was begun; if not, nothing of it waits any more."""
-        if self.credits is not None and not self._in_flight:
+        purse = self.credits
+        if purse is not None and not self._in_flight:
             for resume in self.on_resume:
                 resume(self._now_s())
-        if self.credits is not None and self.credits.is_limited(ticket.payers):
-            nbytes = self._begin_paid(ticket, self.credits)
+        if purse is not None and purse.is_limited(ticket.payers):
+            nbytes = self._begin_paid(ticket, purse)
             if nbytes is None:
                 return False
         else:
@@ -409,36 +313,34 @@ class LinkQueue:
 
     def _begin_paid(self, ticket: Ticket, purse: Credits) -> int | None:
         """Bytes of the chunk that was begun; None: nobody can pay for it now."""
-        who = (ticket.priority, tuple(ticket.payers))
-        if who in self._blocked:
-            self._set_aside(ticket, math.inf)
-            return None
-        purpose, left = PURPOSE[ticket.priority], ticket.work.left_nbytes - ticket.in_flight
+        left = ticket.work.left_nbytes - ticket.in_flight
         chunk = left if isinstance(ticket.work, _Turn) else min(self.chunk_nbytes, left)
         nbytes = max(purse.page_nbytes, chunk) if left else 0  # all of it has begun
-        ticket.paid_nbytes, ready_s = purse.save_up(
-            ticket.payers, purpose, nbytes, ticket.paid_nbytes
-        )
-        if ready_s is not None:
-            self._set_aside(ticket, ready_s)
+        if not self._unpaid.has_paid(ticket, nbytes):
             return None
         begun = ticket.work.begin(max(1, nbytes))
         ticket.paid_nbytes -= begun  # what is left goes towards its next chunk
         return begun
 
     def _next(self) -> Ticket | None:
-        now_s = self._now_s()
-        heads = [lane.head() for lane in self._lanes]
-        for head in heads[:0:-1]:
-            if head is not None and head.since_s + PATIENCE_S[head.priority] <= now_s:
+        heads = self._heads(self._lanes)
+        if not heads:
+            return None
+        first, now_s = heads[0], self._now_s()
+        for head in reversed(heads):
+            is_load = head.priority is Priority.LOAD
+            if not is_load and head.since_s + PATIENCE_S[head.priority] <= now_s:
                 self._note_overtaken(head)
                 return head
-        if heads[Priority.LOAD] is not None:
-            chunk_nbytes = self.chunk_nbytes
-            return heads[Priority.LOAD] if self._loading <= (DEPTH - 1) * chunk_nbytes else None
-        if self._in_flight:
-            return None
-        return next((head for head in heads if head is not None), None)
+        if first.priority is Priority.LOAD:
+            return first if self._loading <= (DEPTH - 1) * self.chunk_nbytes else None
+        return None if self._in_flight else first
+
+    @staticmethod
+    def _heads(lanes: Sequence[Lane]) -> list[Ticket]:
+        """The first of each of ``lanes`` in which anything waits."""
+        heads = [lane.head() for lane in lanes if lane.heap]
+        return [head for head in heads if head is not None]
 
     def _note_overtaken(self, ticket: Ticket) -> None:
         for other in self._open:
@@ -448,8 +350,8 @@ class LinkQueue:
         """Look again when what waits for loads to end has waited long enough."""
         if self._timer is not None:
             return
-        heads = [lane.head() for lane in self._lanes[1:]]
-        ends_s = [head.since_s + PATIENCE_S[head.priority] for head in heads if head is not None]
+        heads = self._heads(self._lanes[1:])
+        ends_s = [head.since_s + PATIENCE_S[head.priority] for head in heads]
         if ends_s:
             delay_s = max(0.0, min(ends_s) - self._now_s())
             self._timer = self._loop.call_later(delay_s, self._out_of_patience)

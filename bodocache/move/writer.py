@@ -22,9 +22,9 @@ from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Durability, Status
 from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
-from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.room import Need
+from bodocache.move.ticket import Priority
 from bodocache.pages import NOBODY, NOWHERE, Reason, Tier
 from bodocache.plan.records import DEMAND, OpKind, Purpose
 

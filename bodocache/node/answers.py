@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import WireError
 from bodocache.hints.actions import Operation, Outcome
-from bodocache.move.queue import PATIENCE_S, Priority
+from bodocache.move.ticket import PATIENCE_S, Priority
 from bodocache.node import messages
 from bodocache.node.far import told_of
 from bodocache.node.host import Host

@@ -15,8 +15,8 @@ from bodocache.move.copying import Copying
 from bodocache.move.link import Link
 from bodocache.move.load import Load, Source
 from bodocache.move.part import Part, RowArray
-from bodocache.move.queue import Priority, Ticket
 from bodocache.move.residency import KeyArray
+from bodocache.move.ticket import Priority, Ticket
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Targets

@@ -18,9 +18,9 @@ from bodocache import digest
 from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Status, Transfer
 from bodocache.move.link import Link
-from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.tasks import Nursery
+from bodocache.move.ticket import Priority
 from bodocache.node import messages
 from bodocache.node.messages import Arrived
 from bodocache.node.reading import Reading

@@ -7,7 +7,7 @@ from bodocache.move.residency import RowArray
 
 if TYPE_CHECKING:
     from bodocache.io.backend import Transfer
-    from bodocache.move.queue import Ticket
+    from bodocache.move.ticket import Ticket
     from bodocache.node.fetches import Fetch, Fetcher
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from bodocache.hints.actions import Operation  # noqa: TC001 -- as the others
 from bodocache.move.announced import Announcement  # noqa: TC001
-from bodocache.move.queue import Ticket
 from bodocache.move.residency import RowArray, SlotArray
+from bodocache.move.ticket import Ticket
 from bodocache.node.fetches import Fetch, Fetcher
 from bodocache.node.stages import Stage, Stager
 

@@ -31,7 +31,7 @@ from bodocache.kernels.lane import HostLane
 from bodocache.layout import Group, Layout, LayoutKind, PagedMemory
 from bodocache.match import Match
 from bodocache.move.copies import Copies, HostSide
-from bodocache.move.queue import Priority
+from bodocache.move.ticket import Priority
 from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.replay import payload

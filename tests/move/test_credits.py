@@ -12,7 +12,8 @@ from bodocache.config import CacheConfig, FeaturesConfig, TenantsConfig, parse
 from bodocache.errors import ConfigError
 from bodocache.move.credits import Credits
 from bodocache.move.link import Link
-from bodocache.move.queue import CHUNK_S, LinkQueue, Priority
+from bodocache.move.queue import CHUNK_S, LinkQueue
+from bodocache.move.ticket import Priority
 from bodocache.pages import Reason, Tier
 from bodocache.plan.records import POLICY, Purpose
 from bodocache.testing.loop import run_virtual

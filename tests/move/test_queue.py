@@ -7,7 +7,8 @@ import pytest
 
 from bodocache.clock import VirtualClock
 from bodocache.move import queue
-from bodocache.move.queue import ALL, LinkQueue, Priority
+from bodocache.move.queue import ALL, LinkQueue
+from bodocache.move.ticket import Priority
 
 RATE = 1e9
 CHUNK = int(RATE * queue.CHUNK_S)
@@ -98,6 +99,26 @@ def test_beside_others_loads_go_in_chunks_by_their_deadlines():
         it.drain(first, late, soon, never)
         assert it.order == ["first", "late", "never", "soon", "soon", "late"]
         assert {what for _, what in it.log[1:]} == {CHUNK}
+
+    run(scenario)
+
+
+def test_a_chunk_that_takes_long_to_begin_is_followed_by_a_turn_of_the_loop():
+    async def scenario():
+        it = Bench()
+        begin = Pages.begin
+
+        def slowly(work, nbytes):
+            it.clock.advance(queue.LONG_BEGIN_S)
+            return begin(work, nbytes)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Pages, "begin", slowly)
+            it.enter("first", 0.5)
+            it.enter("second", 0.5)
+            assert it.order == ["first"]
+            await asyncio.sleep(0)
+            assert it.order == ["first", "second"]
 
     run(scenario)
 

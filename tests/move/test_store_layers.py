@@ -7,7 +7,7 @@ import pytest
 
 from bodocache.clock import VirtualClock
 from bodocache.errors import BodoCacheError
-from bodocache.move.queue import PATIENCE_S, Priority
+from bodocache.move.ticket import PATIENCE_S, Priority
 from bodocache.pages import Tier
 
 PAGES, LAYERS = 3, 4

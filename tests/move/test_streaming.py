@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bodocache.errors import BodoCacheError, LoadFailed
-from bodocache.move.queue import Priority
 from bodocache.move.stream import passed
+from bodocache.move.ticket import Priority
 from bodocache.pages import Reason, Tier
 
 LAYERS = 4
