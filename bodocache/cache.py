@@ -330,7 +330,7 @@ class Cache:
         while not self._closed and match.version == self._version:
             if not await self._announcements.awaited(match.keys[match.pages :], until_s):
                 break
-            found = await self._find(match.keys)
+            found = await self._find(match.keys, match.said.tenant)
             match = self._described(match.version, match.keys, match.said, found)
         return match
 
@@ -552,7 +552,7 @@ class Cache:
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
-        found = await self._find(keys)
+        found = await self._find(keys, said.tenant)
         tiers, reasons = found.tiers, found.reasons
         if self._orchestrator.stands_aside(keys) and (tiers != Tier.DEVICE).any():
             kept = int(np.flatnonzero(tiers != Tier.DEVICE)[0])
@@ -578,8 +578,9 @@ class Cache:
 
     # What a cache on a node asks its node (node/client.py)
 
-    async def _find(self, keys: KeyArray) -> Finding:
-        """What there is of ``keys``."""
+    async def _find(self, keys: KeyArray, tenant: int) -> Finding:
+        """What there is of ``keys``, for ``tenant``."""
+        del tenant  # its credits are at hand
         residency = self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bodocache.config import TenantsConfig
 from bodocache.plan import asked, charges
 from bodocache.plan import credits as buckets
-from bodocache.plan.records import DEMAND, IO, TENANT, OpKind, Purpose, Unit
+from bodocache.plan.records import DEMAND, IO, TENANT, Feature, OpKind, Purpose, Unit
 
 ENDLESS = 1 << 53  # credits of who has no limit; up to here a float counts every one
 
@@ -54,6 +54,20 @@ class Credits:
         self._tenants["held"] = self._tenants["cap"]
         self._tenants["borrow"][1:] = self._tenants["cap"][1:] if config.lend else 0
         buckets.check(self._tenants, policy, now_s())
+
+    @classmethod
+    def of(
+        cls,
+        config: TenantsConfig,
+        *,
+        policy: NDArray[np.void],
+        page_nbytes: int,
+        now_s: Callable[[], float],
+    ) -> "Credits | None":
+        """Those of ``config``; None where nobody has a rate, or features.credits is off."""
+        if not config.limits() or int(policy["features_off"][0]) & Feature.CREDITS:
+            return None
+        return cls(config, policy=policy, page_nbytes=page_nbytes, now_s=now_s)
 
     def _fill(self, row: int, purpose: Purpose, rates: tuple[float, float], burst_s: float) -> None:
         """A bucket holds what ``burst_s`` brings: at least a page, and one I/O."""
@@ -110,6 +124,10 @@ class Credits:
         earned = np.minimum(ENDLESS, of["rate"][:, bucket] * ahead_s)
         held = np.minimum(ENDLESS, of["held"][:, bucket] - of["owed"][:, bucket] + earned)
         return len(rows) * max(0, int(held.min()))
+
+    def rate_of(self, tenant: int, purpose: Purpose) -> float:
+        """Bytes a second that ``tenant`` earns."""
+        return float(self._tenants["rate"][self._rows.get(tenant, 0), 2 * purpose + Unit.NBYTES])
 
     def spent(self, tenant: int) -> dict[Purpose, int]:
         """Bytes that ``tenant`` was charged, by purpose; of one without a rate, all such."""

@@ -167,8 +167,8 @@ class Decider:
     def _cut_unpaid(self, load: Load, from_disk: RowArray) -> None:
         """Let the engine compute what its tenant's credits will not have paid for in time."""
         due_s = load.terms.due_s(load.begun_s)
-        queue = self._links[Tier.DISK].queue
-        paid = queue.payable_nbytes(load.terms.tenant, due_s) / self._outlook.page_nbytes
+        payable_nbytes = self._links[Tier.DISK].payable_nbytes(load.terms.tenant, due_s)
+        paid = payable_nbytes / self._outlook.page_nbytes
         if not len(from_disk) or paid >= len(from_disk):
             return
         keep = int(from_disk[max(0, int(paid))])

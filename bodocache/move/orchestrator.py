@@ -110,15 +110,9 @@ class Orchestrator:
             now_s=clock.now_s,
         )
         self._counted_s = 0.0  # of the copies of stores
-        is_off = int(policy["features_off"][0]) & Feature.CREDITS
-        self._credits = None
-        if tenants.limits() and not is_off:
-            self._credits = Credits(
-                tenants,
-                policy=policy,
-                page_nbytes=page_nbytes,
-                now_s=clock.now_s,
-            )
+        self._credits = Credits.of(
+            tenants, policy=policy, page_nbytes=page_nbytes, now_s=clock.now_s
+        )
         self._links["disk->device"].queue.credits = self._credits
         loading = {
             Tier.HOST: self._links["host->device"],

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import WireError
 from bodocache.hints.actions import Operation, Outcome
+from bodocache.hints.reuse import checked_tenant
 from bodocache.move.queue import PATIENCE_S, Priority
 from bodocache.node import messages
 from bodocache.node.far import told_of
@@ -59,18 +60,20 @@ class Answers:
                 name: {"ops": it.ops, "pages": it.pages, "nbytes": it.nbytes, "busy_s": it.busy_s}
                 for name, it in ((name, link.stats()) for name, link in host.links.items())
             },
+            "credit_waits": host.credit_waits,
             "evicted": {it.name.lower(): count for it, count in residency.evicted.items()},
             "task_failures": host.nursery.failures,
         }
 
     def _find(self, session: Session, message: messages.Find, _: Note) -> messages.Found:
-        host, residency = self.host, self.host.residency
+        host, residency, tenant = self.host, self.host.residency, checked_tenant(message.tenant)
         rows = residency.leading(message.keys)
         tiers = residency.fastest(rows).astype(np.uint8)
         reasons = residency.why_missing(message.keys, len(rows))
         expected = host.announcements.expected(message.keys[len(rows) :])
         due_s = expected.due_s - host.now_s() if expected.pages else 0.0
-        return messages.Found(tiers, reasons, expected.pages, due_s, self._disk_for(session))
+        disk, purse = self._disk_for(session), host.credits_of(tenant)
+        return messages.Found(tiers, reasons, expected.pages, due_s, disk, purse)
 
     def _disk_for(self, session: Session) -> NDArray[np.float64]:
         """The disk, as a load that comes now would find it; the engine counts its own."""
@@ -127,7 +130,7 @@ class Answers:
             else:
                 told.append(arrived)
 
-        fetch = self.host.fetcher.begin(message, tell)
+        fetch = self.host.fetcher.begin(message, said.tenant, tell)
         begun[0] = True
         session.fetches[message.load] = fetch
         self.host.hints.loaded(message.keys, fetch.rows, said)
@@ -136,7 +139,8 @@ class Answers:
     def _reserve(self, session: Session, message: messages.Reserve, _: Note) -> messages.Reserved:
         if message.store in session.stages:
             raise WireError(f"store {message.store} is under way already")
-        stage = self.host.stager.reserve(message.keys, message.supplied, session.version)
+        checked_tenant(message.tenant)
+        stage = self.host.stager.reserve(message, session.version)
         session.stages[message.store] = stage
         return messages.Reserved(stage.positions, stage.slots, stage.known)
 

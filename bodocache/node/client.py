@@ -138,14 +138,15 @@ class NodeCache(Cache):
         figures: dict[str, Any] = json.loads(told.text)
         return figures
 
-    async def _find(self, keys: KeyArray) -> Finding:
+    async def _find(self, keys: KeyArray, tenant: int) -> Finding:
         engine, residency = self._engine, self._engine.residency
         announced, due_s = 0, 0.0
         try:
-            found = await engine.request(messages.Find(keys), within_s=self._patience_s)
+            found = await engine.request(messages.Find(tenant, keys), within_s=self._patience_s)
             tiers, reasons = found.tiers, found.reasons
             announced, due_s = found.announced, engine.now_s() + found.due_s
             engine.disk.hear(found.disk)
+            engine.disk.hear_credits(tenant, found.credits)
         except NodeError:
             tiers = np.empty(0, np.uint8)
             reasons = np.full(len(keys), Reason.UNAVAILABLE, np.uint8)

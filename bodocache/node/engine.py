@@ -75,7 +75,8 @@ class Engine:
         is_cpu = device.memory.device.type == "cpu"
         down, up = Link("host->device", now_s=now_s, runs_here=is_cpu), "device->host"
         self.disk = FarLink("disk->host", now_s=now_s)
-        self._links = {it.name: it for it in (down, self.disk, Link(up, now_s=now_s))}
+        links = (down, self.disk, self.disk.rationed, Link(up, now_s=now_s))
+        self._links = {it.name: it for it in links}
         # Host memory is the node's: one page stands for it.
         host = OwnedPool(replace(layout, num_pages=1), name="host")
         policy = policy_of(config)
@@ -86,12 +87,13 @@ class Engine:
             policy=policy,
             recompute=recompute,
             now_s=now_s,
+            parts=config.tenants.by_number(),
         )
-        links: dict[Tier, Link] = {Tier.HOST: down, Tier.DISK: self.disk}
+        sources: dict[Tier, Link] = {Tier.HOST: down, Tier.DISK: self.disk}
         self._page_tokens = recompute.page_tokens
         self._effort = Effort(recompute.base_s, recompute.slope_s)
         outlook = Outlook(
-            links,
+            sources,
             page_nbytes=layout.page_nbytes,
             page_tokens=recompute.page_tokens,
             effort=self._effort,
@@ -101,7 +103,7 @@ class Engine:
         self._recompute_s = outlook.recompute_s
         self.decider = Decider(
             outlook,
-            links,
+            sources,
             lies_in=lambda rows, _: np.zeros(len(rows), np.bool_),  # the node chooses the source
             is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=now_s,
@@ -109,10 +111,10 @@ class Engine:
         sides = Device(self.residency)
         self._loader = NodeLoader(
             sides,
-            links=links,
+            disk=self.disk,
+            copying=down,
             page_nbytes=layout.page_nbytes,
             page_tokens=recompute.page_tokens,
-            layers=self.num_layers,
             nursery=self._nursery,
             decider=self.decider,
             now_s=now_s,

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from bodocache import digest
 from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Status, Transfer
+from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.queue import Priority
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.node import messages
 from bodocache.node.messages import Arrived
@@ -41,6 +43,7 @@ class Fetch:
     number: int
     rows: RowArray  # pinned
     tell: Tell
+    tenant: int  # whose credits pay
     due_s: float  # when it is needed
     deadline_s: float  # and is worth nothing any more
     slots: SlotArray  # by position; -1 where none is leased
@@ -85,15 +88,15 @@ class Fetcher:
         self._now_s = now_s
         self._coming: dict[int, _Coming] = {}  # by row
 
-    def begin(self, asked: messages.Fetch, tell: Tell) -> Fetch:
-        """Begin to bring pages of a chain to the host.
+    def begin(self, asked: messages.Fetch, tenant: int, tell: Tell) -> Fetch:
+        """Begin to bring pages of a chain to the host; the credits of ``tenant`` pay.
 
         What is there is told before this returns, the rest as it lands.
         """
         residency, now_s = self._residency, self._now_s()
         rows, *_ = residency.begin_load(asked.keys)
         fetch = Fetch(
-            *(asked.load, rows, tell, now_s + asked.due_s, now_s + asked.deadline_s),
+            *(asked.load, rows, tell, tenant, now_s + asked.due_s, now_s + asked.deadline_s),
             slots=np.full(len(rows), -1),
         )
         end = min(asked.end, len(rows))
@@ -119,7 +122,7 @@ class Fetcher:
         self._drop_corrupt(fetch, bad[(bad >= 0) & (bad < len(fetch.rows))])
         for reading in list(fetch.readings):
             reading.stop()
-        if not fetch.readings:
+        if not fetch.readings and not fetch.is_over.is_set():  # one that never began ended it
             self._let_go(fetch)
 
     def _lease(self, fetch: Fetch, positions: RowArray, slots: SlotArray) -> None:
@@ -150,17 +153,22 @@ class Fetcher:
     def _read(self, fetch: Fetch, positions: RowArray) -> None:
         residency, backend = self._residency, self._residency.backend
         assert backend is not None, "a page lies on disk only where there is a disk tier"
-        slots = residency.take_most(Tier.HOST, len(positions))
+        most = positions[: self._most_read(fetch, len(positions))]
+        need = Need(Activity.LOAD, fetch.tenant)
+        slots = residency.take_for(Tier.HOST, fetch.rows[most], need)
         without = positions[len(slots) :]
         if len(without):
             fetch.tell(fetch.lost(without, np.full(len(without), Reason.NO_ROOM)))
         if not len(slots):
             return
-        positions = self._in_order(fetch, positions[: len(slots)])
+        positions = positions[: len(slots)]
         self._lease(fetch, positions, slots)
         fetch.spare += slots.tolist()
+        positions = self._in_order(fetch, positions)
         reading = Reading(self, fetch, positions)
-        ticket = self._link.queue.enter(reading, Priority.LOAD, deadline_s=fetch.due_s)
+        ticket = self._link.queue.enter(
+            reading, Priority.LOAD, deadline_s=fetch.due_s, payers=(fetch.tenant,)
+        )
         if ticket is None:
             fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.NO_ROOM)))
             return
@@ -170,6 +178,12 @@ class Fetcher:
             self._coming[row] = _Coming(reading)
         self._link.begin(reading.begun_s)
         self._link.queue.start(ticket)
+
+    def _most_read(self, fetch: Fetch, pages: int) -> int:
+        """How many of ``pages`` may take host slots and wait for the disk."""
+        memory_nbytes = self._residency.host.num_pages * self.page_nbytes
+        room = self._link.queue.room_nbytes((fetch.tenant,), memory_nbytes)
+        return int(min(pages, room // self.page_nbytes))
 
     def read_chunk(self, reading: Reading, positions: RowArray) -> bool:
         """Begin to read ``positions``; whether it was begun."""
@@ -184,6 +198,7 @@ class Fetcher:
             self._tell_lost(fetch, positions, np.full(len(positions), Reason.IO_ERROR))
             return False
         reading.transfers.append(transfer)
+        reading.under_way += len(positions)
         self._nursery.spawn(self._follow(reading, positions, transfer))
         return True
 
@@ -214,6 +229,7 @@ class Fetcher:
                 more = await transfer.progress()
                 fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
                 seen[fresh] = True
+                reading.under_way -= len(fresh)
                 good = transfer.statuses[fresh] == Status.LANDED
                 self._keep(fetch, positions[fresh[good]])
                 landed += int(good.sum())
@@ -224,6 +240,7 @@ class Fetcher:
         finally:
             transfer.abandon()
             await transfer.drained()
+            reading.under_way -= int(np.count_nonzero(~seen))
             reading.transfers.remove(transfer)
             reading.landed += landed
             self._link.moved(self._now_s(), landed * self.page_nbytes)
@@ -300,6 +317,8 @@ class Fetcher:
             mine[i] = False
             coming.followers.append((fetch, position))
             ticket = coming.reading.ticket
+            if ticket is not None and fetch.tenant not in ticket.payers:
+                ticket.payers.append(fetch.tenant)
             if ticket is not None and fetch.due_s < ticket.due_s:
                 self._link.queue.start(ticket, fetch.due_s)  # as urgent as the most urgent asker
         return positions[mine]

@@ -6,7 +6,9 @@ The same parts as an in-process cache (move/orchestrator.py), without a device: 
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bodocache.clock import Clock
 from bodocache.config import CacheConfig
@@ -14,6 +16,7 @@ from bodocache.io.backend import Backend
 from bodocache.layout import Layout, LayoutKind, PagedMemory
 from bodocache.move.announced import Announcements
 from bodocache.move.copies import Copies
+from bodocache.move.credits import Credits
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link
@@ -23,6 +26,7 @@ from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
 from bodocache.node.fetches import Fetcher
 from bodocache.node.stages import Stager
+from bodocache.plan.records import Purpose
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import policy_of, recompute_of, rules_of
 
@@ -59,7 +63,16 @@ class Host:
             policy=policy_of(config),
             recompute=recompute,
             now_s=now_s,
+            parts=config.tenants.by_number(),
         )
+        self._credits = Credits.of(
+            config.tenants,
+            policy=self.residency.policy,
+            page_nbytes=pool.layout.page_nbytes,
+            now_s=now_s,
+        )
+        self._disk_queue = disk.queue
+        disk.queue.credits = self._credits
         self.fetcher = Fetcher(self.residency, link=disk, nursery=self.nursery, now_s=now_s)
         self._writer = None
         self._prefetcher = None
@@ -107,9 +120,25 @@ class Host:
         self.nursery.spawn(self._writer.run())
         return found
 
+    @property
+    def credit_waits(self) -> int:
+        """Chunks that waited for their tenant's credits."""
+        return 0 if self._credits is None else self._credits.waits
+
+    def credits_of(self, tenant: int) -> NDArray[np.float64]:
+        """For Found: what ``tenant`` can have loaded now, and what it earns; none: no limit."""
+        purse = self._credits
+        if purse is None or not purse.is_limited((tenant,)):
+            return np.empty(0)
+        payable = self._disk_queue.payable_nbytes(tenant, self.now_s())
+        return np.array([payable, purse.rate_of(tenant, Purpose.READ)])
+
     async def close(self) -> None:
         """Write what was admitted, and let go of everything; no engine is attached any more."""
         self.announcements.close()
+        self._disk_queue.stop_charging()
+        if self._writer is not None:
+            self._writer.hurry()
         if self._prefetcher is not None:
             await self._prefetcher.close()
         await self._demoter.close()

@@ -26,6 +26,7 @@ from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.coming import Coming
 from bodocache.node.device import Device, Targets
+from bodocache.node.far import FarLink
 from bodocache.node.said import said_to_json
 from bodocache.pages import NOWHERE, Reason, Tier
 
@@ -42,10 +43,10 @@ class NodeLoader:
         self,
         device: Device,
         *,
-        links: dict[Tier, Link],
+        disk: FarLink,
+        copying: Link,
         page_nbytes: int,
         page_tokens: int,
-        layers: int,
         nursery: Nursery,
         decider: Decider,
         now_s: Callable[[], float],
@@ -53,10 +54,10 @@ class NodeLoader:
         self.failed_checks = 0
         self._hits = np.zeros(len(Tier), np.int64)
         self._device = device
-        self._links = links
+        self._disk = disk
+        self._copying = copying
         self._page_nbytes = page_nbytes
         self._page_tokens = page_tokens
-        self._layers = layers
         self._nursery = nursery
         self._decider = decider
         self._now_s = now_s
@@ -79,12 +80,12 @@ class NodeLoader:
         attached: Attached | None,
     ) -> Load:
         """Begin to bring the pages of ``keys``, matched in ``tiers``, on the engine's ``terms``."""
-        targets = self._device.begin_load(keys, slots)
+        targets = self._device.begin_load(keys, slots, terms.tenant)
         load = Load(
             rows=targets.rows,
             slots=targets.slots,
             page_tokens=self._page_tokens,
-            layers=self._layers,
+            layers=self._device.layers,
             begun_s=self._now_s(),
             terms=terms,
             on_close=partial(self._close, targets),
@@ -154,10 +155,12 @@ class NodeLoader:
         coming.want(wanted)
         # Copies enter the queue by themselves, when the node has answered: before that only a cut
         # would ask for them.
-        for tier in (Tier.DISK, Tier.HOST) if load.terms.may_be_cut else (Tier.DISK,):
+        disk = (Tier.DISK, self._disk.of(load.terms.tenant))
+        copied = ((Tier.HOST, self._copying),) if load.terms.may_be_cut else ()
+        for tier, link in (disk, *copied):
             positions = wanted[sources[wanted] == tier]
             if len(positions):
-                part = coming.await_from(tier, positions, self._links[tier])
+                part = coming.await_from(tier, positions, link)
                 if part is not None:
                     self._decider.watch(part)
 
@@ -189,7 +192,7 @@ class NodeLoader:
     def _copy(self, coming: Coming, arrived: messages.Arrived) -> None:
         """Let pages that lie in host slots wait for their turn: they may have come afterwards."""
         assert coming.attached is not None, "nothing comes from nowhere"
-        part = coming.to_copy(arrived, self._links[Tier.HOST])
+        part = coming.to_copy(arrived, self._copying)
         work = Copying(
             part,
             copies=coming.attached.copies,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bodocache.node.codec import Column
 from bodocache.pages import KEY_NBYTES
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 Keys = Annotated[NDArray[np.uint8], Column("u1", KEY_NBYTES)]
 Indices = Annotated[NDArray[np.int64], Column("<i8")]
@@ -75,6 +75,7 @@ class Bye:
 class Find:
     """What lies in host memory or on disk of a chain? Answer: Found."""
 
+    tenant: int  # who asks
     keys: Keys
 
 
@@ -87,6 +88,7 @@ class Found:
     announced: int  # pages behind those that are there
     due_s: float  # when they are meant to be
     disk: Floats  # LINK of the disk, for who comes now; none where it was never measured
+    credits: Floats  # what the tenant can have loaded now, and bytes/s more; none: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ class Reserve:
 
     store: int
     supplied: int
+    tenant: int  # whose pages they are
     keys: Keys
 
 

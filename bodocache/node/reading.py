@@ -19,14 +19,14 @@ class Reading:
         self.begun_s = fetcher.now_s()
         self.left = positions  # not begun
         self.transfers: list[Transfer] = []
-        self.landed = 0
+        self.under_way = self.landed = 0  # pages
         self.ticket: Ticket | None = None
         self._fetcher = fetcher
 
     @property
     def left_nbytes(self) -> int:
-        """What has not been begun."""
-        return len(self.left) * self._fetcher.page_nbytes
+        """What has not arrived."""
+        return (len(self.left) + self.under_way) * self._fetcher.page_nbytes
 
     def begin(self, nbytes: int) -> int:
         """Begin to read a chunk: no more than one, so that something more urgent never waits."""

@@ -15,10 +15,12 @@ import numpy as np
 from bodocache import digest
 from bodocache.errors import WireError
 from bodocache.hints.reuse import Said
+from bodocache.move.ghosts import Activity
 from bodocache.move.hints import Hints
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.move.writer import Writer
-from bodocache.node.messages import Digests
+from bodocache.node.messages import Digests, Reserve
 from bodocache.pages import NOWHERE, Tier
 
 TURN_NBYTES = 8 << 20  # digested in one go: 0.3 ms of one core
@@ -73,12 +75,12 @@ class Stager:
         page_nbytes = residency.host.layout.page_nbytes
         self._turn_pages = max(1, TURN_NBYTES // page_nbytes)
 
-    def reserve(self, keys: KeyArray, supplied: int, version: int) -> Stage:
-        """Lease slots for the pages of ``keys`` that are new; as many as there is room for.
+    def reserve(self, asked: Reserve, version: int) -> Stage:
+        """Lease slots for those of the pages that are new; as many as there is room for.
 
         None are leased where pages before ``supplied``, whose bytes the engine has not, are gone.
         """
-        residency = self._residency
+        residency, keys, supplied = self._residency, asked.keys, asked.supplied
         rows = residency.leading(keys)
         residency.pin(rows)
         positions, slots = np.empty((2, 0), np.int64)
@@ -87,7 +89,8 @@ class Stager:
             rest = np.arange(len(rows), len(keys))
             there = residency.holds(keys[rest])
             positions, known = rest[~there], np.concatenate((known, rest[there]))
-            slots = residency.take_most(Tier.HOST, len(positions))
+            need = Need(Activity.STORE, asked.tenant)
+            slots = residency.take_most(Tier.HOST, len(positions), need)
             positions = positions[: len(slots)]
             residency.host.hold(slots)
         return Stage(keys, rows, positions, slots, version, known, supplied)

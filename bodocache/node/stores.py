@@ -119,7 +119,7 @@ class NodeStorer:
         try:
             ours = np.concatenate((before, slots))
             shown, known = await self._put(store, number, keys, ours, said, attached)
-            rows = self._device.place_stored(keys, slots, shown)
+            rows = self._device.place_stored(keys, slots, shown, said.tenant)
             store.held_rows = np.concatenate((store.held_rows, rows))
         except Abandoned:
             pass  # nothing of it was shown
@@ -144,7 +144,7 @@ class NodeStorer:
         """Positions of the pages that can be found from now on, and of those that could before."""
         supplied, channel = len(keys) - len(slots), attached.channel
         epoch = channel.welcome.epoch
-        answer = channel.request(messages.Reserve(number, supplied, keys))
+        answer = channel.request(messages.Reserve(number, supplied, said.tenant, keys))
         digests = np.empty((0, 2), np.uint64)
         try:
             reserved = await _in_time(answer)

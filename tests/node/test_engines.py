@@ -102,7 +102,7 @@ def test_a_store_whose_bytes_are_not_what_it_says_shows_nothing(tmp_path, house)
         async with house.node_at(path, values), house.attach(path, values) as it:
             match = await it.cache.match(house.prompt(3))
             request = it.cache._engine._attached.channel.request
-            reserved = await request(messages.Reserve(1 << 40, 0, match.keys))
+            reserved = await request(messages.Reserve(1 << 40, 0, 0, match.keys))
             assert len(reserved.slots) == 3
             lies = np.zeros((3, 2), np.uint64)
             published = await request(messages.Publish(1 << 40, SILENT, lies))
@@ -237,7 +237,7 @@ def test_an_engine_of_another_protocol_is_refused(tmp_path, house, monkeypatch):
         path = tmp_path / "s"
         async with house.node_at(path, house.settings()):
             monkeypatch.setattr("bodocache.node.terms.PROTOCOL", 99)
-            with pytest.raises(NodeRefused, match="protocol 99, the node 2"):
+            with pytest.raises(NodeRefused, match="protocol 99, the node 3"):
                 await NodeCache.attach(path, house.config_of(house.settings()), house.device_pool())
 
     asyncio.run(scenario())

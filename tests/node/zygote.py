@@ -73,7 +73,7 @@ async def stop_in_mid_store(order):
     slots = cache.acquire(4)
     payload.fill(words, slots, payload.seeds(match.keys))
     link = cache._engine._attached
-    reserved = await link.channel.request(messages.Reserve(1 << 40, 0, match.keys))
+    reserved = await link.channel.request(messages.Reserve(1 << 40, 0, 0, match.keys))
     raw = link.copies.to_host(slots, reserved.slots)
     tell(reserved=len(reserved.slots))
     os.kill(os.getpid(), signal.SIGSTOP)
