@@ -125,17 +125,21 @@ class Credits:
         held = np.minimum(ENDLESS, of["held"][:, bucket] - of["owed"][:, bucket] + earned)
         return len(rows) * max(0, int(held.min()))
 
+    def row_of(self, tenant: int) -> int:
+        """Its row in :meth:`table`; 0 of one without a rate."""
+        return self._rows.get(tenant, 0)
+
     def rate_of(self, tenant: int, purpose: Purpose) -> float:
         """Bytes a second that ``tenant`` earns."""
-        return float(self._tenants["rate"][self._rows.get(tenant, 0), 2 * purpose + Unit.NBYTES])
+        return float(self._tenants["rate"][self.row_of(tenant), 2 * purpose + Unit.NBYTES])
 
     def spent(self, tenant: int) -> dict[Purpose, int]:
         """Bytes that ``tenant`` was charged, by purpose; of one without a rate, all such."""
-        row = self._rows.get(tenant, 0)
+        row = self.row_of(tenant)
         return {it: int(self._tenants["spent"][row, 2 * it + Unit.NBYTES]) for it in Purpose}
 
     def _rows_of(self, payers: Sequence[int]) -> list[int]:
-        return [self._rows.get(tenant, 0) for tenant in payers]
+        return [self.row_of(tenant) for tenant in payers]
 
     def _bill(self, payers: Sequence[int], purpose: Purpose, nbytes: int) -> asked.Asked:
         demands = np.zeros(len(payers), DEMAND)

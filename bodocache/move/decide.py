@@ -128,7 +128,7 @@ class Decider:
         if load.done:
             return
         if self._decide(load, Proposal(load.landed, Why.DEADLINE)) is not None:
-            self.cuts[Why.DEADLINE] += 1
+            self._count(load, Why.DEADLINE)
             load.settle()
             load.abandon()
 
@@ -159,6 +159,10 @@ class Decider:
             self._timer.cancel()
             self._timer = None
 
+    def _count(self, load: Load, why: Why) -> None:
+        self.cuts[why] += 1
+        load.was_cut = why
+
     def _forget(self, load: Load) -> None:
         del self._watched[load]
         if not self._watched:
@@ -174,7 +178,7 @@ class Decider:
         keep = int(from_disk[max(0, int(paid))])
         pages = self._decide(load, Proposal(keep, Why.UNPAID))
         if pages is not None and pages < load.wanted:
-            self.cuts[Why.UNPAID] += 1
+            self._count(load, Why.UNPAID)
             load.cut(pages)
 
     def _expect(self, load: Load, start_s: float, n_waiting: float) -> None:
@@ -265,7 +269,7 @@ class Decider:
         why = Why.TARDY if one.is_begun else Why.BEFORE
         pages = self._decide(load, Proposal(choice.pages, why))
         if pages is not None and pages < load.wanted:
-            self.cuts[why] += 1
+            self._count(load, why)
             one.cut_at = -1
             load.cut(pages)
 

@@ -16,18 +16,16 @@ from bodocache.move.land import Lander
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.part import Part
-from bodocache.move.queue import Priority, Ticket
+from bodocache.move.queue import Priority
 from bodocache.move.reads import Reads
+from bodocache.move.requests import note_planned
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
-from bodocache.move.timeline import Event
 from bodocache.move.windows import Windows
 from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import OwnedPool
-
-_PLANNED, _PREDICTED = int(Event.PLANNED), int(Event.PREDICTED)
 
 
 class Loader:
@@ -247,7 +245,7 @@ class Loader:
         assert part.ticket is not None, "there was room"
         part.own_due_s = part.ticket.due_s
         part.prediction = part.link.predict_ticket(part.ticket)
-        self._note(part, part.ticket)
+        note_planned(part.load.note, part.link, part.ticket, len(part.rows), part.prediction)
         self._decider.watch(part)
         is_planned = part.source is Tier.DISK  # a copy gains nothing by another order
         if is_planned:
@@ -255,13 +253,6 @@ class Loader:
         queue.start(part.ticket)
         if is_planned:
             self._windows.wait()
-
-    def _note(self, part: Part, ticket: Ticket) -> None:
-        note, link, nbytes = part.load.note, part.link, len(part.rows) * part.page_nbytes
-        note(_PLANNED, link.number, len(part.rows), 0.0, nbytes)
-        if part.prediction is not None and (known := link.estimate(nbytes)) is not None:
-            ahead = link.queue.ahead_nbytes(ticket) - ticket.work.left_nbytes
-            note(_PREDICTED, link.number, 0, part.prediction.finish_s, ahead, known.rate)
 
     def _reroute(self, part: Part, tier: Tier) -> None:
         """Bring what of ``part`` has not begun from ``tier``, as far as it lies there."""

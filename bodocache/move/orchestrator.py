@@ -102,12 +102,8 @@ class Orchestrator:
             parts=tenants.by_number(),
         )
         page_nbytes = host.pool.layout.page_nbytes
-        self.worth = Worth(
-            recompute_s=recompute.seconds,
-            load_page_s=float(policy["load_s_per_byte"][0, Tier.HOST]) * page_nbytes,
-            half_life_s=float(policy["half_life_s"][0]),
-            is_on=steps_aside,
-            now_s=clock.now_s,
+        self.worth = Worth.of(
+            policy, recompute.seconds, page_nbytes, is_on=steps_aside, now_s=clock.now_s
         )
         self._counted_s = 0.0  # of the copies of stores
         self._credits = Credits.of(
@@ -246,10 +242,7 @@ class Orchestrator:
         self.worth.spent(seconds)
 
     def _weigh(self, load: Load) -> None:
-        """An engine that said when it is free does not wait before that."""
-        since_s = load.begun_s if load.terms.start_s is None else load.terms.start_s
-        waited_s = max(0.0, self.now_s() - max(since_s, load.begun_s))
-        self.worth.loaded(load.from_below, waited_s, load.terms.n_waiting)
+        self.worth.loaded(load.from_below, load.waited_s(self.now_s()), load.terms.n_waiting)
 
     def _fetch_rest(self, load: Load) -> None:
         """What a cut left on disk was just used: bring it to the host while the disk is idle."""
@@ -324,6 +317,16 @@ class Orchestrator:
             not_admitted=self.not_admitted,
             task_failures=self.task_failures,
         )
+
+    @property
+    def decided_cuts(self) -> dict[Why, int]:
+        """Loads that were cut."""
+        return self.decider.cuts
+
+    @property
+    def unplanned(self) -> dict[Unplanned, int]:
+        """Windows that were not planned."""
+        return self.windows.unplanned
 
     @property
     def hits(self) -> dict[Tier, int]:

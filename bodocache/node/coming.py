@@ -16,6 +16,7 @@ from bodocache.move.link import Link
 from bodocache.move.load import Load, Source
 from bodocache.move.part import Part, RowArray
 from bodocache.move.queue import Priority, Ticket
+from bodocache.move.requests import note_planned
 from bodocache.move.residency import KeyArray
 from bodocache.node import messages
 from bodocache.node.attached import Attached
@@ -203,6 +204,8 @@ class Coming:
             return False
         part.own_due_s = part.ticket.due_s
         part.prediction = part.link.predict_ticket(part.ticket)
+        pages = len(part.positions)
+        note_planned(self.load.note, part.link, part.ticket, pages, part.prediction)
         return True
 
     def _part(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from bodocache.config import CacheConfig
 from bodocache.errors import NodeError, NodeFenced, NodeLost
 from bodocache.hints.reuse import Said
 from bodocache.layout import Layout
-from bodocache.match import NOTHING_SAID, Forecast, Match
+from bodocache.match import Forecast, Match
+from bodocache.move.choice import Why
 from bodocache.move.decide import Decider
 from bodocache.move.effort import Effort
 from bodocache.move.link import Link
@@ -29,18 +31,20 @@ from bodocache.move.operation import Operation
 from bodocache.move.orchestrator import Traffic
 from bodocache.move.outlook import Outlook
 from bodocache.move.queue import CHUNK_S
+from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, Residency, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
-from bodocache.move.worth import Gain
+from bodocache.move.windows import Unplanned
+from bodocache.move.worth import Worth
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device
 from bodocache.node.elsewhere import Elsewhere
 from bodocache.node.far import FarLink
-from bodocache.node.loads import NodeLoader
+from bodocache.node.loads import Asked, NodeLoader
 from bodocache.node.stores import NodeStorer
 from bodocache.pages import Tier
 from bodocache.plan.records import Feature
@@ -62,7 +66,6 @@ class Engine:
         self, config: CacheConfig, device: BorrowedPool, layout: Layout, clock: Clock
     ) -> None:
         recompute, now_s = recompute_of(config, layout), clock.now_s
-        self.said = NOTHING_SAID  # with the load that begins next
         self.trouble: NodeError | None = None  # the last one
         self.hints = Elsewhere()
         self._attached: Attached | None = None
@@ -72,11 +75,14 @@ class Engine:
         self._operations: dict[int, Operation] = {}
         self._nursery = Nursery()
         self._now_s = now_s
-        is_cpu = device.memory.device.type == "cpu"
+        self._is_cpu = is_cpu = device.memory.device.type == "cpu"
         down, up = Link("host->device", now_s=now_s, runs_here=is_cpu), "device->host"
         self.disk = FarLink("disk->host", now_s=now_s)
         links = (down, self.disk, self.disk.rationed, Link(up, now_s=now_s))
-        self._links = {it.name: it for it in links}
+        self.links = {it.name: it for it in links}
+        self.requests = Requests(now_s, [*self.links], config.metrics.tenant_classes)
+        for number, link in enumerate(links):
+            link.number, link.observer = number, partial(self.requests.moved, number)
         # Host memory is the node's: one page stands for it.
         host = OwnedPool(replace(layout, num_pages=1), name="host")
         policy = policy_of(config)
@@ -91,6 +97,10 @@ class Engine:
         )
         sources: dict[Tier, Link] = {Tier.HOST: down, Tier.DISK: self.disk}
         self._page_tokens = recompute.page_tokens
+        self.worth = Worth.of(  # counted here; the node says whether to step aside
+            policy, recompute.seconds, layout.page_nbytes, is_on=False, now_s=now_s
+        )
+        self._told_s = self._copied_s = 0.0  # of what was spent, and of the copies of stores
         self._effort = Effort(recompute.base_s, recompute.slope_s)
         outlook = Outlook(
             sources,
@@ -122,7 +132,7 @@ class Engine:
         self._storer = NodeStorer(
             self.residency,
             sides,
-            link=self._links["device->host"],
+            link=self.links["device->host"],
             beside=down.queue,
             nursery=self._nursery,
             now_s=now_s,
@@ -189,10 +199,15 @@ class Engine:
 
     def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
-        said, self.said = self.said, NOTHING_SAID
-        tiers = match.tiers[: len(keys)]
+        request = self.requests.loading(match, terms.deadline_s)
         self._effort.hear(terms, len(keys), len(match.keys), self._page_tokens)
-        return self._loader.begin(keys, tiers, slots, terms, said, self._attached)
+        asked = Asked(match, keys, self._attached, partial(self.requests.follow_load, request))
+        load = self._loader.begin(asked, slots, terms)
+        load.on_settled(lambda: self._weigh(load))
+        return load
+
+    def _weigh(self, load: Load) -> None:
+        self.worth.loaded(load.from_below, load.waited_s(self.now_s()), load.terms.n_waiting)
 
     def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
         """When a load would be there; what comes from disk crosses to the device, too."""
@@ -204,12 +219,23 @@ class Engine:
         return Forecast(mean_s, finish_s, one.recompute_s)
 
     def stands_aside(self, keys: KeyArray) -> bool:
-        """Never: what a node gains is not weighed yet."""
+        """As the node said of these keys just now: it weighs what all its engines gain."""
         del keys
-        return False
+        return self.worth.is_aside
 
     def spent(self, seconds: float) -> None:
-        """Weighed by nobody."""
+        """A request was looked up for so long."""
+        self.worth.spent(seconds)
+        self._told_s += seconds
+
+    def take_spent_s(self) -> float:
+        """What was spent since the last call on looking up and on copies of stores."""
+        if self._is_cpu:  # a GPU computes meanwhile
+            copied_s = self.links["device->host"].counted()[3]
+            self.spent(copied_s - self._copied_s)
+            self._copied_s = copied_s
+        seconds, self._told_s = self._told_s, 0.0
+        return seconds
 
     def saved_by_waiting_s(self, pages: int, behind: int) -> float:
         """Seconds to compute the ``behind`` pages after the first ``pages``, less to load them."""
@@ -228,7 +254,12 @@ class Engine:
     ) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         del origin  # the node knows our weights, and the tenant is said
-        return self._storer.begin(keys, slots, said, self._attached, by_layer=by_layer)
+        if self.worth.is_aside and not isinstance(self.residency.device, OwnedPool):
+            return self._storer.refuse(slots)
+        request = self.requests.storing(said, keys, len(slots))
+        store = self._storer.begin(keys, slots, said, self._attached, by_layer=by_layer)
+        self.requests.follow_store(request, store)
+        return store
 
     def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
@@ -242,19 +273,61 @@ class Engine:
         """What this engine moved; host and disk are the node's."""
         tiers = self.residency.stats()
         return Traffic(
-            links={name: link.stats() for name, link in self._links.items()},
+            links={name: link.stats() for name, link in self.links.items()},
             tiers={Tier.DEVICE: tiers[Tier.DEVICE]},
             hits=self._loader.hits,
             evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
             failed_checks=self._loader.failed_checks,
             cuts=dict(self.decider.cuts),
             unplanned={},
-            gain=Gain(0.0, 0.0, is_aside=False, times_aside=0),
-            credit_waits=0,
-            joined=0,  # the disk is read by the node
-            not_admitted=0,
-            task_failures=self._nursery.failures,
+            gain=self.worth.gain,
+            credit_waits=self.credit_waits,
+            joined=self.joined,
+            not_admitted=self.not_admitted,
+            task_failures=self.task_failures,
         )
+
+    # What is watched of it (move/watchable.py); what is the node's is counted there
+
+    @property
+    def hits(self) -> dict[Tier, int]:
+        """Pages delivered by loads, by the tier they came from."""
+        return self._loader.hits
+
+    @property
+    def decided_cuts(self) -> dict[Why, int]:
+        """Loads that were cut."""
+        return self.decider.cuts
+
+    @property
+    def unplanned(self) -> dict[Unplanned, int]:
+        """The node plans."""
+        return {}
+
+    @property
+    def joined(self) -> int:
+        """The disk is read by the node."""
+        return 0
+
+    @property
+    def failed_checks(self) -> int:
+        """Pages whose bytes failed their digest."""
+        return self._loader.failed_checks
+
+    @property
+    def credit_waits(self) -> int:
+        """The node charges."""
+        return 0
+
+    @property
+    def not_admitted(self) -> int:
+        """The node writes."""
+        return 0
+
+    @property
+    def task_failures(self) -> int:
+        """Background tasks that raised."""
+        return self._nursery.failures
 
     async def close(self) -> None:
         """Cancel loads, finish stores, leave the node; its pages stay there."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,13 @@ from bodocache.io.backend import Status, Transfer
 from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.queue import Priority
+from bodocache.move.requests import note_planned
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
+from bodocache.move.timeline import Event, Note
 from bodocache.node import messages
+from bodocache.node.ledger import Entry, Ledger
 from bodocache.node.messages import Arrived
 from bodocache.node.reading import Reading
 from bodocache.pages import Reason, Tier
@@ -34,6 +38,7 @@ _log = logging.getLogger(__name__)
 Tell = Callable[[Arrived], None]
 
 _NONE = np.empty(0, np.int64)
+_LANDED = int(Event.LANDED)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,17 +48,25 @@ class Fetch:
     number: int
     rows: RowArray  # pinned
     tell: Tell
-    tenant: int  # whose credits pay
+    entry: Entry
     due_s: float  # when it is needed
     deadline_s: float  # and is worth nothing any more
     slots: SlotArray  # by position; -1 where none is leased
+    note: Note
     spare: list[int] = field(default_factory=list)  # leased slots that hold no page of the cache
     readings: list[Reading] = field(default_factory=list)  # under way
     ended: bool = False
     is_over: asyncio.Event = field(default_factory=asyncio.Event)  # it holds nothing any more
 
+    @property
+    def tenant(self) -> int:
+        """Who loads."""
+        return self.entry.request.tenant
+
     def arrived(self, residency: Residency, positions: RowArray, tier: Tier) -> Arrived:
         """The message that pages at ``positions`` lie in their slots."""
+        if len(positions):
+            self.note(_LANDED, tier, len(positions))
         digests = residency.table.digests[self.rows[positions]]
         tiers = np.full(len(positions), int(tier), np.uint8)
         none = np.empty(0, np.uint8)
@@ -80,24 +93,33 @@ class Fetcher:
     """Begins fetches and ends them."""
 
     def __init__(
-        self, residency: Residency, *, link: Link, nursery: Nursery, now_s: Callable[[], float]
+        self,
+        residency: Residency,
+        ledger: Ledger,
+        *,
+        link: Link,
+        nursery: Nursery,
+        now_s: Callable[[], float],
     ) -> None:
+        self.joined = 0  # pages that were on their way for another load, and not read again
+        self._ledger = ledger
         self._residency = residency
         self._link = link
         self._nursery = nursery
         self._now_s = now_s
         self._coming: dict[int, _Coming] = {}  # by row
 
-    def begin(self, asked: messages.Fetch, tenant: int, tell: Tell) -> Fetch:
-        """Begin to bring pages of a chain to the host; the credits of ``tenant`` pay.
+    def begin(self, asked: messages.Fetch, entry: Entry, tell: Tell) -> Fetch:
+        """Begin to bring pages of a chain to the host; its tenant's credits pay.
 
         What is there is told before this returns, the rest as it lands.
         """
         residency, now_s = self._residency, self._now_s()
         rows, *_ = residency.begin_load(asked.keys)
         fetch = Fetch(
-            *(asked.load, rows, tell, tenant, now_s + asked.due_s, now_s + asked.deadline_s),
+            *(asked.load, rows, tell, entry, now_s + asked.due_s, now_s + asked.deadline_s),
             slots=np.full(len(rows), -1),
+            note=partial(self._ledger.requests.timeline.add, entry.request.number),
         )
         end = min(asked.end, len(rows))
         wanted = np.arange(min(asked.first, end), end)
@@ -119,6 +141,7 @@ class Fetcher:
         if fetch.ended:
             return
         fetch.ended = True
+        self._ledger.end(fetch.entry, bad)
         self._drop_corrupt(fetch, bad[(bad >= 0) & (bad < len(fetch.rows))])
         for reading in list(fetch.readings):
             reading.stop()
@@ -174,6 +197,8 @@ class Fetcher:
             return
         fetch.readings.append(reading)
         reading.ticket = ticket
+        prediction = self._link.predict_ticket(ticket)
+        note_planned(fetch.note, self._link, ticket, len(positions), prediction)
         for row in fetch.rows[positions].tolist():
             self._coming[row] = _Coming(reading)
         self._link.begin(reading.begun_s)
@@ -315,6 +340,7 @@ class Fetcher:
             if coming is None:
                 continue
             mine[i] = False
+            self.joined += 1
             coming.followers.append((fetch, position))
             ticket = coming.reading.ticket
             if ticket is not None and fetch.tenant not in ticket.payers:

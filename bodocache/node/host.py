@@ -5,6 +5,7 @@ The same parts as an in-process cache (move/orchestrator.py), without a device: 
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,17 +16,23 @@ from bodocache.config import CacheConfig
 from bodocache.io.backend import Backend
 from bodocache.layout import Layout, LayoutKind, PagedMemory
 from bodocache.move.announced import Announcements
+from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.credits import Credits
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link
 from bodocache.move.prefetcher import Prefetcher
+from bodocache.move.requests import Requests
 from bodocache.move.residency import Residency
 from bodocache.move.tasks import Nursery
+from bodocache.move.windows import Unplanned
+from bodocache.move.worth import Worth
 from bodocache.move.writer import Writer
 from bodocache.node.fetches import Fetcher
+from bodocache.node.ledger import Ledger
 from bodocache.node.stages import Stager
+from bodocache.pages import Tier
 from bodocache.plan.records import Purpose
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import policy_of, recompute_of, rules_of
@@ -51,6 +58,9 @@ class Host:
         writes = Link("host->disk", now_s=now_s, beside=disk)
         demoting = Link("device->host", now_s=now_s)  # never used: no page lies on a device here
         self.links = {link.name: link for link in (disk, writes)}
+        self.requests = Requests(now_s, [*self.links], config.metrics.tenant_classes)
+        for number, link in enumerate(self.links.values()):
+            link.number, link.observer = number, partial(self.requests.moved, number)
         self.now_s = now_s
         self.announcements = Announcements(now_s)
         self.nursery = Nursery()
@@ -65,15 +75,19 @@ class Host:
             now_s=now_s,
             parts=config.tenants.by_number(),
         )
+        policy, page_nbytes = self.residency.policy, pool.layout.page_nbytes
         self._credits = Credits.of(
-            config.tenants,
-            policy=self.residency.policy,
-            page_nbytes=pool.layout.page_nbytes,
-            now_s=now_s,
+            config.tenants, policy=policy, page_nbytes=page_nbytes, now_s=now_s
         )
+        self.worth = Worth.of(
+            policy, recompute.seconds, page_nbytes, is_on=config.features.aside, now_s=now_s
+        )
+        self.ledger = Ledger(self.requests, self.worth, now_s)
         self._disk_queue = disk.queue
         disk.queue.credits = self._credits
-        self.fetcher = Fetcher(self.residency, link=disk, nursery=self.nursery, now_s=now_s)
+        self.fetcher = Fetcher(
+            self.residency, self.ledger, link=disk, nursery=self.nursery, now_s=now_s
+        )
         self._writer = None
         self._prefetcher = None
         if backend is not None:
@@ -109,7 +123,12 @@ class Host:
             prefetcher=self._prefetcher,
             now_s=now_s,
         )
-        self.stager = Stager(self.residency, self.hints, self._writer)
+        self.stager = Stager(
+            *(self.residency, self.hints, self._writer),
+            requests=self.requests,
+            worth=self.worth,
+            now_s=now_s,
+        )
 
     async def open(self) -> int:
         """Begin to run; take in what lies on disk. Returns how many pages."""
@@ -119,6 +138,43 @@ class Host:
         found = self.residency.recover(self._backend.entries())
         self.nursery.spawn(self._writer.run())
         return found
+
+    # What is watched of it (move/watchable.py)
+
+    @property
+    def hits(self) -> dict[Tier, int]:
+        """Pages that its engines' loads delivered, by the tier they lay in."""
+        return self.ledger.hits
+
+    @property
+    def decided_cuts(self) -> dict[Why, int]:
+        """Loads that its engines cut."""
+        return self.ledger.cuts
+
+    @property
+    def unplanned(self) -> dict[Unplanned, int]:
+        """Windows that were not planned."""
+        return {}
+
+    @property
+    def joined(self) -> int:
+        """Pages that were on their way for another load, and not read again."""
+        return self.fetcher.joined
+
+    @property
+    def failed_checks(self) -> int:
+        """Pages whose bytes failed their digest at an engine."""
+        return self.ledger.failed_checks
+
+    @property
+    def not_admitted(self) -> int:
+        """Pages that were not written to disk."""
+        return self._writer.refused if self._writer else 0
+
+    @property
+    def task_failures(self) -> int:
+        """Background tasks that raised."""
+        return self.nursery.failures + (self._writer.failures if self._writer else 0)
 
     @property
     def credit_waits(self) -> int:

@@ -7,6 +7,7 @@ load that says when it is needed is cut as one in-process is, on what the engine
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.hints.reuse import Said
+from bodocache.match import Match
 from bodocache.move.copying import Copying
 from bodocache.move.decide import Decider
 from bodocache.move.link import Link
@@ -34,6 +35,16 @@ if TYPE_CHECKING:
     import asyncio
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an engine loads: the leading pages of a match."""
+
+    match: Match
+    keys: KeyArray
+    attached: Attached | None
+    on_load: Callable[[Load], None]  # told of it before anything happens to it
 
 
 class NodeLoader:
@@ -70,16 +81,9 @@ class NodeLoader:
         """Pages that loads delivered, by the tier they came from."""
         return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
 
-    def begin(
-        self,
-        keys: KeyArray,
-        tiers: NDArray[np.uint8],
-        slots: SlotArray | None,
-        terms: Terms,
-        said: Said,
-        attached: Attached | None,
-    ) -> Load:
-        """Begin to bring the pages of ``keys``, matched in ``tiers``, on the engine's ``terms``."""
+    def begin(self, asked: Asked, slots: SlotArray | None, terms: Terms) -> Load:
+        """Begin to bring what is ``asked`` for, on the engine's ``terms``."""
+        keys, attached = asked.keys, asked.attached
         targets = self._device.begin_load(keys, slots, terms.tenant)
         load = Load(
             rows=targets.rows,
@@ -90,6 +94,7 @@ class NodeLoader:
             terms=terms,
             on_close=partial(self._close, targets),
         )
+        asked.on_load(load)
         self._live.add(load)
         load.begin_part()  # what is awaited of the node
         coming = Coming(
@@ -104,8 +109,8 @@ class NodeLoader:
         without = np.flatnonzero(~targets.there & (targets.slots == NOWHERE))
         load.fail(without, np.full(len(without), Reason.NO_ROOM, np.uint8))
         try:
-            self._await(coming, tiers)
-            self._ask(coming, said)
+            self._await(coming, asked.match.tiers[: len(keys)])
+            self._ask(coming, asked.match)
             self._decider.watch_deadline(load)
         except BaseException:
             load.close()
@@ -164,7 +169,7 @@ class NodeLoader:
                 if part is not None:
                     self._decider.watch(part)
 
-    def _ask(self, coming: Coming, said: Said) -> None:
+    def _ask(self, coming: Coming, match: Match) -> None:
         """Ask the node for the pages that are wanted; it is told of those that are here, too."""
         load, now_s = coming.load, self._now_s()
         if coming.attached is None:
@@ -175,7 +180,7 @@ class NodeLoader:
         deadline_s = self._decider.backend_deadline_s(load) - now_s
         fetch = messages.Fetch(
             *(coming.number, first, load.wanted, max(0.0, due_s), max(0.0, deadline_s)),
-            *(said_to_json(said), coming.keys),
+            *(said_to_json(match.said), match.reasons, coming.keys),
         )
         answer = coming.attached.channel.request(fetch)
         answer.add_done_callback(partial(self._answered, coming))
@@ -212,8 +217,15 @@ class NodeLoader:
     # Endings
 
     def _settled(self, coming: Coming) -> None:
-        self._device.place(coming.targets, coming.load.landed)
-        self._hits += coming.load.hits
+        load = coming.load
+        self._device.place(coming.targets, load.landed)
+        self._hits += load.hits
+        if coming.attached is not None:
+            settled = messages.Settled(
+                *(coming.number, load.sources, load.reasons, load.was_cut or ""),
+                *(load.waited_s(self._now_s()), load.terms.n_waiting),
+            )
+            coming.attached.channel.note(settled)
 
     def _released(self, coming: Coming) -> None:
         """Nothing reads the node's slots or writes to ours any more."""

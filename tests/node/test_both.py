@@ -303,7 +303,7 @@ def test_layers_of_a_store_leave_as_they_are_computed(either, house):
         async with either() as it:
             match = await it.cache.match(house.prompt(PAGES))
             computing = Computing(it, match)
-            link = it.cache._orchestrator._links["device->host"]
+            link = it.cache._orchestrator.links["device->host"]
             async with it.cache.store(match, computing.slots, layers=True) as store:
                 for layer in range(LAYERS):
                     computing.compute(layer)
