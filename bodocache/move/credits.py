@@ -129,6 +129,10 @@ class Credits:
         """Its row in :meth:`table`; 0 of one without a rate."""
         return self._rows.get(tenant, 0)
 
+    def table(self) -> NDArray[np.void]:
+        """TENANT records of all, to be charged for what may never be."""
+        return self._tenants.copy()
+
     def rate_of(self, tenant: int, purpose: Purpose) -> float:
         """Bytes a second that ``tenant`` earns."""
         return float(self._tenants["rate"][self.row_of(tenant), 2 * purpose + Unit.NBYTES])

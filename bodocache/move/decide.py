@@ -95,6 +95,18 @@ class Decider:
         one.has_joined = bool(one.leaders)
         load.on_settled(lambda: self._forget(load))
 
+    def too_late_beside(self, part: Part, pages: int) -> None:
+        """A window found that its engine computes ``part`` sooner from its page ``pages`` on.
+
+        Nothing of it has begun.
+        """
+        load, position = part.load, int(part.positions[pages])
+        if load in self._watched and load.committed is None and position < load.wanted:
+            kept = self._decide(load, Proposal(position, Why.BEFORE))
+            if kept is not None and kept < load.wanted:
+                self._count(load, Why.BEFORE)
+                load.cut(kept)
+
     def watch(self, part: Part) -> None:
         """``part`` is about to wait for its turn."""
         one = self._watched.get(part.load)

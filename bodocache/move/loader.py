@@ -225,6 +225,7 @@ class Loader:
         )
         if tier is Tier.DISK:
             part.on_left = self._flights.left
+            part.on_late = self._decider.too_late_beside
             self._flights.lead(part)
         self._enter(part)
 

@@ -25,6 +25,7 @@ from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
 from bodocache.move.effort import Effort
 from bodocache.move.hints import Hints
+from bodocache.move.known import Known
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
@@ -132,7 +133,19 @@ class Orchestrator:
             is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=clock.now_s,
         )
-        self.windows = Windows(self.residency.plan_load, window_s=window_s, now_s=clock.now_s)
+        known = Known(
+            self._links["disk->device"],
+            self._credits,
+            self._effort,
+            recompute.page_tokens,
+            self._copies.num_layers,
+        )
+        self.windows = Windows(
+            lambda asked: self.residency.plan_load(*asked),
+            known,
+            window_s=window_s,
+            now_s=clock.now_s,
+        )
         self._loader = Loader(
             self.residency,
             links=loading,

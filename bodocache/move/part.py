@@ -17,6 +17,7 @@ from bodocache.move.calibration import Prediction
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.queue import Ticket
+from bodocache.move.terms import Terms
 from bodocache.pages import Tier
 
 if TYPE_CHECKING:
@@ -58,11 +59,38 @@ class Part:
     own_due_s: float = math.inf  # when its own load needs it
     joined_due_s: float = math.inf  # when the first that joined does
     on_left: Callable[["Part", RowArray], None] = lambda _part, _chosen: None  # not for us any more
+    on_late: Callable[["Part", int], None] = lambda _part, _pages: None  # so many are worth it
 
     @property
     def left_nbytes(self) -> int:
         """What has not arrived, begun or not."""
         return (len(self.left) + self.under_way) * self.page_nbytes
+
+    # As a window sees it (known.py)
+
+    @property
+    def tenant(self) -> int:
+        """Who pays."""
+        return self.load.terms.tenant
+
+    @property
+    def begun_s(self) -> float:
+        """When its load came."""
+        return self.load.begun_s
+
+    @property
+    def due_s(self) -> float:
+        """When the first who wants it needs it."""
+        return min(self.own_due_s, self.joined_due_s)
+
+    @property
+    def terms(self) -> Terms | None:
+        """What its engine said."""
+        return self.load.terms
+
+    def keep(self, pages: int) -> None:
+        """Of its first pages, as its load wants them, no more than ``pages`` are worth reading."""
+        self.on_late(self, pages)
 
     def take(self, pages: int) -> RowArray:
         """The next ``pages`` that are still wanted; fewer if there are no more."""
