@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one load takes from one tier: which pages wait, which are on their way.
+"""What one load takes from one tier: which pages wait, which are on their way; who joined it.
 
 A part keeps its pages pinned and its slots taken until it has drained, whatever became of the load
 meanwhile. All of it is the loop's.
@@ -8,7 +8,6 @@ meanwhile. All of it is the loop's.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,6 @@ from bodocache.move.load import Load
 from bodocache.move.queue import Ticket
 from bodocache.move.terms import Terms
 from bodocache.pages import Tier
-
-if TYPE_CHECKING:
-    from bodocache.move.flights import Following
 
 RowArray = NDArray[np.int64]
 SlotArray = NDArray[np.int64]
@@ -128,3 +124,38 @@ class Part:
             dropped, self.left = self.left[~wanted], self.left[wanted]
             if len(dropped):
                 self.on_left(self, dropped)
+
+
+class Following:
+    """Pages of a load that a part of another brings. Implements ``load.Source``."""
+
+    __slots__ = ("_on_empty", "load", "part", "positions")
+
+    def __init__(
+        self,
+        load: Load,
+        part: Part,
+        positions: RowArray,
+        on_empty: Callable[["Following"], None],
+    ) -> None:
+        self.load = load
+        self.part = part
+        self.positions = positions  # of the load, still to come
+        self._on_empty = on_empty  # told when it may wait for nothing more
+
+    def trim(self) -> None:
+        """Wait no longer for what the load does not want."""
+        wanted = self.load.is_wanted(self.positions)
+        if not wanted.all():
+            self.positions = self.positions[wanted]
+            self._on_empty(self)
+
+    def hurry(self) -> None:
+        """Pages come whole: the commit changes nothing."""
+
+    def take(self, rows: RowArray) -> RowArray:
+        """Those of its pages that are among ``rows``; it waits for them no longer."""
+        chosen = np.isin(self.load.rows[self.positions], rows)
+        taken = self.positions[chosen]
+        self.positions = self.positions[~chosen]
+        return taken

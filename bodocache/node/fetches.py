@@ -6,7 +6,6 @@ Reads wait for their turn in the disk's queue, by deadline, whatever engine they
 that several ask for is read once.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,60 +24,15 @@ from bodocache.move.requests import note_planned
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
-from bodocache.move.timeline import Event, Note
+from bodocache.move.windows import Windows
 from bodocache.node import messages
 from bodocache.node.ledger import Entry, Ledger
-from bodocache.node.messages import Arrived
-from bodocache.node.reading import Reading
+from bodocache.node.reading import Fetch, Reading, Tell
 from bodocache.pages import Reason, Tier
-from bodocache.plan.records import DEMAND, OpKind
 
 _log = logging.getLogger(__name__)
 
-Tell = Callable[[Arrived], None]
-
 _NONE = np.empty(0, np.int64)
-_LANDED = int(Event.LANDED)
-
-
-@dataclass(slots=True, eq=False)
-class Fetch:
-    """What one load of an engine holds in host memory."""
-
-    number: int
-    rows: RowArray  # pinned
-    tell: Tell
-    entry: Entry
-    due_s: float  # when it is needed
-    deadline_s: float  # and is worth nothing any more
-    slots: SlotArray  # by position; -1 where none is leased
-    note: Note
-    spare: list[int] = field(default_factory=list)  # leased slots that hold no page of the cache
-    readings: list[Reading] = field(default_factory=list)  # under way
-    ended: bool = False
-    is_over: asyncio.Event = field(default_factory=asyncio.Event)  # it holds nothing any more
-
-    @property
-    def tenant(self) -> int:
-        """Who loads."""
-        return self.entry.request.tenant
-
-    def arrived(self, residency: Residency, positions: RowArray, tier: Tier) -> Arrived:
-        """The message that pages at ``positions`` lie in their slots."""
-        if len(positions):
-            self.note(_LANDED, tier, len(positions))
-        digests = residency.table.digests[self.rows[positions]]
-        tiers = np.full(len(positions), int(tier), np.uint8)
-        none = np.empty(0, np.uint8)
-        return Arrived(self.number, positions, self.slots[positions], tiers, digests, _NONE, none)
-
-    def lost(self, positions: RowArray, reasons: RowArray) -> Arrived:
-        """The message that pages at ``positions`` will not come."""
-        none = np.empty(0, np.uint8)
-        return Arrived(
-            *(self.number, _NONE, _NONE, none, np.empty((0, 2), np.uint64)),
-            *(positions, reasons.astype(np.uint8)),
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +52,7 @@ class Fetcher:
         ledger: Ledger,
         *,
         link: Link,
+        windows: Windows,
         nursery: Nursery,
         now_s: Callable[[], float],
     ) -> None:
@@ -105,6 +60,7 @@ class Fetcher:
         self._ledger = ledger
         self._residency = residency
         self._link = link
+        self._windows = windows
         self._nursery = nursery
         self._now_s = now_s
         self._coming: dict[int, _Coming] = {}  # by row
@@ -187,8 +143,7 @@ class Fetcher:
         positions = positions[: len(slots)]
         self._lease(fetch, positions, slots)
         fetch.spare += slots.tolist()
-        positions = self._in_order(fetch, positions)
-        reading = Reading(self, fetch, positions)
+        reading = Reading(self, fetch, positions, begun_s=self._now_s())
         ticket = self._link.queue.enter(
             reading, Priority.LOAD, deadline_s=fetch.due_s, payers=(fetch.tenant,)
         )
@@ -202,7 +157,9 @@ class Fetcher:
         for row in fetch.rows[positions].tolist():
             self._coming[row] = _Coming(reading)
         self._link.begin(reading.begun_s)
+        self._windows.add(reading)
         self._link.queue.start(ticket)
+        self._windows.wait()
 
     def _most_read(self, fetch: Fetch, pages: int) -> int:
         """How many of ``pages`` may take host slots and wait for the disk."""
@@ -236,15 +193,6 @@ class Fetcher:
     def chunk_nbytes(self) -> int:
         """What the disk moves before it looks for something more urgent."""
         return self._link.queue.chunk_nbytes
-
-    def _in_order(self, fetch: Fetch, positions: RowArray) -> RowArray:
-        """The positions in the order in which the planner would have them read."""
-        demands = np.zeros(len(positions), DEMAND)
-        demands["page"] = fetch.rows[positions]
-        demands["kind"] = OpKind.LOAD
-        demands["deadline_s"] = fetch.due_s
-        demands["arrival_s"] = self._now_s()
-        return positions[self._residency.plan_load(demands).demands]
 
     async def _follow(self, reading: Reading, positions: RowArray, transfer: Transfer) -> None:
         """Tell of pages as they become final, until nothing can touch the slots any more."""
@@ -285,11 +233,6 @@ class Fetcher:
         self._link.end(self._now_s(), begun_s=reading.begun_s, pages=reading.landed, nbytes=nbytes)
         if fetch.ended and not fetch.readings:
             self._let_go(fetch)
-
-    @property
-    def now_s(self) -> Callable[[], float]:
-        """The clock."""
-        return self._now_s
 
     def _keep(self, fetch: Fetch, positions: RowArray) -> None:
         """Pages that landed stay on the host, unless another fetch brought them first."""

@@ -21,12 +21,13 @@ from bodocache.move.copies import Copies
 from bodocache.move.credits import Credits
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
+from bodocache.move.known import Known
 from bodocache.move.link import Link
 from bodocache.move.prefetcher import Prefetcher
 from bodocache.move.requests import Requests
 from bodocache.move.residency import Residency
 from bodocache.move.tasks import Nursery
-from bodocache.move.windows import Unplanned
+from bodocache.move.windows import Unplanned, Windows
 from bodocache.move.worth import Worth
 from bodocache.move.writer import Writer
 from bodocache.node.fetches import Fetcher
@@ -85,8 +86,20 @@ class Host:
         self.ledger = Ledger(self.requests, self.worth, now_s)
         self._disk_queue = disk.queue
         disk.queue.credits = self._credits
+        # Its engines decide their loads: no effort of theirs is known here.
+        known = Known(disk, self._credits, None, recompute.page_tokens, pool.layout.group.layers)
+        self.windows = Windows(
+            lambda asked: self.residency.plan_load(*asked),
+            known,
+            window_s=config.planner.window_s,
+            now_s=now_s,
+        )
         self.fetcher = Fetcher(
-            self.residency, self.ledger, link=disk, nursery=self.nursery, now_s=now_s
+            *(self.residency, self.ledger),
+            link=disk,
+            windows=self.windows,
+            nursery=self.nursery,
+            now_s=now_s,
         )
         self._writer = None
         self._prefetcher = None
@@ -154,7 +167,7 @@ class Host:
     @property
     def unplanned(self) -> dict[Unplanned, int]:
         """Windows that were not planned."""
-        return {}
+        return self.windows.unplanned
 
     @property
     def joined(self) -> int:
@@ -192,6 +205,7 @@ class Host:
     async def close(self) -> None:
         """Write what was admitted, and let go of everything; no engine is attached any more."""
         self.announcements.close()
+        self.windows.close()
         self._disk_queue.stop_charging()
         if self._writer is not None:
             self._writer.hurry()

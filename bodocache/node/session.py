@@ -13,7 +13,8 @@ from bodocache.hints.reuse import REQUESTS_PER_ENGINE
 from bodocache.move.announced import Announcement  # noqa: TC001
 from bodocache.move.queue import Ticket
 from bodocache.move.residency import KeyArray, RowArray, SlotArray
-from bodocache.node.fetches import Fetch, Fetcher
+from bodocache.node.fetches import Fetcher
+from bodocache.node.reading import Fetch  # noqa: TC001 -- as the others
 from bodocache.node.stages import Stage, Stager
 
 PROMPTS_KEPT = 64  # of one engine, between a match and its load

@@ -10,6 +10,7 @@ from bodocache.errors import LoadFailed
 from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.rate import BLOCK_CHUNKS, CLASSES_NBYTES, LinkRate
+from bodocache.move.windows import Unplanned
 from bodocache.pages import Reason, Tier
 from bodocache.replay import payload
 
@@ -214,6 +215,30 @@ def test_a_load_that_stands_still_is_cut_unless_another_rank_decides(either, hou
             assert cuts(it) == ({} if is_told else {Why.TARDY: 1})
 
     asyncio.run(scenario())
+
+
+# Planning
+
+
+def test_pages_are_read_without_a_planner_that_raises_and_it_is_counted(
+    either, house, monkeypatch, caplog
+):
+    async def scenario():
+        disk = house.Disk()
+        async with either(disk) as it:
+            await stored(it, house.prompt(PAGES))
+        async with either(disk) as it:
+            mover = it.node.host if hasattr(it, "node") else it.cache._orchestrator
+
+            def fails(*_):
+                raise ValueError("no plan")
+
+            monkeypatch.setattr(mover.residency, "plan_load", fails)
+            assert await it.serve(house.prompt(PAGES)) == PAGES
+            assert {why: n for why, n in mover.unplanned.items() if n} == {Unplanned.FAILED: 1}
+
+    asyncio.run(scenario())
+    assert "loads go by their deadlines alone" in caplog.text
 
 
 # Layers
