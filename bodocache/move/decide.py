@@ -15,14 +15,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.match import Forecast
+from bodocache.match import Forecast, Match
 from bodocache.move.choice import Choice, Proposal, Why
+from bodocache.move.effort import Effort
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.outlook import Outlook, Watched, nowhere
 from bodocache.move.part import Part
 from bodocache.move.queue import CHUNK_S, PATIENCE_S, Priority
+from bodocache.move.residency import RecomputeModel
+from bodocache.move.terms import Terms
 from bodocache.pages import Tier
+from bodocache.plan.records import Feature
 
 RowArray = NDArray[np.int64]
 
@@ -71,6 +75,43 @@ class Decider:
         self._looked_s = -np.inf
         self._timer: asyncio.TimerHandle | None = None
         self._gap_s = GAP_S
+
+    @classmethod
+    def of(
+        cls,
+        links: dict[Tier, Link],
+        policy: NDArray[np.void],
+        recompute: RecomputeModel,
+        *,
+        page_nbytes: int,
+        layers: int,
+        lies_in: Callable[[RowArray, Tier], NDArray[np.bool_]],
+        now_s: Callable[[], float],
+    ) -> "Decider":
+        """For pages of ``page_nbytes`` in ``layers``; what computing takes is learned then."""
+        outlook = Outlook(
+            links,
+            page_nbytes=page_nbytes,
+            page_tokens=recompute.page_tokens,
+            effort=Effort(recompute.base_s, recompute.slope_s),
+            layers=layers,
+            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
+        )
+        is_on = not int(policy["features_off"][0]) & Feature.TARDINESS
+        return cls(outlook, links, lies_in=lies_in, is_on=is_on, now_s=now_s)
+
+    @property
+    def effort(self) -> Effort:
+        """What engines take to compute, as it is learned."""
+        return self._outlook.effort
+
+    def recompute_s(self, pages: int) -> float:
+        """Seconds to compute the first ``pages`` of a prompt again."""
+        return self._outlook.recompute_s(pages)
+
+    def hear(self, match: Match, pages: int, terms: Terms) -> None:
+        """A step computes what of ``match`` is behind its first ``pages``, as ``terms`` say."""
+        self.effort.hear(terms, pages, len(match.keys), self._outlook.page_tokens)
 
     def consult(self, decide: Decide) -> None:
         """Ask ``decide`` from now on: other ranks must do as this one, or this one as they."""

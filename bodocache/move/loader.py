@@ -2,7 +2,6 @@
 """Begins loads: which pages come from where, in which slots; and sees them through."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from bodocache.move.flights import Flights
 from bodocache.move.ghosts import Activity
 from bodocache.move.land import Lander
 from bodocache.move.link import Link
+from bodocache.move.live import Live
 from bodocache.move.load import Load
 from bodocache.move.part import Part
 from bodocache.move.queue import Priority
@@ -43,7 +43,6 @@ class Loader:
         now_s: Callable[[], float],
         page_tokens: int,
     ) -> None:
-        self._hits = np.zeros(len(Tier), np.int64)
         self._residency = residency
         self._links = links
         self._copies = copies
@@ -55,14 +54,14 @@ class Loader:
         self._lander = Lander(residency, self._flights, now_s)
         self._now_s = now_s
         self._page_tokens = page_tokens
-        self._live: set[Load] = set()
+        self._live = Live()
         decider.reroute = self._reroute
         decider.leaders = self._flights.leaders
 
     @property
     def hits(self) -> dict[Tier, int]:
         """Pages that loads delivered, by the tier they came from."""
-        return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
+        return self._live.hits
 
     @property
     def joined(self) -> int:
@@ -111,7 +110,6 @@ class Loader:
         there = np.ones(len(rows), np.bool_)
         there[wanted] = False
         load.arrive(np.flatnonzero(there), Tier.DEVICE)
-        load.on_settled(partial(self._count_hits, load))
         try:
             if terms.may_be_cut:
                 self._decider.before_first_byte(load, wanted, sources)
@@ -128,11 +126,7 @@ class Loader:
 
     async def close(self) -> None:
         """Cancel every load under way and wait until their slots are free."""
-        loads = list(self._live)
-        for load in loads:
-            load.close()
-        for load in loads:
-            await load.released
+        await self._live.close()
         self._windows.close()
         self._decider.close()
 
@@ -283,12 +277,9 @@ class Loader:
             on_progress=self._decider.progress,
         )
 
-    def _count_hits(self, load: Load) -> None:
-        self._hits += load.hits
-
     def _close(self, load: Load) -> None:
         self._residency.unpin(load.rows)
-        self._live.discard(load)
+        self._live.remove(load)
 
 
 def _need_of(load: Load) -> Need:

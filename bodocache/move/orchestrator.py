@@ -23,15 +23,13 @@ from bodocache.move.copies import HostSide
 from bodocache.move.credits import Credits
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
-from bodocache.move.effort import Effort
 from bodocache.move.hints import Hints
 from bodocache.move.known import Known
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
-from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
-from bodocache.move.queue import CHUNK_S, Priority
+from bodocache.move.queue import Priority
 from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
@@ -42,7 +40,6 @@ from bodocache.move.windows import Unplanned, Windows
 from bodocache.move.worth import Gain, Worth
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Reason, Tier
-from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 
 REST_S = 60.0  # for what a cut left on disk: its next use is minutes away
@@ -115,28 +112,20 @@ class Orchestrator:
             Tier.HOST: self._links["host->device"],
             Tier.DISK: self._links["disk->device"],
         }
-        self._page_tokens = recompute.page_tokens
-        self._effort = Effort(recompute.base_s, recompute.slope_s)
-        outlook = Outlook(
+        self.decider = Decider.of(
             loading,
-            page_nbytes=host.pool.layout.page_nbytes,
-            page_tokens=recompute.page_tokens,
-            effort=self._effort,
+            policy,
+            recompute,
+            page_nbytes=page_nbytes,
             layers=self._copies.num_layers,
-            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
-        )
-        self._recompute_s = outlook.recompute_s
-        self.decider = Decider(
-            outlook,
-            loading,
             lies_in=self.residency.lies_in,
-            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=clock.now_s,
         )
+        self._recompute_s = self.decider.recompute_s
         known = Known(
             self._links["disk->device"],
             self._credits,
-            self._effort,
+            self.decider.effort,
             recompute.page_tokens,
             self._copies.num_layers,
         )
@@ -236,7 +225,7 @@ class Orchestrator:
         """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
         request = self.requests.loading(match, terms.deadline_s)
         follow = partial(self.requests.follow_load, request)
-        self._effort.hear(terms, len(keys), len(match.keys), self._page_tokens)
+        self.decider.hear(match, len(keys), terms)
         load = self._loader.begin(keys, slots, terms, on_load=follow)
         load.on_settled(lambda: self._weigh(load))
         load.on_settled(lambda: self._fetch_rest(load))

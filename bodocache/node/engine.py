@@ -24,30 +24,25 @@ from bodocache.layout import Layout
 from bodocache.match import Forecast, Match
 from bodocache.move.choice import Why
 from bodocache.move.decide import Decider
-from bodocache.move.effort import Effort
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.operation import Operation
 from bodocache.move.orchestrator import Traffic
-from bodocache.move.outlook import Outlook
-from bodocache.move.queue import CHUNK_S
 from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, Residency, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
-from bodocache.move.windows import Unplanned
 from bodocache.move.worth import Worth
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device
-from bodocache.node.elsewhere import Elsewhere
+from bodocache.node.elsewhere import Elsewhere, Uncounted
 from bodocache.node.far import FarLink
 from bodocache.node.loads import Asked, NodeLoader
 from bodocache.node.stores import NodeStorer
 from bodocache.pages import Tier
-from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import policy_of, recompute_of
 
@@ -59,7 +54,7 @@ BYE_S = 5.0  # longer than a read that the node has begun for us
 Reach = Callable[[], Awaitable[Attached]]
 
 
-class Engine:
+class Engine(Uncounted):
     """Moves the pages of one engine."""
 
     def __init__(
@@ -96,28 +91,20 @@ class Engine:
             parts=config.tenants.by_number(),
         )
         sources: dict[Tier, Link] = {Tier.HOST: down, Tier.DISK: self.disk}
-        self._page_tokens = recompute.page_tokens
         self.worth = Worth.of(  # counted here; the node says whether to step aside
             policy, recompute.seconds, layout.page_nbytes, is_on=False, now_s=now_s
         )
         self._told_s = self._copied_s = 0.0  # of what was spent, and of the copies of stores
-        self._effort = Effort(recompute.base_s, recompute.slope_s)
-        outlook = Outlook(
+        self.decider = Decider.of(
             sources,
+            policy,
+            recompute,
             page_nbytes=layout.page_nbytes,
-            page_tokens=recompute.page_tokens,
-            effort=self._effort,
             layers=self.num_layers,
-            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
-        )
-        self._recompute_s = outlook.recompute_s
-        self.decider = Decider(
-            outlook,
-            sources,
             lies_in=lambda rows, _: np.zeros(len(rows), np.bool_),  # the node chooses the source
-            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=now_s,
         )
+        self._recompute_s = self.decider.recompute_s
         sides = Device(self.residency)
         self._loader = NodeLoader(
             sides,
@@ -200,7 +187,7 @@ class Engine:
     def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
         request = self.requests.loading(match, terms.deadline_s)
-        self._effort.hear(terms, len(keys), len(match.keys), self._page_tokens)
+        self.decider.hear(match, len(keys), terms)
         asked = Asked(match, keys, self._attached, partial(self.requests.follow_load, request))
         load = self._loader.begin(asked, slots, terms)
         load.on_settled(lambda: self._weigh(load))
@@ -279,7 +266,7 @@ class Engine:
             evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
             failed_checks=self._loader.failed_checks,
             cuts=dict(self.decider.cuts),
-            unplanned={},
+            unplanned=self.unplanned,
             gain=self.worth.gain,
             credit_waits=self.credit_waits,
             joined=self.joined,
@@ -300,29 +287,9 @@ class Engine:
         return self.decider.cuts
 
     @property
-    def unplanned(self) -> dict[Unplanned, int]:
-        """The node plans."""
-        return {}
-
-    @property
-    def joined(self) -> int:
-        """The disk is read by the node."""
-        return 0
-
-    @property
     def failed_checks(self) -> int:
         """Pages whose bytes failed their digest."""
         return self._loader.failed_checks
-
-    @property
-    def credit_waits(self) -> int:
-        """The node charges."""
-        return 0
-
-    @property
-    def not_admitted(self) -> int:
-        """The node writes."""
-        return 0
 
     @property
     def task_failures(self) -> int:

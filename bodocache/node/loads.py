@@ -19,6 +19,7 @@ from bodocache.match import Match
 from bodocache.move.copying import Copying
 from bodocache.move.decide import Decider
 from bodocache.move.link import Link
+from bodocache.move.live import Live
 from bodocache.move.load import Load
 from bodocache.move.residency import KeyArray, SlotArray
 from bodocache.move.tasks import Nursery
@@ -63,7 +64,6 @@ class NodeLoader:
         now_s: Callable[[], float],
     ) -> None:
         self.failed_checks = 0
-        self._hits = np.zeros(len(Tier), np.int64)
         self._device = device
         self._disk = disk
         self._copying = copying
@@ -74,12 +74,12 @@ class NodeLoader:
         self._now_s = now_s
         self._numbers = count(1)
         self._coming: dict[int, Coming] = {}
-        self._live: set[Load] = set()
+        self._live = Live()
 
     @property
     def hits(self) -> dict[Tier, int]:
         """Pages that loads delivered, by the tier they came from."""
-        return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
+        return self._live.hits
 
     def begin(self, asked: Asked, slots: SlotArray | None, terms: Terms) -> Load:
         """Begin to bring what is ``asked`` for, on the engine's ``terms``."""
@@ -141,11 +141,7 @@ class NodeLoader:
 
     async def close(self) -> None:
         """Cancel every load under way and wait until its slots are free."""
-        loads = list(self._live)
-        for load in loads:
-            load.close()
-        for load in loads:
-            await load.released
+        await self._live.close()
         self._decider.close()
 
     def _await(self, coming: Coming, tiers: NDArray[np.uint8]) -> None:
@@ -219,7 +215,6 @@ class NodeLoader:
     def _settled(self, coming: Coming) -> None:
         load = coming.load
         self._device.place(coming.targets, load.landed)
-        self._hits += load.hits
         if coming.attached is not None:
             settled = messages.Settled(
                 *(coming.number, load.sources, load.reasons, load.was_cut or ""),
@@ -237,5 +232,5 @@ class NodeLoader:
             coming.attached.channel.note(messages.EndFetch(coming.number, bad))
 
     def _close(self, targets: Targets, load: Load) -> None:
-        self._live.discard(load)
+        self._live.remove(load)
         self._device.close_load(targets)

@@ -288,7 +288,7 @@ def test_a_window_that_cannot_be_described_goes_by_deadlines_and_is_counted(
             prompts = [prompt(2, of=of) for of in range(2)]
             await on_disk(it, prompts)
             taught(it, 1e-6)
-            effort = it.orchestrator._effort
+            effort = it.orchestrator.decider.effort
             monkeypatch.setattr(effort, "_learned", np.array([np.nan, np.nan]))
             with it.busy_disk():
                 loads = [await it.begin(one) for one in prompts]
