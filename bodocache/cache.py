@@ -25,7 +25,6 @@ from bodocache.errors import (
     HintError,
     LayoutError,
     LeaseError,
-    WatchError,
 )
 from bodocache.hints.actions import Action, Outcome, Span, Unknown
 from bodocache.hints.reuse import Reuse, Said, checked_tenant
@@ -106,7 +105,6 @@ class Cache:
         self._misses = np.zeros(len(Reason), np.int64)
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
-        self._watched: Orchestrator | None = None  # None: a node moves the pages
         self._exporter: Exporter | None = None
         self.recovered_pages = 0
 
@@ -171,7 +169,6 @@ class Cache:
         if decide is not None:
             orchestrator.decider.consult(decide)
         cache = cls(orchestrator, config.identity.tenant_domain, root)
-        cache._watched = orchestrator
         try:
             cache.recovered_pages = await orchestrator.open()
             await cache._export(config.metrics.port)
@@ -330,7 +327,7 @@ class Cache:
         while not self._closed and match.version == self._version:
             if not await self._announcements.awaited(match.keys[match.pages :], until_s):
                 break
-            found = await self._find(match.keys)
+            found = await self._find(match.keys, match.said)
             match = self._described(match.version, match.keys, match.said, found)
         return match
 
@@ -462,16 +459,10 @@ class Cache:
         return CacheStats(traffic, hits, self._misses_by_reason(), hints, accesses)
 
     def timeline(self) -> "Recording":
-        """What the newest requests asked for and got, and when, to be written to a file.
-
-        Raises:
-            WatchError: a node moves this cache's pages.
-        """
+        """What the newest requests asked for and got, and when, to be written to a file."""
         from bodocache.watch.recording import Recording
 
-        if self._watched is None:
-            raise WatchError("this cache keeps no timeline: its pages are moved by a node")
-        return Recording.of(self._watched)
+        return Recording.of(self._orchestrator)
 
     async def close(self) -> None:
         """Cancel loads, write what was admitted, and let go of everything. Twice is harmless."""
@@ -487,12 +478,12 @@ class Cache:
         await self._orchestrator.close()
 
     async def _export(self, port: int) -> None:
-        if not port or self._watched is None:
+        if not port:
             return
         from bodocache.watch.exporter import Exporter
         from bodocache.watch.metrics import Watched
 
-        watched = Watched(self._watched, self._misses_by_reason)
+        watched = Watched(self._orchestrator, self._misses_by_reason)
         self._exporter = await Exporter.open(watched, port)
 
     def _check_open(self) -> None:
@@ -552,7 +543,7 @@ class Cache:
         while version != self._version:  # the weights may change while a long prompt is hashed
             version = self._version
             keys = await self._hashed(pages, hasher, self._chain)
-        found = await self._find(keys)
+        found = await self._find(keys, said)
         tiers, reasons = found.tiers, found.reasons
         if self._orchestrator.stands_aside(keys) and (tiers != Tier.DEVICE).any():
             kept = int(np.flatnonzero(tiers != Tier.DEVICE)[0])
@@ -578,8 +569,9 @@ class Cache:
 
     # What a cache on a node asks its node (node/client.py)
 
-    async def _find(self, keys: KeyArray) -> Finding:
+    async def _find(self, keys: KeyArray, said: Said) -> Finding:
         """What there is of ``keys``."""
+        del said  # it is said again with the load
         residency = self._orchestrator.residency
         rows = residency.leading(keys)
         tiers = residency.fastest(rows).astype(np.uint8)

@@ -17,9 +17,11 @@ def tenants(monkeypatch):
 
 
 @pytest.mark.timeout(300)
-def test_credits_bound_what_a_flood_costs_another_tenant(tenants):
+@pytest.mark.parametrize("where", ["in_process", "on_a_node"])
+def test_credits_bound_what_a_flood_costs_another_tenant(tenants, where):
+    through = getattr(tenants, where)
     alone, flooded, limited = (
-        tenants.simulate(*case, loads=12) for case in ((False, False), (True, False), (True, True))
+        tenants.simulate(*case, through=through, loads=12) for case in tenants.CASES.values()
     )
     assert alone.hit_ratio == 1.0
     assert limited.hit_ratio > 0.95 * alone.hit_ratio
@@ -28,4 +30,5 @@ def test_credits_bound_what_a_flood_costs_another_tenant(tenants):
     assert flooded.p99_s > 1.1 * alone.p99_s
     assert limited.flood_pages > 0  # it is served what it may have
     assert alone.wrong == flooded.wrong == limited.wrong == 0
-    assert tenants.figures(tenants.simulate(True, True, loads=12)) == tenants.figures(limited)
+    again = tenants.simulate(True, True, through=through, loads=12)
+    assert tenants.figures(again) == tenants.figures(limited)

@@ -11,6 +11,7 @@ from bodocache.errors import HintError
 from bodocache.pages import NOBODY
 
 PRIORITIES = range(101)
+REQUESTS_PER_ENGINE = 1 << 40  # requests of two engines on a node have different numbers
 MOST_TENANT = NOBODY - 1  # as many as a page's record can name
 DEFAULT_PRIORITY = 35  # TensorRT-LLM's: what pages have of whom nothing is said
 
@@ -105,7 +106,10 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What came with one request, and whose it is. Every match has a number of its own."""
+    """What came with one request, and whose it is. Every match has a number of its own.
+
+    On a node it is that of the engine's epoch, times REQUESTS_PER_ENGINE, and the engine's own.
+    """
 
     request: int = 0
     reuse: Reuse | None = None
@@ -132,6 +136,12 @@ class Said:
     def is_silent(self) -> bool:
         """Whether nothing is said."""
         return self.reuse is None and self.session is None
+
+
+def request_name(number: int) -> str:
+    """A request's number as people say it: that of an engine on a node as EPOCH.NUMBER."""
+    epoch, own = divmod(number, REQUESTS_PER_ENGINE)
+    return f"{epoch}.{own}" if epoch else str(own)
 
 
 def checked_tenant(tenant: int) -> int:

@@ -110,6 +110,10 @@ class Arrivals:
         first = self.possible(end)
         return Reason(int(self.reasons[first if first < end else pages]))
 
+    def sources(self, end: int) -> NDArray[np.uint8]:
+        """The Tier that each of the first ``end`` pages came from."""
+        return self._came_from[:end]
+
     def hits(self, pages: int) -> NDArray[np.int64]:
         """The first ``pages``, by the Tier they came from."""
         return np.bincount(self._came_from[:pages], minlength=len(Tier))

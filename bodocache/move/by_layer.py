@@ -6,6 +6,7 @@ right.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,26 +17,34 @@ from bodocache.move.land import Landing
 from bodocache.move.part import Part, RowArray
 
 
-class ByLayer:
-    """Pages ``chosen`` of a part. Each turn has ended when it returns."""
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What was left of a load at its commit: pages ``chosen`` of a part, and who lands them."""
 
-    def __init__(
-        self,
-        part: Part,
-        chosen: RowArray,
-        *,
-        copies: Copies,
-        lander: Landing,
-        now_s: Callable[[], float],
-    ) -> None:
-        self._part = part
-        self._chosen = chosen
-        self._copies = copies
-        self._lander = lander
-        self._now_s = now_s
+    part: Part
+    chosen: RowArray
+    copies: Copies
+    lander: Landing
+    now_s: Callable[[], float]
+
+
+class Layerwise:
+    """What goes layer by layer, each due at ``due_s``."""
+
+    def __init__(self, rest: Rest) -> None:
+        self._part, self._chosen = rest.part, rest.chosen
+        self._copies, self._lander = rest.copies, rest.lander
+        self._now_s = rest.now_s
+        self.due_s = rest.part.load.terms.layers_due_s(rest.now_s())
+
+
+class ByLayer(Layerwise):
+    """Copies in turns. Each has ended when it returns."""
+
+    def __init__(self, rest: Rest) -> None:
+        super().__init__(rest)
         self._layer = self._done = 0  # and pages of this layer that are there
-        self._sums = np.zeros((len(chosen), 2), np.uint64)  # of the layers that are there
-        self.due_s = part.load.terms.layers_due_s(now_s())
+        self._sums = np.zeros((len(rest.chosen), 2), np.uint64)  # of the layers that are there
 
     @property
     def is_over(self) -> bool:

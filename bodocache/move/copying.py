@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.move.by_layer import ByLayer, verified_by
+from bodocache.move.by_layer import ByLayer, Rest, verified_by
 from bodocache.move.copies import Copies
 from bodocache.move.land import Landing
 from bodocache.move.part import Part, RowArray
@@ -92,8 +92,7 @@ class Copying:
             return
         make = ByLayer if copies.runs_here else Streaming
         chosen = part.take(len(part.left))
-        by_layer = make(part, chosen, copies=copies, lander=self._lander, now_s=self._now_s)
-        self._by_layer = by_layer
+        self._by_layer = by_layer = make(Rest(part, chosen, copies, self._lander, self._now_s))
         if isinstance(by_layer, Streaming):
             self._nursery.spawn(self._follow(by_layer))
         if part.ticket is not None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bodocache.config import TenantsConfig
 from bodocache.plan import asked, charges
 from bodocache.plan import credits as buckets
-from bodocache.plan.records import DEMAND, IO, TENANT, OpKind, Purpose, Unit
+from bodocache.plan.records import DEMAND, IO, TENANT, Feature, OpKind, Purpose, Unit
 
 ENDLESS = 1 << 53  # credits of who has no limit; up to here a float counts every one
 
@@ -54,6 +54,20 @@ class Credits:
         self._tenants["held"] = self._tenants["cap"]
         self._tenants["borrow"][1:] = self._tenants["cap"][1:] if config.lend else 0
         buckets.check(self._tenants, policy, now_s())
+
+    @classmethod
+    def of(
+        cls,
+        config: TenantsConfig,
+        *,
+        policy: NDArray[np.void],
+        page_nbytes: int,
+        now_s: Callable[[], float],
+    ) -> "Credits | None":
+        """Those of ``config``; None where nobody has a rate, or features.credits is off."""
+        if not config.limits() or int(policy["features_off"][0]) & Feature.CREDITS:
+            return None
+        return cls(config, policy=policy, page_nbytes=page_nbytes, now_s=now_s)
 
     def _fill(self, row: int, purpose: Purpose, rates: tuple[float, float], burst_s: float) -> None:
         """A bucket holds what ``burst_s`` brings: at least a page, and one I/O."""
@@ -111,13 +125,25 @@ class Credits:
         held = np.minimum(ENDLESS, of["held"][:, bucket] - of["owed"][:, bucket] + earned)
         return len(rows) * max(0, int(held.min()))
 
+    def row_of(self, tenant: int) -> int:
+        """Its row in :meth:`table`; 0 of one without a rate."""
+        return self._rows.get(tenant, 0)
+
+    def table(self) -> NDArray[np.void]:
+        """TENANT records of all, to be charged for what may never be."""
+        return self._tenants.copy()
+
+    def rate_of(self, tenant: int, purpose: Purpose) -> float:
+        """Bytes a second that ``tenant`` earns."""
+        return float(self._tenants["rate"][self.row_of(tenant), 2 * purpose + Unit.NBYTES])
+
     def spent(self, tenant: int) -> dict[Purpose, int]:
         """Bytes that ``tenant`` was charged, by purpose; of one without a rate, all such."""
-        row = self._rows.get(tenant, 0)
+        row = self.row_of(tenant)
         return {it: int(self._tenants["spent"][row, 2 * it + Unit.NBYTES]) for it in Purpose}
 
     def _rows_of(self, payers: Sequence[int]) -> list[int]:
-        return [self._rows.get(tenant, 0) for tenant in payers]
+        return [self.row_of(tenant) for tenant in payers]
 
     def _bill(self, payers: Sequence[int], purpose: Purpose, nbytes: int) -> asked.Asked:
         demands = np.zeros(len(payers), DEMAND)

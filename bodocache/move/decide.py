@@ -15,15 +15,19 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.match import Forecast
+from bodocache.match import Forecast, Match
 from bodocache.move.choice import Choice, Proposal, Why
+from bodocache.move.effort import Effort
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.outlook import Outlook, Watched, nowhere
 from bodocache.move.part import Part
 from bodocache.move.queue import CHUNK_S
+from bodocache.move.residency import RecomputeModel
+from bodocache.move.terms import Terms
 from bodocache.move.ticket import PATIENCE_S, Priority
 from bodocache.pages import Tier
+from bodocache.plan.records import Feature
 
 RowArray = NDArray[np.int64]
 
@@ -73,6 +77,43 @@ class Decider:
         self._timer: asyncio.TimerHandle | None = None
         self._gap_s = GAP_S
 
+    @classmethod
+    def of(
+        cls,
+        links: dict[Tier, Link],
+        policy: NDArray[np.void],
+        recompute: RecomputeModel,
+        *,
+        page_nbytes: int,
+        layers: int,
+        lies_in: Callable[[RowArray, Tier], NDArray[np.bool_]],
+        now_s: Callable[[], float],
+    ) -> "Decider":
+        """For pages of ``page_nbytes`` in ``layers``; what computing takes is learned then."""
+        outlook = Outlook(
+            links,
+            page_nbytes=page_nbytes,
+            page_tokens=recompute.page_tokens,
+            effort=Effort(recompute.base_s, recompute.slope_s),
+            layers=layers,
+            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
+        )
+        is_on = not int(policy["features_off"][0]) & Feature.TARDINESS
+        return cls(outlook, links, lies_in=lies_in, is_on=is_on, now_s=now_s)
+
+    @property
+    def effort(self) -> Effort:
+        """What engines take to compute, as it is learned."""
+        return self._outlook.effort
+
+    def recompute_s(self, pages: int) -> float:
+        """Seconds to compute the first ``pages`` of a prompt again."""
+        return self._outlook.recompute_s(pages)
+
+    def hear(self, match: Match, pages: int, terms: Terms) -> None:
+        """A step computes what of ``match`` is behind its first ``pages``, as ``terms`` say."""
+        self.effort.hear(terms, pages, len(match.keys), self._outlook.page_tokens)
+
     def consult(self, decide: Decide) -> None:
         """Ask ``decide`` from now on: other ranks must do as this one, or this one as they."""
         self._decide, self._is_alone = decide, False
@@ -95,6 +136,18 @@ class Decider:
         self._apply_first(one)
         one.has_joined = bool(one.leaders)
         load.on_settled(lambda: self._forget(load))
+
+    def too_late_beside(self, part: Part, pages: int) -> None:
+        """A window found that its engine computes ``part`` sooner from its page ``pages`` on.
+
+        Nothing of it has begun.
+        """
+        load, position = part.load, int(part.positions[pages])
+        if load in self._watched and load.committed is None and position < load.wanted:
+            kept = self._decide(load, Proposal(position, Why.BEFORE))
+            if kept is not None and kept < load.wanted:
+                self._count(load, Why.BEFORE)
+                load.cut(kept)
 
     def watch(self, part: Part) -> None:
         """``part`` is about to wait for its turn."""
@@ -129,7 +182,7 @@ class Decider:
         if load.done:
             return
         if self._decide(load, Proposal(load.landed, Why.DEADLINE)) is not None:
-            self.cuts[Why.DEADLINE] += 1
+            self._count(load, Why.DEADLINE)
             load.settle()
             load.abandon()
 
@@ -160,6 +213,10 @@ class Decider:
             self._timer.cancel()
             self._timer = None
 
+    def _count(self, load: Load, why: Why) -> None:
+        self.cuts[why] += 1
+        load.was_cut = why
+
     def _forget(self, load: Load) -> None:
         del self._watched[load]
         if not self._watched:
@@ -168,14 +225,14 @@ class Decider:
     def _cut_unpaid(self, load: Load, from_disk: RowArray) -> None:
         """Let the engine compute what its tenant's credits will not have paid for in time."""
         due_s = load.terms.due_s(load.begun_s)
-        queue = self._links[Tier.DISK].queue
-        paid = queue.payable_nbytes(load.terms.tenant, due_s) / self._outlook.page_nbytes
+        payable_nbytes = self._links[Tier.DISK].payable_nbytes(load.terms.tenant, due_s)
+        paid = payable_nbytes / self._outlook.page_nbytes
         if not len(from_disk) or paid >= len(from_disk):
             return
         keep = int(from_disk[max(0, int(paid))])
         pages = self._decide(load, Proposal(keep, Why.UNPAID))
         if pages is not None and pages < load.wanted:
-            self.cuts[Why.UNPAID] += 1
+            self._count(load, Why.UNPAID)
             load.cut(pages)
 
     def _expect(self, load: Load, start_s: float, n_waiting: float) -> None:
@@ -266,7 +323,7 @@ class Decider:
         why = Why.TARDY if one.is_begun else Why.BEFORE
         pages = self._decide(load, Proposal(choice.pages, why))
         if pages is not None and pages < load.wanted:
-            self.cuts[why] += 1
+            self._count(load, why)
             one.cut_at = -1
             load.cut(pages)
 

@@ -15,39 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bodocache.move.load import Load
-from bodocache.move.part import Part, RowArray
+from bodocache.move.part import Following, Part, RowArray
 from bodocache.move.ticket import PATIENCE_S, Priority
 
 NOBODY = 0
-
-
-class Following:
-    """Pages of a load that a part of another brings. Implements ``load.Source``."""
-
-    __slots__ = ("_flights", "load", "part", "positions")
-
-    def __init__(self, load: Load, part: Part, positions: RowArray, flights: "Flights") -> None:
-        self.load = load
-        self.part = part
-        self.positions = positions  # of the load, still to come
-        self._flights = flights
-
-    def trim(self) -> None:
-        """Wait no longer for what the load does not want."""
-        wanted = self.load.is_wanted(self.positions)
-        if not wanted.all():
-            self.positions = self.positions[wanted]
-            self._flights.end_if_over(self)
-
-    def hurry(self) -> None:
-        """Pages come whole: the commit changes nothing."""
-
-    def take(self, rows: RowArray) -> RowArray:
-        """Those of its pages that are among ``rows``; it waits for them no longer."""
-        chosen = np.isin(self.load.rows[self.positions], rows)
-        taken = self.positions[chosen]
-        self.positions = self.positions[~chosen]
-        return taken
 
 
 class Flights:
@@ -85,7 +56,7 @@ class Flights:
         numbers = self._numbers(load.rows[positions])
         for number in _known(numbers):
             part = self._parts[number]
-            following = Following(load, part, positions[numbers == number], self)
+            following = Following(load, part, positions[numbers == number], self.end_if_over)
             part.followers.append(following)
             load.begin_part()
             load.add_source(following)

@@ -142,6 +142,10 @@ class Link:
 
     # Predicting
 
+    def payable_nbytes(self, tenant: int, until_s: float) -> float:
+        """What ``tenant`` can have loaded by then, beyond what it waits for; inf: no limit."""
+        return self.queue.payable_nbytes(tenant, until_s)
+
     def record(self, queued_nbytes: int, nbytes: int | None = None) -> NDArray[np.void] | None:
         """LINK[1] as it is believed now, for work of ``nbytes``; None while nothing is known.
 

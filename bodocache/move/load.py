@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError, LoadFailed
 from bodocache.move.arrivals import Arrivals
-from bodocache.move.choice import Choice  # noqa: TC001 -- as the others
+from bodocache.move.choice import Choice, Why  # noqa: TC001 -- as the others
 from bodocache.move.layers import Layers
 from bodocache.move.terms import Terms, check_expected
 from bodocache.move.timeline import Event, Note, no_note
@@ -72,6 +72,7 @@ class Load:
         self.parts = 0  # parts that may still write to our slots
         self.wanted = len(rows)  # pages that are still to come or have come: all before a cut
         self.outlook: Choice | None = None  # as last looked at, of a load that may be cut
+        self.was_cut: Why | None = None  # by its decider, the last time
         self.before_commit: Callable[[Load], None] = lambda _: None  # the last chance to cut
         self.on_expected: Callable[[Load, float, float], None] = lambda _load, _start_s, _n: None
         self._page_tokens = page_tokens
@@ -135,9 +136,19 @@ class Load:
         return self.arrivals.hits(self.landed)
 
     @property
+    def sources(self) -> NDArray[np.uint8]:
+        """The Tier that each page delivered came from."""
+        return self.arrivals.sources(self.landed)
+
+    @property
     def from_below(self) -> NDArray[np.int64]:
         """The pages delivered that the device did not hold."""
         return self.arrivals.from_below(self.landed)
+
+    def waited_s(self, now_s: float) -> float:
+        """How long its engine waits for it by now: one that said when it is free, not before."""
+        since_s = self.begun_s if self.terms.start_s is None else self.terms.start_s
+        return max(0.0, now_s - max(since_s, self.begun_s))
 
     @property
     def reasons(self) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 """Begins loads: which pages come from where, in which slots; and sees them through."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +13,20 @@ from bodocache.move.flights import Flights
 from bodocache.move.ghosts import Activity
 from bodocache.move.land import Lander
 from bodocache.move.link import Link
+from bodocache.move.live import Live
 from bodocache.move.load import Load
 from bodocache.move.part import Part
 from bodocache.move.reads import Reads
+from bodocache.move.requests import note_planned
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
 from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
-from bodocache.move.ticket import Priority, Ticket
-from bodocache.move.timeline import Event
+from bodocache.move.ticket import Priority
 from bodocache.move.windows import Windows
 from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import OwnedPool
 
-_PLANNED, _PREDICTED = int(Event.PLANNED), int(Event.PREDICTED)
 # NumPy compares with a member of an enum ten times as slowly.
 _DEVICE, _DISK = int(Tier.DEVICE), int(Tier.DISK)
 
@@ -47,7 +46,6 @@ class Loader:
         now_s: Callable[[], float],
         page_tokens: int,
     ) -> None:
-        self._hits = np.zeros(len(Tier), np.int64)
         self._residency = residency
         self._links = links
         self._copies = copies
@@ -59,14 +57,14 @@ class Loader:
         self._lander = Lander(residency, self._flights, now_s)
         self._now_s = now_s
         self._page_tokens = page_tokens
-        self._live: set[Load] = set()
+        self._live = Live()
         decider.reroute = self._reroute
         decider.leaders = self._flights.leaders
 
     @property
     def hits(self) -> dict[Tier, int]:
         """Pages that loads delivered, by the tier they came from."""
-        return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
+        return self._live.hits
 
     @property
     def joined(self) -> int:
@@ -116,7 +114,6 @@ class Loader:
             there = np.ones(len(rows), np.bool_)
             there[wanted] = False
             load.arrive(there.nonzero()[0], Tier.DEVICE)
-        load.on_settled(partial(self._count_hits, load))
         try:
             if terms.may_be_cut:
                 self._decider.before_first_byte(load, wanted, sources)
@@ -134,11 +131,7 @@ class Loader:
 
     async def close(self) -> None:
         """Cancel every load under way and wait until their slots are free."""
-        loads = list(self._live)
-        for load in loads:
-            load.close()
-        for load in loads:
-            await load.released
+        await self._live.close()
         self._windows.close()
         self._decider.close()
 
@@ -232,6 +225,7 @@ class Loader:
         )
         if tier is Tier.DISK:
             part.on_left = self._flights.left
+            part.on_late = self._decider.too_late_beside
             self._flights.lead(part)
         self._enter(part)
 
@@ -252,7 +246,7 @@ class Loader:
         assert part.ticket is not None, "there was room"
         part.own_due_s = part.ticket.due_s
         part.prediction = part.link.predict_ticket(part.ticket)
-        self._note(part, part.ticket)
+        note_planned(part.load.note, part.link, part.ticket, len(part.rows), part.prediction)
         self._decider.watch(part)
         is_planned = part.source is Tier.DISK  # a copy gains nothing by another order
         if is_planned:
@@ -260,13 +254,6 @@ class Loader:
         queue.start(part.ticket)
         if is_planned:
             self._windows.wait()
-
-    def _note(self, part: Part, ticket: Ticket) -> None:
-        note, link, nbytes = part.load.note, part.link, len(part.rows) * part.page_nbytes
-        note(_PLANNED, link.number, len(part.rows), 0.0, nbytes)
-        if part.prediction is not None and (known := link.estimate(nbytes)) is not None:
-            ahead = link.queue.ahead_nbytes(ticket) - ticket.work.left_nbytes
-            note(_PREDICTED, link.number, 0, part.prediction.finish_s, ahead, known.rate)
 
     def _reroute(self, part: Part, tier: Tier) -> None:
         """Bring what of ``part`` has not begun from ``tier``, as far as it lies there."""
@@ -296,12 +283,9 @@ class Loader:
             on_progress=self._decider.progress,
         )
 
-    def _count_hits(self, load: Load) -> None:
-        self._hits += load.hits
-
     def _close(self, load: Load) -> None:
         self._residency.unpin(load.rows)
-        self._live.discard(load)
+        self._live.remove(load)
 
 
 def _need_of(load: Load) -> Need:

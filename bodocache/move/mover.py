@@ -13,10 +13,11 @@ from bodocache.hints.stats import HintStats
 from bodocache.match import Forecast, Match
 from bodocache.move.load import Load
 from bodocache.move.orchestrator import Traffic
-from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.residency import KeyArray, RowArray, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.terms import Terms
+from bodocache.move.watchable import Watchable
 
 
 class Hearer(Protocol):
@@ -37,13 +38,8 @@ class Hearer(Protocol):
         ...
 
 
-class Mover(Protocol):
+class Mover(Watchable, Protocol):
     """Loads and stores pages; what it does is as :class:`bodocache.cache.Cache` says."""
-
-    @property
-    def residency(self) -> Residency:
-        """The pages it keeps track of, those on the device among them."""
-        ...
 
     @property
     def hints(self) -> Hearer:
@@ -53,10 +49,6 @@ class Mover(Protocol):
     @property
     def num_layers(self) -> int:
         """Layers of a page."""
-        ...
-
-    def now_s(self) -> float:
-        """The cache's clock."""
         ...
 
     def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:

@@ -23,14 +23,12 @@ from bodocache.move.copies import HostSide
 from bodocache.move.credits import Credits
 from bodocache.move.decide import Decider
 from bodocache.move.demoter import Demoter
-from bodocache.move.effort import Effort
 from bodocache.move.hints import Hints
+from bodocache.move.known import Known
 from bodocache.move.link import Link, LinkStats
 from bodocache.move.load import Load
 from bodocache.move.loader import Loader
-from bodocache.move.outlook import Outlook
 from bodocache.move.prefetcher import Prefetcher
-from bodocache.move.queue import CHUNK_S
 from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, RecomputeModel, Residency, SlotArray, TierStats
 from bodocache.move.store import Store
@@ -42,7 +40,6 @@ from bodocache.move.windows import Unplanned, Windows
 from bodocache.move.worth import Gain, Worth
 from bodocache.move.writer import Writer, WriteRules
 from bodocache.pages import Reason, Tier
-from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 
 REST_S = 60.0  # for what a cut left on disk: its next use is minutes away
@@ -103,47 +100,41 @@ class Orchestrator:
             parts=tenants.by_number(),
         )
         page_nbytes = host.pool.layout.page_nbytes
-        self.worth = Worth(
-            recompute_s=recompute.seconds,
-            load_page_s=float(policy["load_s_per_byte"][0, Tier.HOST]) * page_nbytes,
-            half_life_s=float(policy["half_life_s"][0]),
-            is_on=steps_aside,
-            now_s=clock.now_s,
+        self.worth = Worth.of(
+            policy, recompute.seconds, page_nbytes, is_on=steps_aside, now_s=clock.now_s
         )
         self._counted_s = 0.0  # of the copies of stores
-        is_off = int(policy["features_off"][0]) & Feature.CREDITS
-        self._credits = None
-        if tenants.limits() and not is_off:
-            self._credits = Credits(
-                tenants,
-                policy=policy,
-                page_nbytes=page_nbytes,
-                now_s=clock.now_s,
-            )
+        self._credits = Credits.of(
+            tenants, policy=policy, page_nbytes=page_nbytes, now_s=clock.now_s
+        )
         self._links["disk->device"].queue.credits = self._credits
         loading = {
             Tier.HOST: self._links["host->device"],
             Tier.DISK: self._links["disk->device"],
         }
-        self._page_tokens = recompute.page_tokens
-        self._effort = Effort(recompute.base_s, recompute.slope_s)
-        outlook = Outlook(
+        self.decider = Decider.of(
             loading,
-            page_nbytes=host.pool.layout.page_nbytes,
-            page_tokens=recompute.page_tokens,
-            effort=self._effort,
+            policy,
+            recompute,
+            page_nbytes=page_nbytes,
             layers=self._copies.num_layers,
-            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
-        )
-        self._recompute_s = outlook.recompute_s
-        self.decider = Decider(
-            outlook,
-            loading,
             lies_in=self.residency.lies_in,
-            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=clock.now_s,
         )
-        self.windows = Windows(self.residency.plan_load, window_s=window_s, now_s=clock.now_s)
+        self._recompute_s = self.decider.recompute_s
+        known = Known(
+            self._links["disk->device"],
+            self._credits,
+            self.decider.effort,
+            recompute.page_tokens,
+            self._copies.num_layers,
+        )
+        self.windows = Windows(
+            lambda asked: self.residency.plan_load(*asked),
+            known,
+            window_s=window_s,
+            now_s=clock.now_s,
+        )
         self._loader = Loader(
             self.residency,
             links=loading,
@@ -234,7 +225,7 @@ class Orchestrator:
         """Load ``keys`` of ``match``: see :meth:`bodocache.cache.Cache.load`."""
         request = self.requests.loading(match, terms.deadline_s)
         follow = partial(self.requests.follow_load, request)
-        self._effort.hear(terms, len(keys), len(match.keys), self._page_tokens)
+        self.decider.hear(match, len(keys), terms)
         load = self._loader.begin(keys, slots, terms, on_load=follow)
         load.on_settled(lambda: self._weigh(load))
         load.on_settled(lambda: self._fetch_rest(load))
@@ -253,10 +244,7 @@ class Orchestrator:
         self.worth.spent(seconds)
 
     def _weigh(self, load: Load) -> None:
-        """An engine that said when it is free does not wait before that."""
-        since_s = load.begun_s if load.terms.start_s is None else load.terms.start_s
-        waited_s = max(0.0, self.now_s() - max(since_s, load.begun_s))
-        self.worth.loaded(load.from_below, waited_s, load.terms.n_waiting)
+        self.worth.loaded(load.from_below, load.waited_s(self.now_s()), load.terms.n_waiting)
 
     def _fetch_rest(self, load: Load) -> None:
         """What a cut left on disk was just used: bring it to the host while the disk is idle."""
@@ -331,6 +319,16 @@ class Orchestrator:
             not_admitted=self.not_admitted,
             task_failures=self.task_failures,
         )
+
+    @property
+    def decided_cuts(self) -> dict[Why, int]:
+        """Loads that were cut."""
+        return self.decider.cuts
+
+    @property
+    def unplanned(self) -> dict[Unplanned, int]:
+        """Windows that were not planned."""
+        return self.windows.unplanned
 
     @property
     def hits(self) -> dict[Tier, int]:

@@ -61,8 +61,8 @@ class Outlook:
     ) -> None:
         self._links = (links[Tier.DISK], links[Tier.HOST])
         self.page_nbytes = page_nbytes
-        self._page_tokens = page_tokens
-        self._effort = effort
+        self.page_tokens = page_tokens
+        self.effort = effort
         self._layers = layers
         self._switch_s = switch_s
         self._is_known = np.zeros(len(self._links), np.bool_)
@@ -104,7 +104,7 @@ class Outlook:
 
     def recompute_s(self, pages: int) -> float:
         """Seconds to compute the first ``pages`` of a prompt again."""
-        return self._effort.recompute_s(pages * self._page_tokens)
+        return self.effort.recompute_s(pages * self.page_tokens)
 
     def _measure(self, watched: Sequence[Watched], first_due_s: float) -> None:
         """The links as they are believed now, and what others have queued ahead of the loads."""
@@ -145,7 +145,7 @@ class Outlook:
 
     def _count_once(self, one: Watched, end: int, count: int) -> None:
         """Count one byte for pages that are read for a load before, not all of them again."""
-        bounds = self._bounds[end : end + count] // self._page_tokens
+        bounds = self._bounds[end : end + count] // self.page_tokens
         rows = one.load.rows[: one.load.wanted]
         missing = one.load.arrivals.missing(len(rows))
         from_disk = missing & (one.sources[: len(rows)] == Tier.DISK)
@@ -160,7 +160,7 @@ class Outlook:
         record = np.zeros(1, loads.LOAD)
         record["wait_s"] = -np.inf if terms.start_s is None else terms.start_s
         record["new_compute_s"] = terms.compute_s.sum() if terms.is_layered else 0.0
-        record["token_s"], record["slope_s"] = self._effort.token_s, self._effort.slope_s
+        record["token_s"], record["slope_s"] = self.effort.token_s, self.effort.slope_s
         record["n_waiting"] = terms.n_waiting
         record["layers"] = self._layers if terms.is_layered else 0
         record["links"], record["copies"] = DISK, 1
@@ -171,7 +171,7 @@ class Outlook:
             k
         ].item()
         return Choice(
-            pages=int(self._bounds[first + cut]) // self._page_tokens,
+            pages=int(self._bounds[first + cut]) // self.page_tokens,
             is_whole=verdict == _WHOLE,
             is_demoted=bool(demoted),
             cut_at=cut_at,

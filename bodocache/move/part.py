@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one load takes from one tier: which pages wait, which are on their way.
+"""What one load takes from one tier: which pages wait, which are on their way; who joined it.
 
 A part keeps its pages pinned and its slots taken until it has drained, whatever became of the load
 meanwhile. All of it is the loop's.
@@ -8,7 +8,6 @@ meanwhile. All of it is the loop's.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,9 @@ from numpy.typing import NDArray
 from bodocache.move.calibration import Prediction
 from bodocache.move.link import Link
 from bodocache.move.load import Load
+from bodocache.move.terms import Terms
 from bodocache.move.ticket import Ticket
 from bodocache.pages import Tier
-
-if TYPE_CHECKING:
-    from bodocache.move.flights import Following
 
 RowArray = NDArray[np.int64]
 SlotArray = NDArray[np.int64]
@@ -59,11 +56,38 @@ class Part:
     own_due_s: float = math.inf  # when its own load needs it
     joined_due_s: float = math.inf  # when the first that joined does
     on_left: Callable[["Part", RowArray], None] = lambda _part, _chosen: None  # not for us any more
+    on_late: Callable[["Part", int], None] = lambda _part, _pages: None  # so many are worth it
 
     @property
     def left_nbytes(self) -> int:
         """What has not arrived, begun or not."""
         return (len(self.left) + self.under_way) * self.page_nbytes
+
+    # As a window sees it (known.py)
+
+    @property
+    def tenant(self) -> int:
+        """Who pays."""
+        return self.load.terms.tenant
+
+    @property
+    def begun_s(self) -> float:
+        """When its load came."""
+        return self.load.begun_s
+
+    @property
+    def due_s(self) -> float:
+        """When the first who wants it needs it."""
+        return min(self.own_due_s, self.joined_due_s)
+
+    @property
+    def terms(self) -> Terms | None:
+        """What its engine said."""
+        return self.load.terms
+
+    def keep(self, pages: int) -> None:
+        """Of its first pages, as its load wants them, no more than ``pages`` are worth reading."""
+        self.on_late(self, pages)
 
     def take(self, pages: int) -> RowArray:
         """The next ``pages`` that are still wanted; fewer if there are no more."""
@@ -101,3 +125,38 @@ class Part:
             dropped, self.left = self.left[~wanted], self.left[wanted]
             if len(dropped):
                 self.on_left(self, dropped)
+
+
+class Following:
+    """Pages of a load that a part of another brings. Implements ``load.Source``."""
+
+    __slots__ = ("_on_empty", "load", "part", "positions")
+
+    def __init__(
+        self,
+        load: Load,
+        part: Part,
+        positions: RowArray,
+        on_empty: Callable[["Following"], None],
+    ) -> None:
+        self.load = load
+        self.part = part
+        self.positions = positions  # of the load, still to come
+        self._on_empty = on_empty  # told when it may wait for nothing more
+
+    def trim(self) -> None:
+        """Wait no longer for what the load does not want."""
+        wanted = self.load.is_wanted(self.positions)
+        if not wanted.all():
+            self.positions = self.positions[wanted]
+            self._on_empty(self)
+
+    def hurry(self) -> None:
+        """Pages come whole: the commit changes nothing."""
+
+    def take(self, rows: RowArray) -> RowArray:
+        """Those of its pages that are among ``rows``; it waits for them no longer."""
+        chosen = np.isin(self.load.rows[self.positions], rows)
+        taken = self.positions[chosen]
+        self.positions = self.positions[~chosen]
+        return taken

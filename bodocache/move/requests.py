@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from bodocache.hints.reuse import Said
 from bodocache.match import Match
+from bodocache.move.calibration import Prediction
+from bodocache.move.link import Link
 from bodocache.move.load import Load
+from bodocache.move.ticket import Ticket
 from bodocache.move.store import Store
-from bodocache.move.timeline import Cut, Event, Timeline
+from bodocache.move.timeline import Cut, Event, Note, Timeline
 from bodocache.pages import Reason, Tier
 
 REQUESTS_KEPT = 1024
@@ -30,6 +33,7 @@ STAGES = ("load", "drain", "store", "write")
 _LOAD, _CUT, _SETTLED, _RELEASED = map(int, (Event.LOAD, Event.CUT, Event.SETTLED, Event.RELEASED))
 _STORE, _VISIBLE, _WRITTEN = map(int, (Event.STORE, Event.VISIBLE, Event.WRITTEN))
 _MOVED = int(Event.MOVED)
+_PLANNED, _PREDICTED = int(Event.PLANNED), int(Event.PREDICTED)
 _CUT_OF = {
     Reason.LATE: Cut.DEADLINE,
     Reason.CANCELLED: Cut.CANCELLED,
@@ -109,22 +113,26 @@ class Requests:
 
     def loading(self, match: Match, deadline_s: float) -> Request:
         """``match`` is about to be loaded, until ``deadline_s`` on the clock."""
-        request = self._request(match.said, match.keys)
+        request = self.request(match.said, match.keys)
         request.matched, request.missing = match.pages, match.reasons
+        return self.asked(request, deadline_s)
+
+    def asked(self, request: Request, deadline_s: float) -> Request:
+        """``request`` is about to be loaded."""
         request.deadline_s = deadline_s
-        self.timeline.add(request.number, _LOAD, 0, len(match.keys), deadline_s)
+        self.timeline.add(request.number, _LOAD, 0, len(request.keys), deadline_s)
         self.loads_in_flight += 1
         return request
 
     def follow_load(self, request: Request, load: Load) -> None:
         """``load`` begins: note what becomes of it."""
         load.note = partial(self.timeline.add, request.number)
-        load.on_settled(partial(self._settled, request, load))
-        load.on_released(partial(self._released, request))
+        load.on_settled(lambda: self.settled(request, load.begun_s, load.hits, load.reasons))
+        load.on_released(partial(self.released, request))
 
     def storing(self, said: Said, keys: NDArray[np.uint8], pages: int) -> Request:
         """The last ``pages`` of ``keys`` are about to be stored."""
-        request = self._request(said, keys)
+        request = self.request(said, keys)
         self.timeline.add(request.number, _STORE, 0, pages)
         self.stores_in_flight += 1
         return request
@@ -132,8 +140,8 @@ class Requests:
     def follow_store(self, request: Request, store: Store) -> None:
         """``store`` has begun: note what becomes of it."""
         begun_s = self._now_s()
-        store.on_visible(lambda stored: self._visible(request, stored.new, begun_s))
-        store.on_written(partial(self._written, request))
+        store.on_visible(lambda stored: self.visible(request, stored.new, begun_s))
+        store.on_written(partial(self.written, request))
 
     def moved(self, link: int, begun_s: float, pages: int, nbytes: int) -> None:
         """An op of the ``link``-th link that began at ``begun_s`` is over."""
@@ -143,7 +151,8 @@ class Requests:
         """The counts of its class."""
         return self._class_of.get(tenant) or self.by_class[OTHER_TENANTS]
 
-    def _request(self, said: Said, keys: NDArray[np.uint8]) -> Request:
+    def request(self, said: Said, keys: NDArray[np.uint8]) -> Request:
+        """The one that ``said`` names, of the pages ``keys``."""
         request = self._kept.get(said.request)
         if request is not None:  # its load, or one more of the same match
             return request
@@ -154,37 +163,58 @@ class Requests:
             self._pages -= len(self._kept.pop(next(iter(self._kept))).keys)
         return request
 
-    def _settled(self, request: Request, load: Load) -> None:
+    def settled(
+        self,
+        request: Request,
+        begun_s: float,
+        hits: NDArray[np.int64],
+        reasons: NDArray[np.uint8],
+    ) -> None:
+        """Its load delivered ``hits`` pages of each Tier; ``reasons``: of the others."""
         request.settled_s = self._now_s()
-        request.delivered = pages = load.landed
-        request.undelivered = load.reasons.copy()
-        request.sources = tuple(load.hits.tolist())
+        request.delivered = pages = int(hits.sum())
+        request.undelivered = reasons.copy()
+        request.sources = tuple(hits.tolist())
         if len(request.undelivered):
             cut = _CUT_OF.get(Reason(int(request.undelivered[0])), Cut.FAILED)
             self.timeline.add(request.number, _CUT, cut, pages)
             self.cuts[cut] += 1
         self.timeline.add(request.number, _SETTLED, 0, pages)
-        self.stages["load"].add(request.settled_s - load.begun_s)
+        self.stages["load"].add(request.settled_s - begun_s)
         self.loads_in_flight -= 1
         counts = self.of_tenant(request.tenant)
         counts.loads += 1
         counts.hits += pages
         counts.misses += len(request.keys) - pages
 
-    def _released(self, request: Request) -> None:
+    def released(self, request: Request) -> None:
+        """Nothing can write to the slots of its load any more."""
         self.timeline.add(request.number, _RELEASED)
         self.stages["drain"].add(max(0.0, self._now_s() - request.settled_s))
 
-    def _visible(self, request: Request, pages: int, begun_s: float) -> None:
+    def visible(self, request: Request, pages: int, begun_s: float) -> None:
+        """The new ``pages`` of its store, begun at ``begun_s``, can be found."""
         self.timeline.add(request.number, _VISIBLE, 0, pages)
         request.visible_s = self._now_s()
         self.stages["store"].add(request.visible_s - begun_s)
         self.stores_in_flight -= 1
         self.of_tenant(request.tenant).stored += pages
 
-    def _written(self, request: Request, pages: int) -> None:
+    def written(self, request: Request, pages: int) -> None:
+        """``pages`` of its store are on disk, the others are refused there."""
         self.timeline.add(request.number, _WRITTEN, 0, pages)
         self.stages["write"].add(max(0.0, self._now_s() - request.visible_s))
+
+
+def note_planned(
+    note: Note, link: Link, ticket: Ticket, pages: int, prediction: Prediction | None
+) -> None:
+    """``pages`` wait for ``link``, and will have crossed as ``prediction`` says."""
+    nbytes = ticket.work.left_nbytes
+    note(_PLANNED, link.number, pages, 0.0, nbytes)
+    if prediction is not None and (known := link.estimate(nbytes)) is not None:
+        ahead = link.queue.ahead_nbytes(ticket) - nbytes
+        note(_PREDICTED, link.number, 0, prediction.finish_s, ahead, known.rate)
 
 
 def sources_of(request: Request) -> dict[Tier, int]:

@@ -451,16 +451,19 @@ class Residency:
         nothing = Inputs(np.zeros(0, DEMAND), self.table.records, self.policy)
         self._planner.plan(nothing, self._queues, now_s=self._now_s(), free_frames=UNLIMITED)
 
-    def plan_load(self, demands: NDArray[np.void]) -> Plan:
-        """Ops for ``demands`` (DEMAND records), in the order they should start."""
-        return self._plan(demands, UNLIMITED)
+    def plan_load(self, *asked: NDArray[np.void]) -> Plan:
+        """Ops for demands, in the order they should start.
+
+        ``asked``: DEMAND records, and, where they are known, TENANT, LINK and REQUEST.
+        """
+        return self._plan(UNLIMITED, *asked)
 
     def plan_writes(self, demands: NDArray[np.void]) -> Plan:
         """The same for writes to disk: those that are worth their room there."""
-        return self._plan(demands, 0 if self.backend is None else self.backend.usage.free_frames)
+        return self._plan(0 if self.backend is None else self.backend.usage.free_frames, demands)
 
-    def _plan(self, demands: NDArray[np.void], free_frames: int) -> Plan:
-        inputs = Inputs(demands, self.table.records, self.policy)
+    def _plan(self, free_frames: int, demands: NDArray[np.void], *others: NDArray[np.void]) -> Plan:
+        inputs = Inputs(demands, self.table.records, self.policy, *others)
         begun_s = time.perf_counter()
         made = self._planner.plan(
             *(inputs, self._queues),

@@ -9,44 +9,27 @@ looks every POLL_S at how far it is; engines need not wait for that, their strea
 
 import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 
-from bodocache.move.by_layer import verified_by
-from bodocache.move.copies import Copies
-from bodocache.move.land import Landing
-from bodocache.move.part import Part, RowArray
+from bodocache.move.by_layer import Layerwise, Rest, verified_by
 from bodocache.move.queue import ALL
 from bodocache.move.stream import POLL_S, LayerStream
 
 _log = logging.getLogger(__name__)
 
 
-class Streaming:
-    """Pages ``chosen`` of a part; somebody awaits :meth:`run`."""
+class Streaming(Layerwise):
+    """Copies on a stream; somebody awaits :meth:`run`."""
 
-    def __init__(
-        self,
-        part: Part,
-        chosen: RowArray,
-        *,
-        copies: Copies,
-        lander: Landing,
-        now_s: Callable[[], float],
-    ) -> None:
-        self._part = part
-        self._chosen = chosen
-        self._copies = copies
-        self._lander = lander
-        self._now_s = now_s
-        self._layers = copies.num_layers
-        self._layer_nbytes = len(chosen) * copies.layer_nbytes
+    def __init__(self, rest: Rest) -> None:
+        super().__init__(rest)
+        self._layers = rest.copies.num_layers
+        self._layer_nbytes = len(rest.chosen) * rest.copies.layer_nbytes
         self._asked = self._arrived = 0  # layers: whose turn has come, and that have crossed
         self._is_stopped = False
         self._turn = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.is_over = False
-        self.due_s = part.load.terms.layers_due_s(now_s())
 
     def begin(self, nbytes: int) -> int:
         """Let as many layers be submitted; their bytes, or 0 if there are no more."""

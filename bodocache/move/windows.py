@@ -3,7 +3,9 @@
 
 A part is planned when its link first asks it for a chunk: at once where the link is idle, so a load
 that comes alone waits for nobody. Beside others, all that has come by then is planned in one
-window, after ``window_s`` at the latest. Nothing runs here while nothing waits.
+window, after ``window_s`` at the latest. Nothing runs here while nothing waits. The plan says in
+which order pages are read, what is paid for first, and which loads are not worth their bytes beside
+the others: those are cut before their first one.
 
 A window that fails, or takes longer than ``window_s``, leaves pages in the order of their prompts
 and loads in that of their deadlines (queue.py); after a long one nothing is planned for RESTS
@@ -14,12 +16,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.move.part import Part
-from bodocache.plan.records import DEMAND, OpKind, Plan
+from bodocache.move.known import Inputs, Known, Waiting
+from bodocache.plan.records import Fate, Plan
 
 _log = logging.getLogger(__name__)
 
@@ -35,27 +38,29 @@ class Unplanned(StrEnum):
 
 
 class Windows:
-    """Collects parts of loads and has them planned."""
+    """Collects what waits for the disk and has it planned."""
 
     def __init__(
         self,
-        plan: Callable[[NDArray[np.void]], Plan],
+        plan: Callable[[Inputs], Plan],
+        known: Known,
         *,
         window_s: float,
         now_s: Callable[[], float],
     ) -> None:
-        """``plan``: DEMAND records to ops, in the order they should start."""
+        """``plan``: inputs to ops, in the order they should start."""
         self.unplanned = dict.fromkeys(Unplanned, 0)
         self._plan = plan
+        self._known = known
         self._window_s = window_s
         self._now_s = now_s
         self._loop = asyncio.get_running_loop()
-        self._parts: list[Part] = []
+        self._parts: list[Waiting] = []
         self._timer: asyncio.TimerHandle | None = None
         self._rests_until_s = -np.inf
         self._said: set[Unplanned] = set()
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Waiting) -> None:
         """``part`` is about to wait for its turn; it is planned when that comes."""
         part.before_first = self.close
         self._parts.append(part)
@@ -76,20 +81,27 @@ class Windows:
         parts = [part for part in parts if not part.is_over]
         if not parts:
             return
-        demands, firsts = _demands_of(parts)
-        order = self._order(demands)
-        if order is not None:
-            for part, first in zip(parts, firsts, strict=True):
-                part.arrange(_within(order, int(first), len(part.rows)))
+        made = self._make(parts)
+        if made is None:
+            return
+        first = 0
+        for part in parts:
+            mine = slice(first, first + len(part.rows))
+            first = mine.stop
+            late = np.flatnonzero(made.fates[mine] == Fate.CUT)
+            if len(late):
+                part.keep(int(late[0]))
+            part.arrange(_within(made.demands, mine))
 
-    def _order(self, demands: NDArray[np.void]) -> NDArray[np.int64] | None:
-        """Demands in the order in which they should start; None: as they are."""
+    def _make(self, parts: list[Waiting]) -> "_Made | None":
+        """What is planned; None: they go as they are."""
         begun_s = self._now_s()
         if begun_s < self._rests_until_s:
             self._note(Unplanned.RESTING)
             return None
         try:
-            order = self._plan(demands).demands.copy()
+            plan = self._plan(self._known.inputs(parts, begun_s))
+            made = _Made(plan.demands.copy(), plan.fates.copy())
         except Exception as error:  # noqa: BLE001 -- without a plan loads go by their deadlines
             self._note(Unplanned.FAILED, error)
             return None
@@ -97,7 +109,7 @@ class Windows:
         if took_s > self._window_s:
             self._rests_until_s = begun_s + took_s + RESTS * took_s
             self._note(Unplanned.OVERLONG)
-        return order
+        return made
 
     def _note(self, why: Unplanned, error: Exception | None = None) -> None:
         self.unplanned[why] += 1
@@ -110,26 +122,19 @@ class Windows:
             )
 
 
-def _demands_of(parts: list[Part]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """The demands of all parts, one behind the other, and where each begins."""
-    sizes = [len(part.rows) for part in parts]
-    firsts = np.cumsum([0, *sizes])[:-1]
-    demands = np.zeros(sum(sizes), DEMAND)
-    demands["kind"] = OpKind.LOAD
-    for number, (part, first, size) in enumerate(zip(parts, firsts, sizes, strict=True)):
-        mine = demands[first : first + size]
-        mine["page"] = part.rows
-        mine["request"] = number
-        mine["deadline_s"] = part.load.deadline_s
-        mine["arrival_s"] = part.load.begun_s
-    return demands, firsts
+class _Made(NamedTuple):
+    """Of a plan: which demands go, in order, and what was decided of each."""
+
+    demands: NDArray[np.int64]
+    fates: NDArray[np.uint8]
 
 
-def _within(order: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
-    """The order of demands ``first`` and on; what the plan leaves out goes last."""
-    mine = order[(order >= first) & (order < first + count)] - first
-    if len(mine) == count:
-        return mine
+def _within(order: NDArray[np.int64], mine: slice) -> NDArray[np.int64]:
+    """The order of the demands ``mine``; what the plan leaves out goes last."""
+    count = mine.stop - mine.start
+    planned: NDArray[np.int64] = order[(order >= mine.start) & (order < mine.stop)] - mine.start
+    if len(planned) == count:
+        return planned
     left_out = np.ones(count, np.bool_)
-    left_out[mine] = False
-    return np.concatenate((mine, np.flatnonzero(left_out)))
+    left_out[planned] = False
+    return np.concatenate((planned, np.flatnonzero(left_out)))

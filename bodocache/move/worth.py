@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.pages import Tier
+
 KeyArray = NDArray[np.uint8]
 Seconds = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
@@ -62,6 +64,25 @@ class Worth:
         self._saved = self._spent = 0.0  # decayed
         self._threshold_s = 0.0  # what was spent when it stepped aside
         self._sample: dict[int, None] = {}  # the first words of keys, oldest first
+
+    @classmethod
+    def of(
+        cls,
+        policy: NDArray[np.void],
+        recompute_s: Seconds,
+        page_nbytes: int,
+        *,
+        is_on: bool,
+        now_s: Callable[[], float],
+    ) -> "Worth":
+        """Of pages of ``page_nbytes``, weighed as POLICY says."""
+        return cls(
+            recompute_s=recompute_s,
+            load_page_s=float(policy["load_s_per_byte"][0, Tier.HOST]) * page_nbytes,
+            half_life_s=float(policy["half_life_s"][0]),
+            is_on=is_on,
+            now_s=now_s,
+        )
 
     @property
     def gain(self) -> Gain:

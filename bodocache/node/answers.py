@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import WireError
 from bodocache.hints.actions import Operation, Outcome
+from bodocache.hints.reuse import checked_tenant
 from bodocache.move.ticket import PATIENCE_S, Priority
 from bodocache.node import messages
 from bodocache.node.far import told_of
@@ -59,18 +60,27 @@ class Answers:
                 name: {"ops": it.ops, "pages": it.pages, "nbytes": it.nbytes, "busy_s": it.busy_s}
                 for name, it in ((name, link.stats()) for name, link in host.links.items())
             },
+            "credit_waits": host.credit_waits,
+            "gain": asdict(host.worth.gain),
             "evicted": {it.name.lower(): count for it, count in residency.evicted.items()},
             "task_failures": host.nursery.failures,
         }
 
     def _find(self, session: Session, message: messages.Find, _: Note) -> messages.Found:
-        host, residency = self.host, self.host.residency
+        host, residency, tenant = self.host, self.host.residency, checked_tenant(message.tenant)
+        session.matched(message.request, message.keys)
         rows = residency.leading(message.keys)
         tiers = residency.fastest(rows).astype(np.uint8)
         reasons = residency.why_missing(message.keys, len(rows))
         expected = host.announcements.expected(message.keys[len(rows) :])
         due_s = expected.due_s - host.now_s() if expected.pages else 0.0
-        return messages.Found(tiers, reasons, expected.pages, due_s, self._disk_for(session))
+        if not 0 <= message.spent_s < math.inf:
+            raise WireError(f"find: {message.spent_s} s were spent")
+        host.worth.spent(message.spent_s)
+        return messages.Found(
+            *(tiers, reasons, expected.pages, due_s, self._disk_for(session)),
+            *(int(host.worth.judge(message.keys)), host.credits_of(tenant)),
+        )
 
     def _disk_for(self, session: Session) -> NDArray[np.float64]:
         """The disk, as a load that comes now would find it; the engine counts its own."""
@@ -97,6 +107,11 @@ class Answers:
 
     def _holds(self, _: Session, message: messages.Holds, __: Note) -> messages.Held:
         return messages.Held(self.host.residency.holds(message.keys).astype(np.uint8))
+
+    def _settled(self, session: Session, message: messages.Settled, _: Note) -> None:
+        fetch = session.fetches.get(message.load)
+        if fetch is not None:
+            self.host.ledger.settled(fetch.entry, message)
 
     def _end_fetch(self, session: Session, message: messages.EndFetch, _: Note) -> None:
         session.end_fetch(message.load, message.bad)
@@ -127,7 +142,9 @@ class Answers:
             else:
                 told.append(arrived)
 
-        fetch = self.host.fetcher.begin(message, tell)
+        prompt = session.prompt_of(said.request, message.keys)
+        entry = self.host.ledger.loading(message, said, prompt)
+        fetch = self.host.fetcher.begin(message, entry, tell)
         begun[0] = True
         session.fetches[message.load] = fetch
         self.host.hints.loaded(message.keys, fetch.rows, said)
@@ -136,7 +153,8 @@ class Answers:
     def _reserve(self, session: Session, message: messages.Reserve, _: Note) -> messages.Reserved:
         if message.store in session.stages:
             raise WireError(f"store {message.store} is under way already")
-        stage = self.host.stager.reserve(message.keys, message.supplied, session.version)
+        said = said_from_json(message.said, session.epoch)
+        stage = self.host.stager.reserve(message, said, session.version)
         session.stages[message.store] = stage
         return messages.Reserved(stage.positions, stage.slots, stage.known)
 
@@ -156,12 +174,16 @@ class Answers:
     async def _show(
         self, session: Session, message: messages.Publish, note: Note
     ) -> messages.Published:
-        said, number = said_from_json(message.said, session.epoch), message.store
-        ticket = Ticket(lambda pages: note(messages.Written(number, pages)))
-        stage = session.stages[number]
+        number, stage = message.store, session.stages[message.store]
+
+        def written(pages: int) -> None:
+            self.host.requests.written(stage.request, pages)
+            note(messages.Written(number, pages))
+
+        ticket = Ticket(written)
         stage.is_published = True
         try:
-            shown, known = await self.host.stager.publish(stage, message.digests, said, ticket)
+            shown, known = await self.host.stager.publish(stage, message.digests, ticket)
         finally:
             session.stages.pop(number, None)
             ticket.close()
@@ -216,6 +238,7 @@ _ANSWERS: dict[type[Any], Callable[[Answers, Session, Any, Note], Any]] = {
     messages.Find: Answers._find,  # noqa: SLF001 -- a table of its own methods
     messages.Holds: Answers._holds,  # noqa: SLF001
     messages.Fetch: Answers._fetch,  # noqa: SLF001
+    messages.Settled: Answers._settled,  # noqa: SLF001
     messages.EndFetch: Answers._end_fetch,  # noqa: SLF001
     messages.Reserve: Answers._reserve,  # noqa: SLF001
     messages.Publish: Answers._publish,  # noqa: SLF001

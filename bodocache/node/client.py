@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.cache import Cache, KeyArray, SlotArray, warm
+from bodocache.cache import Cache, KeyArray, warm
 from bodocache.clock import Clock, RealClock
 from bodocache.config import CacheConfig, load_config
 from bodocache.errors import NodeError
 from bodocache.hints.actions import Action, Outcome
+from bodocache.hints.reuse import Said
 from bodocache.identity import Domain, Root
 from bodocache.layout import Group
-from bodocache.match import Expected, Finding, Match
+from bodocache.match import Expected, Finding
 from bodocache.move.decide import Decide
-from bodocache.move.load import Load
 from bodocache.node import messages, terms
 from bodocache.node.announced import NodeAnnouncements
 from bodocache.node.attached import attach
@@ -93,11 +93,6 @@ class NodeCache(Cache):
         """What went wrong with the node last; None if nothing ever did."""
         return self._engine.trouble
 
-    def load(self, match: Match, slots: SlotArray | None = None, **when: Any) -> Load:
-        """See :meth:`Cache.load`."""
-        self._engine.said = match.said
-        return super().load(match, slots, **when)
-
     async def hint(self, actions: Sequence[Action]) -> tuple[Outcome, ...]:
         """See :meth:`Cache.hint`; pages on the device stay there.
 
@@ -138,15 +133,19 @@ class NodeCache(Cache):
         figures: dict[str, Any] = json.loads(told.text)
         return figures
 
-    async def _find(self, keys: KeyArray) -> Finding:
+    async def _find(self, keys: KeyArray, said: Said) -> Finding:
         engine, residency = self._engine, self._engine.residency
         announced, due_s = 0, 0.0
+        find = messages.Find(said.request, said.tenant, engine.take_spent_s(), keys)
         try:
-            found = await engine.request(messages.Find(keys), within_s=self._patience_s)
+            found = await engine.request(find, within_s=self._patience_s)
             tiers, reasons = found.tiers, found.reasons
             announced, due_s = found.announced, engine.now_s() + found.due_s
             engine.disk.hear(found.disk)
+            engine.disk.hear_credits(said.tenant, found.credits)
+            engine.worth.is_aside = bool(found.is_aside)
         except NodeError:
+            engine.worth.is_aside = False
             tiers = np.empty(0, np.uint8)
             reasons = np.full(len(keys), Reason.UNAVAILABLE, np.uint8)
         here = len(residency.leading(keys))

@@ -15,6 +15,7 @@ from bodocache.move.copying import Copying
 from bodocache.move.link import Link
 from bodocache.move.load import Load, Source
 from bodocache.move.part import Part, RowArray
+from bodocache.move.requests import note_planned
 from bodocache.move.residency import KeyArray
 from bodocache.move.ticket import Priority, Ticket
 from bodocache.node import messages
@@ -203,6 +204,8 @@ class Coming:
             return False
         part.own_due_s = part.ticket.due_s
         part.prediction = part.link.predict_ticket(part.ticket)
+        pages = len(part.positions)
+        note_planned(self.load.note, part.link, part.ticket, pages, part.prediction)
         return True
 
     def _part(

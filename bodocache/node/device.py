@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bodocache.move.ghosts import Activity
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.pages import NOWHERE, Tier
 from bodocache.pools import OwnedPool
 
@@ -31,20 +33,25 @@ class Device:
     def __init__(self, residency: Residency) -> None:
         self._residency = residency
         self.is_owned = isinstance(residency.device, OwnedPool)
+        self.layers = residency.device.memory.layers  # of a page
 
-    def begin_load(self, keys: KeyArray, slots: SlotArray | None) -> Targets:
-        """Slots for the pages of ``keys``: those given, or our own; ours are pinned and leased."""
+    def begin_load(self, keys: KeyArray, slots: SlotArray | None, tenant: int) -> Targets:
+        """Slots for the pages of ``keys``: those given, or our own; ours are pinned and leased.
+
+        Here a page is the tenant's that brought it first: who stored it, only the node knows.
+        """
         residency = self._residency
         if slots is not None:
             residency.device.hold(slots)
             there = np.zeros(len(slots), np.bool_)
             return Targets(np.full(len(slots), NOWHERE), slots, there)
         front, *_ = residency.begin_load(keys)
-        rows = self._with_rest(keys, front)
+        rows = self._with_rest(keys, front, tenant)
         there = residency.lies_in(rows, Tier.DEVICE)
         slots = residency.slots(rows, Tier.DEVICE)
         wanted = np.flatnonzero(~there)
-        taken = residency.take_most(Tier.DEVICE, len(wanted))
+        need = Need(Activity.LOAD, tenant)
+        taken = residency.take_for(Tier.DEVICE, rows[wanted], need)
         residency.promise(taken)
         slots[wanted[: len(taken)]] = taken
         residency.device.hold(slots[slots != NOWHERE])
@@ -96,7 +103,9 @@ class Device:
         residency.pin(rows)
         return rows, residency.slots(rows, Tier.DEVICE)
 
-    def place_stored(self, keys: KeyArray, slots: SlotArray, shown: RowArray) -> RowArray:
+    def place_stored(
+        self, keys: KeyArray, slots: SlotArray, shown: RowArray, tenant: int
+    ) -> RowArray:
         """Of the pages in ``slots``, the last of ``keys``, those ``shown`` (positions) stay there.
 
         As far as their prefix lies on the device; returns their rows, pinned.
@@ -110,12 +119,12 @@ class Device:
         come[shown[shown >= first]] = True
         reached = np.cumprod(there | come).astype(np.bool_)
         new = np.flatnonzero(reached & ~there)
-        rows = self._add(keys, np.where(there, chain, NOWHERE), new)
+        rows = self._add(keys, np.where(there, chain, NOWHERE), new, tenant)
         residency.place(rows, Tier.DEVICE, slots[new - first])
         residency.touch(rows)
         return rows
 
-    def _with_rest(self, keys: KeyArray, front: RowArray) -> RowArray:
+    def _with_rest(self, keys: KeyArray, front: RowArray, tenant: int) -> RowArray:
         """Rows of all ``keys``, pinned; those in ``front`` are."""
         residency, first = self._residency, len(front)
         rest = residency.index.find(keys[first:])
@@ -123,12 +132,16 @@ class Device:
         residency.pin(rest[there])
         chain = np.concatenate((front, np.where(there, rest, NOWHERE)))
         new = first + np.flatnonzero(~there)
-        chain[new] = self._add(keys, chain, new)
+        chain[new] = self._add(keys, chain, new, tenant)
         return chain
 
-    def _add(self, keys: KeyArray, chain: RowArray, new: RowArray) -> RowArray:
+    def _add(self, keys: KeyArray, chain: RowArray, new: RowArray, tenant: int) -> RowArray:
         """Rows for pages ``new`` (positions) of ``keys``; ``chain`` is NOWHERE where they are."""
+        residency = self._residency
         before = np.concatenate(([NOWHERE], chain[:-1])) if len(chain) else chain
         parents = np.where(before == NOWHERE, NEXT, before)
         parents[:1] = NOWHERE
-        return self._residency.add(keys[new], parents[new], new)
+        rows = residency.add(keys[new], parents[new], new)
+        fresh = residency.table.records["tiers"][rows] == 0  # nobody's yet
+        residency.table.records["tenant"][rows[fresh]] = tenant
+        return rows

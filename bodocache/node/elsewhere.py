@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine on a node leaves to it: hints."""
+"""What an engine on a node leaves to it: hints, and what only the node can count."""
 
 from bodocache.errors import NodeError
 from bodocache.hints.actions import Action, Outcome
 from bodocache.hints.reuse import Said
 from bodocache.hints.stats import HintStats
 from bodocache.move.residency import KeyArray, RowArray
+from bodocache.move.windows import Unplanned
 
 
 class Elsewhere:
@@ -24,3 +25,27 @@ class Elsewhere:
     def stats(self) -> HintStats:
         """Nothing is counted here."""
         return HintStats()
+
+
+class Uncounted:
+    """What the node plans, reads, charges for and writes: it counts that (node/host.py)."""
+
+    @property
+    def unplanned(self) -> dict[Unplanned, int]:
+        """Windows that were not planned."""
+        return {}
+
+    @property
+    def joined(self) -> int:
+        """Pages that were on their way for another load."""
+        return 0
+
+    @property
+    def credit_waits(self) -> int:
+        """Chunks that waited for credits."""
+        return 0
+
+    @property
+    def not_admitted(self) -> int:
+        """Pages that were not written to disk."""
+        return 0

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,30 +21,28 @@ from bodocache.config import CacheConfig
 from bodocache.errors import NodeError, NodeFenced, NodeLost
 from bodocache.hints.reuse import Said
 from bodocache.layout import Layout
-from bodocache.match import NOTHING_SAID, Forecast, Match
+from bodocache.match import Forecast, Match
+from bodocache.move.choice import Why
 from bodocache.move.decide import Decider
-from bodocache.move.effort import Effort
 from bodocache.move.link import Link
 from bodocache.move.load import Load
 from bodocache.move.operation import Operation
 from bodocache.move.orchestrator import Traffic
-from bodocache.move.outlook import Outlook
-from bodocache.move.queue import CHUNK_S
+from bodocache.move.requests import Requests
 from bodocache.move.residency import KeyArray, Residency, SlotArray
 from bodocache.move.store import Store
 from bodocache.move.storer import Origin
 from bodocache.move.tasks import Nursery
 from bodocache.move.terms import Terms
-from bodocache.move.worth import Gain
+from bodocache.move.worth import Worth
 from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.device import Device
-from bodocache.node.elsewhere import Elsewhere
+from bodocache.node.elsewhere import Elsewhere, Uncounted
 from bodocache.node.far import FarLink
-from bodocache.node.loads import NodeLoader
+from bodocache.node.loads import Asked, NodeLoader
 from bodocache.node.stores import NodeStorer
 from bodocache.pages import Tier
-from bodocache.plan.records import Feature
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import policy_of, recompute_of
 
@@ -55,14 +54,13 @@ BYE_S = 5.0  # longer than a read that the node has begun for us
 Reach = Callable[[], Awaitable[Attached]]
 
 
-class Engine:
+class Engine(Uncounted):
     """Moves the pages of one engine."""
 
     def __init__(
         self, config: CacheConfig, device: BorrowedPool, layout: Layout, clock: Clock
     ) -> None:
         recompute, now_s = recompute_of(config, layout), clock.now_s
-        self.said = NOTHING_SAID  # with the load that begins next
         self.trouble: NodeError | None = None  # the last one
         self.hints = Elsewhere()
         self._attached: Attached | None = None
@@ -72,10 +70,14 @@ class Engine:
         self._operations: dict[int, Operation] = {}
         self._nursery = Nursery()
         self._now_s = now_s
-        is_cpu = device.memory.device.type == "cpu"
+        self._is_cpu = is_cpu = device.memory.device.type == "cpu"
         down, up = Link("host->device", now_s=now_s, runs_here=is_cpu), "device->host"
         self.disk = FarLink("disk->host", now_s=now_s)
-        self._links = {it.name: it for it in (down, self.disk, Link(up, now_s=now_s))}
+        links = (down, self.disk, self.disk.rationed, Link(up, now_s=now_s))
+        self.links = {it.name: it for it in links}
+        self.requests = Requests(now_s, [*self.links], config.metrics.tenant_classes)
+        for number, link in enumerate(links):
+            link.number, link.observer = number, partial(self.requests.moved, number)
         # Host memory is the node's: one page stands for it.
         host = OwnedPool(replace(layout, num_pages=1), name="host")
         policy = policy_of(config)
@@ -86,33 +88,30 @@ class Engine:
             policy=policy,
             recompute=recompute,
             now_s=now_s,
+            parts=config.tenants.by_number(),
         )
-        links: dict[Tier, Link] = {Tier.HOST: down, Tier.DISK: self.disk}
-        self._page_tokens = recompute.page_tokens
-        self._effort = Effort(recompute.base_s, recompute.slope_s)
-        outlook = Outlook(
-            links,
+        sources: dict[Tier, Link] = {Tier.HOST: down, Tier.DISK: self.disk}
+        self.worth = Worth.of(  # counted here; the node says whether to step aside
+            policy, recompute.seconds, layout.page_nbytes, is_on=False, now_s=now_s
+        )
+        self._told_s = self._copied_s = 0.0  # of what was spent, and of the copies of stores
+        self.decider = Decider.of(
+            sources,
+            policy,
+            recompute,
             page_nbytes=layout.page_nbytes,
-            page_tokens=recompute.page_tokens,
-            effort=self._effort,
             layers=self.num_layers,
-            switch_s=max(float(policy["switch_s"][0]), CHUNK_S),
-        )
-        self._recompute_s = outlook.recompute_s
-        self.decider = Decider(
-            outlook,
-            links,
             lies_in=lambda rows, _: np.zeros(len(rows), np.bool_),  # the node chooses the source
-            is_on=not int(policy["features_off"][0]) & Feature.TARDINESS,
             now_s=now_s,
         )
+        self._recompute_s = self.decider.recompute_s
         sides = Device(self.residency)
         self._loader = NodeLoader(
             sides,
-            links=links,
+            disk=self.disk,
+            copying=down,
             page_nbytes=layout.page_nbytes,
             page_tokens=recompute.page_tokens,
-            layers=self.num_layers,
             nursery=self._nursery,
             decider=self.decider,
             now_s=now_s,
@@ -120,7 +119,7 @@ class Engine:
         self._storer = NodeStorer(
             self.residency,
             sides,
-            link=self._links["device->host"],
+            link=self.links["device->host"],
             beside=down.queue,
             nursery=self._nursery,
             now_s=now_s,
@@ -187,10 +186,15 @@ class Engine:
 
     def load(self, match: Match, keys: KeyArray, slots: SlotArray | None, terms: Terms) -> Load:
         """See :meth:`bodocache.cache.Cache.load`."""
-        said, self.said = self.said, NOTHING_SAID
-        tiers = match.tiers[: len(keys)]
-        self._effort.hear(terms, len(keys), len(match.keys), self._page_tokens)
-        return self._loader.begin(keys, tiers, slots, terms, said, self._attached)
+        request = self.requests.loading(match, terms.deadline_s)
+        self.decider.hear(match, len(keys), terms)
+        asked = Asked(match, keys, self._attached, partial(self.requests.follow_load, request))
+        load = self._loader.begin(asked, slots, terms)
+        load.on_settled(lambda: self._weigh(load))
+        return load
+
+    def _weigh(self, load: Load) -> None:
+        self.worth.loaded(load.from_below, load.waited_s(self.now_s()), load.terms.n_waiting)
 
     def forecast(self, tiers: NDArray[np.uint8]) -> Forecast | None:
         """When a load would be there; what comes from disk crosses to the device, too."""
@@ -202,12 +206,23 @@ class Engine:
         return Forecast(mean_s, finish_s, one.recompute_s)
 
     def stands_aside(self, keys: KeyArray) -> bool:
-        """Never: what a node gains is not weighed yet."""
+        """As the node said of these keys just now: it weighs what all its engines gain."""
         del keys
-        return False
+        return self.worth.is_aside
 
     def spent(self, seconds: float) -> None:
-        """Weighed by nobody."""
+        """A request was looked up for so long."""
+        self.worth.spent(seconds)
+        self._told_s += seconds
+
+    def take_spent_s(self) -> float:
+        """What was spent since the last call on looking up and on copies of stores."""
+        if self._is_cpu:  # a GPU computes meanwhile
+            copied_s = self.links["device->host"].counted()[3]
+            self.spent(copied_s - self._copied_s)
+            self._copied_s = copied_s
+        seconds, self._told_s = self._told_s, 0.0
+        return seconds
 
     def saved_by_waiting_s(self, pages: int, behind: int) -> float:
         """Seconds to compute the ``behind`` pages after the first ``pages``, less to load them."""
@@ -226,7 +241,12 @@ class Engine:
     ) -> Store:
         """See :meth:`bodocache.cache.Cache.store`."""
         del origin  # the node knows our weights, and the tenant is said
-        return self._storer.begin(keys, slots, said, self._attached, by_layer=by_layer)
+        if self.worth.is_aside and not isinstance(self.residency.device, OwnedPool):
+            return self._storer.refuse(slots)
+        request = self.requests.storing(said, keys, len(slots))
+        store = self._storer.begin(keys, slots, said, self._attached, by_layer=by_layer)
+        self.requests.follow_store(request, store)
+        return store
 
     def refuse(self, slots: SlotArray, *, by_layer: bool = False) -> Store:
         """A store of nothing, for pages that could not be reached."""
@@ -240,19 +260,41 @@ class Engine:
         """What this engine moved; host and disk are the node's."""
         tiers = self.residency.stats()
         return Traffic(
-            links={name: link.stats() for name, link in self._links.items()},
+            links={name: link.stats() for name, link in self.links.items()},
             tiers={Tier.DEVICE: tiers[Tier.DEVICE]},
             hits=self._loader.hits,
             evicted={Tier.DEVICE: self.residency.evicted[Tier.DEVICE]},
             failed_checks=self._loader.failed_checks,
             cuts=dict(self.decider.cuts),
-            unplanned={},
-            gain=Gain(0.0, 0.0, is_aside=False, times_aside=0),
-            credit_waits=0,
-            joined=0,  # the disk is read by the node
-            not_admitted=0,
-            task_failures=self._nursery.failures,
+            unplanned=self.unplanned,
+            gain=self.worth.gain,
+            credit_waits=self.credit_waits,
+            joined=self.joined,
+            not_admitted=self.not_admitted,
+            task_failures=self.task_failures,
         )
+
+    # What is watched of it (move/watchable.py); what is the node's is counted there
+
+    @property
+    def hits(self) -> dict[Tier, int]:
+        """Pages delivered by loads, by the tier they came from."""
+        return self._loader.hits
+
+    @property
+    def decided_cuts(self) -> dict[Why, int]:
+        """Loads that were cut."""
+        return self.decider.cuts
+
+    @property
+    def failed_checks(self) -> int:
+        """Pages whose bytes failed their digest."""
+        return self._loader.failed_checks
+
+    @property
+    def task_failures(self) -> int:
+        """Background tasks that raised."""
+        return self._nursery.failures
 
     async def close(self) -> None:
         """Cancel loads, finish stores, leave the node; its pages stay there."""

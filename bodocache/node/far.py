@@ -25,12 +25,32 @@ class FarLink(Link):
     be, behind what they had queued then and cannot have moved since.
     """
 
-    __slots__ = ("_queued_nbytes", "_told", "_told_s")
+    __slots__ = ("_purses", "_queued_nbytes", "_told", "_told_s", "rationed")
 
     def __init__(self, name: str, *, now_s: Callable[[], float]) -> None:
         super().__init__(name, now_s=now_s)
         self._told: Estimate | None = None
         self._queued_nbytes = self._told_s = 0.0
+        self._purses: dict[int, tuple[float, float, float]] = {}  # by tenant: bytes, bytes/s, when
+        # What waits for credits comes at their rate, which says nothing of the disk.
+        self.rationed = Link(f"{name} by credits", now_s=now_s, beside=self)
+
+    def of(self, tenant: int) -> Link:
+        """What loads of ``tenant`` are awaited from."""
+        return self.rationed if tenant in self._purses else self
+
+    def hear_credits(self, tenant: int, told: NDArray[np.float64]) -> None:
+        """What the node says of the credits of ``tenant``: what it can have now, what it earns."""
+        if len(told):
+            held, rate = told.tolist()
+            self._purses[tenant] = held, rate, self._now_s()
+
+    def payable_nbytes(self, tenant: int, until_s: float) -> float:
+        """As there, by what the node said: what was asked for since then is not counted."""
+        if tenant not in self._purses:
+            return np.inf
+        held, rate, told_s = self._purses[tenant]
+        return held + rate * (until_s - told_s)
 
     def hear(self, told: NDArray[np.float64]) -> None:
         """What the node says of it (:func:`told_of`)."""

@@ -6,10 +6,10 @@ Reads wait for their turn in the disk's queue, by deadline, whatever engine they
 that several ask for is read once.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,52 +17,22 @@ from numpy.typing import NDArray
 from bodocache import digest
 from bodocache.errors import BodoCacheError
 from bodocache.io.backend import Status, Transfer
+from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
+from bodocache.move.requests import note_planned
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.room import Need
 from bodocache.move.tasks import Nursery
 from bodocache.move.ticket import Priority
+from bodocache.move.windows import Windows
 from bodocache.node import messages
-from bodocache.node.messages import Arrived
-from bodocache.node.reading import Reading
+from bodocache.node.ledger import Entry, Ledger
+from bodocache.node.reading import Fetch, Reading, Tell
 from bodocache.pages import Reason, Tier
-from bodocache.plan.records import DEMAND, OpKind
 
 _log = logging.getLogger(__name__)
 
-Tell = Callable[[Arrived], None]
-
 _NONE = np.empty(0, np.int64)
-
-
-@dataclass(slots=True, eq=False)
-class Fetch:
-    """What one load of an engine holds in host memory."""
-
-    number: int
-    rows: RowArray  # pinned
-    tell: Tell
-    due_s: float  # when it is needed
-    deadline_s: float  # and is worth nothing any more
-    slots: SlotArray  # by position; -1 where none is leased
-    spare: list[int] = field(default_factory=list)  # leased slots that hold no page of the cache
-    readings: list[Reading] = field(default_factory=list)  # under way
-    ended: bool = False
-    is_over: asyncio.Event = field(default_factory=asyncio.Event)  # it holds nothing any more
-
-    def arrived(self, residency: Residency, positions: RowArray, tier: Tier) -> Arrived:
-        """The message that pages at ``positions`` lie in their slots."""
-        digests = residency.table.digests[self.rows[positions]]
-        tiers = np.full(len(positions), int(tier), np.uint8)
-        none = np.empty(0, np.uint8)
-        return Arrived(self.number, positions, self.slots[positions], tiers, digests, _NONE, none)
-
-    def lost(self, positions: RowArray, reasons: RowArray) -> Arrived:
-        """The message that pages at ``positions`` will not come."""
-        none = np.empty(0, np.uint8)
-        return Arrived(
-            *(self.number, _NONE, _NONE, none, np.empty((0, 2), np.uint64)),
-            *(positions, reasons.astype(np.uint8)),
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -77,24 +47,35 @@ class Fetcher:
     """Begins fetches and ends them."""
 
     def __init__(
-        self, residency: Residency, *, link: Link, nursery: Nursery, now_s: Callable[[], float]
+        self,
+        residency: Residency,
+        ledger: Ledger,
+        *,
+        link: Link,
+        windows: Windows,
+        nursery: Nursery,
+        now_s: Callable[[], float],
     ) -> None:
+        self.joined = 0  # pages that were on their way for another load, and not read again
+        self._ledger = ledger
         self._residency = residency
         self._link = link
+        self._windows = windows
         self._nursery = nursery
         self._now_s = now_s
         self._coming: dict[int, _Coming] = {}  # by row
 
-    def begin(self, asked: messages.Fetch, tell: Tell) -> Fetch:
-        """Begin to bring pages of a chain to the host.
+    def begin(self, asked: messages.Fetch, entry: Entry, tell: Tell) -> Fetch:
+        """Begin to bring pages of a chain to the host; its tenant's credits pay.
 
         What is there is told before this returns, the rest as it lands.
         """
         residency, now_s = self._residency, self._now_s()
         rows, *_ = residency.begin_load(asked.keys)
         fetch = Fetch(
-            *(asked.load, rows, tell, now_s + asked.due_s, now_s + asked.deadline_s),
+            *(asked.load, rows, tell, entry, now_s + asked.due_s, now_s + asked.deadline_s),
             slots=np.full(len(rows), -1),
+            note=partial(self._ledger.requests.timeline.add, entry.request.number),
         )
         end = min(asked.end, len(rows))
         wanted = np.arange(min(asked.first, end), end)
@@ -116,10 +97,11 @@ class Fetcher:
         if fetch.ended:
             return
         fetch.ended = True
+        self._ledger.end(fetch.entry, bad)
         self._drop_corrupt(fetch, bad[(bad >= 0) & (bad < len(fetch.rows))])
         for reading in list(fetch.readings):
             reading.stop()
-        if not fetch.readings:
+        if not fetch.readings and not fetch.is_over.is_set():  # one that never began ended it
             self._let_go(fetch)
 
     def _lease(self, fetch: Fetch, positions: RowArray, slots: SlotArray) -> None:
@@ -150,26 +132,40 @@ class Fetcher:
     def _read(self, fetch: Fetch, positions: RowArray) -> None:
         residency, backend = self._residency, self._residency.backend
         assert backend is not None, "a page lies on disk only where there is a disk tier"
-        slots = residency.take_most(Tier.HOST, len(positions))
+        most = positions[: self._most_read(fetch, len(positions))]
+        need = Need(Activity.LOAD, fetch.tenant)
+        slots = residency.take_for(Tier.HOST, fetch.rows[most], need)
         without = positions[len(slots) :]
         if len(without):
             fetch.tell(fetch.lost(without, np.full(len(without), Reason.NO_ROOM)))
         if not len(slots):
             return
-        positions = self._in_order(fetch, positions[: len(slots)])
+        positions = positions[: len(slots)]
         self._lease(fetch, positions, slots)
         fetch.spare += slots.tolist()
-        reading = Reading(self, fetch, positions)
-        ticket = self._link.queue.enter(reading, Priority.LOAD, deadline_s=fetch.due_s)
+        reading = Reading(self, fetch, positions, begun_s=self._now_s())
+        ticket = self._link.queue.enter(
+            reading, Priority.LOAD, deadline_s=fetch.due_s, payers=(fetch.tenant,)
+        )
         if ticket is None:
             fetch.tell(fetch.lost(positions, np.full(len(positions), Reason.NO_ROOM)))
             return
         fetch.readings.append(reading)
         reading.ticket = ticket
+        prediction = self._link.predict_ticket(ticket)
+        note_planned(fetch.note, self._link, ticket, len(positions), prediction)
         for row in fetch.rows[positions].tolist():
             self._coming[row] = _Coming(reading)
         self._link.begin(reading.begun_s)
+        self._windows.add(reading)
         self._link.queue.start(ticket)
+        self._windows.wait()
+
+    def _most_read(self, fetch: Fetch, pages: int) -> int:
+        """How many of ``pages`` may take host slots and wait for the disk."""
+        memory_nbytes = self._residency.host.num_pages * self.page_nbytes
+        room = self._link.queue.room_nbytes((fetch.tenant,), memory_nbytes)
+        return int(min(pages, room // self.page_nbytes))
 
     def read_chunk(self, reading: Reading, positions: RowArray) -> bool:
         """Begin to read ``positions``; whether it was begun."""
@@ -184,6 +180,7 @@ class Fetcher:
             self._tell_lost(fetch, positions, np.full(len(positions), Reason.IO_ERROR))
             return False
         reading.transfers.append(transfer)
+        reading.under_way += len(positions)
         self._nursery.spawn(self._follow(reading, positions, transfer))
         return True
 
@@ -197,15 +194,6 @@ class Fetcher:
         """What the disk moves before it looks for something more urgent."""
         return self._link.queue.chunk_nbytes
 
-    def _in_order(self, fetch: Fetch, positions: RowArray) -> RowArray:
-        """The positions in the order in which the planner would have them read."""
-        demands = np.zeros(len(positions), DEMAND)
-        demands["page"] = fetch.rows[positions]
-        demands["kind"] = OpKind.LOAD
-        demands["deadline_s"] = fetch.due_s
-        demands["arrival_s"] = self._now_s()
-        return positions[self._residency.plan_load(demands).demands]
-
     async def _follow(self, reading: Reading, positions: RowArray, transfer: Transfer) -> None:
         """Tell of pages as they become final, until nothing can touch the slots any more."""
         fetch, seen, more, landed = reading.fetch, np.zeros(len(positions), np.bool_), True, 0
@@ -214,6 +202,7 @@ class Fetcher:
                 more = await transfer.progress()
                 fresh = np.flatnonzero((transfer.statuses != Status.PENDING) & ~seen)
                 seen[fresh] = True
+                reading.under_way -= len(fresh)
                 good = transfer.statuses[fresh] == Status.LANDED
                 self._keep(fetch, positions[fresh[good]])
                 landed += int(good.sum())
@@ -224,6 +213,7 @@ class Fetcher:
         finally:
             transfer.abandon()
             await transfer.drained()
+            reading.under_way -= int(np.count_nonzero(~seen))
             reading.transfers.remove(transfer)
             reading.landed += landed
             self._link.moved(self._now_s(), landed * self.page_nbytes)
@@ -243,11 +233,6 @@ class Fetcher:
         self._link.end(self._now_s(), begun_s=reading.begun_s, pages=reading.landed, nbytes=nbytes)
         if fetch.ended and not fetch.readings:
             self._let_go(fetch)
-
-    @property
-    def now_s(self) -> Callable[[], float]:
-        """The clock."""
-        return self._now_s
 
     def _keep(self, fetch: Fetch, positions: RowArray) -> None:
         """Pages that landed stay on the host, unless another fetch brought them first."""
@@ -298,8 +283,11 @@ class Fetcher:
             if coming is None:
                 continue
             mine[i] = False
+            self.joined += 1
             coming.followers.append((fetch, position))
             ticket = coming.reading.ticket
+            if ticket is not None and fetch.tenant not in ticket.payers:
+                ticket.payers.append(fetch.tenant)
             if ticket is not None and fetch.due_s < ticket.due_s:
                 self._link.queue.start(ticket, fetch.due_s)  # as urgent as the most urgent asker
         return positions[mine]

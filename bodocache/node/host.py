@@ -5,24 +5,36 @@ The same parts as an in-process cache (move/orchestrator.py), without a device: 
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bodocache.clock import Clock
 from bodocache.config import CacheConfig
 from bodocache.io.backend import Backend
 from bodocache.layout import Layout, LayoutKind, PagedMemory
 from bodocache.move.announced import Announcements
+from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
+from bodocache.move.credits import Credits
 from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
+from bodocache.move.known import Known
 from bodocache.move.link import Link
 from bodocache.move.prefetcher import Prefetcher
+from bodocache.move.requests import Requests
 from bodocache.move.residency import Residency
 from bodocache.move.tasks import Nursery
+from bodocache.move.windows import Unplanned, Windows
+from bodocache.move.worth import Worth
 from bodocache.move.writer import Writer
 from bodocache.node.fetches import Fetcher
+from bodocache.node.ledger import Ledger
 from bodocache.node.stages import Stager
+from bodocache.pages import Tier
+from bodocache.plan.records import Purpose
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import policy_of, recompute_of, rules_of
 
@@ -47,6 +59,9 @@ class Host:
         writes = Link("host->disk", now_s=now_s, beside=disk)
         demoting = Link("device->host", now_s=now_s)  # never used: no page lies on a device here
         self.links = {link.name: link for link in (disk, writes)}
+        self.requests = Requests(now_s, [*self.links], config.metrics.tenant_classes)
+        for number, link in enumerate(self.links.values()):
+            link.number, link.observer = number, partial(self.requests.moved, number)
         self.now_s = now_s
         self.announcements = Announcements(now_s)
         self.nursery = Nursery()
@@ -59,8 +74,33 @@ class Host:
             policy=policy_of(config),
             recompute=recompute,
             now_s=now_s,
+            parts=config.tenants.by_number(),
         )
-        self.fetcher = Fetcher(self.residency, link=disk, nursery=self.nursery, now_s=now_s)
+        policy, page_nbytes = self.residency.policy, pool.layout.page_nbytes
+        self._credits = Credits.of(
+            config.tenants, policy=policy, page_nbytes=page_nbytes, now_s=now_s
+        )
+        self.worth = Worth.of(
+            policy, recompute.seconds, page_nbytes, is_on=config.features.aside, now_s=now_s
+        )
+        self.ledger = Ledger(self.requests, self.worth, now_s)
+        self._disk_queue = disk.queue
+        disk.queue.credits = self._credits
+        # Its engines decide their loads: no effort of theirs is known here.
+        known = Known(disk, self._credits, None, recompute.page_tokens, pool.layout.group.layers)
+        self.windows = Windows(
+            lambda asked: self.residency.plan_load(*asked),
+            known,
+            window_s=config.planner.window_s,
+            now_s=now_s,
+        )
+        self.fetcher = Fetcher(
+            *(self.residency, self.ledger),
+            link=disk,
+            windows=self.windows,
+            nursery=self.nursery,
+            now_s=now_s,
+        )
         self._writer = None
         self._prefetcher = None
         if backend is not None:
@@ -96,7 +136,12 @@ class Host:
             prefetcher=self._prefetcher,
             now_s=now_s,
         )
-        self.stager = Stager(self.residency, self.hints, self._writer)
+        self.stager = Stager(
+            *(self.residency, self.hints, self._writer),
+            requests=self.requests,
+            worth=self.worth,
+            now_s=now_s,
+        )
 
     async def open(self) -> int:
         """Begin to run; take in what lies on disk. Returns how many pages."""
@@ -107,9 +152,63 @@ class Host:
         self.nursery.spawn(self._writer.run())
         return found
 
+    # What is watched of it (move/watchable.py)
+
+    @property
+    def hits(self) -> dict[Tier, int]:
+        """Pages that its engines' loads delivered, by the tier they lay in."""
+        return self.ledger.hits
+
+    @property
+    def decided_cuts(self) -> dict[Why, int]:
+        """Loads that its engines cut."""
+        return self.ledger.cuts
+
+    @property
+    def unplanned(self) -> dict[Unplanned, int]:
+        """Windows that were not planned."""
+        return self.windows.unplanned
+
+    @property
+    def joined(self) -> int:
+        """Pages that were on their way for another load, and not read again."""
+        return self.fetcher.joined
+
+    @property
+    def failed_checks(self) -> int:
+        """Pages whose bytes failed their digest at an engine."""
+        return self.ledger.failed_checks
+
+    @property
+    def not_admitted(self) -> int:
+        """Pages that were not written to disk."""
+        return self._writer.refused if self._writer else 0
+
+    @property
+    def task_failures(self) -> int:
+        """Background tasks that raised."""
+        return self.nursery.failures + (self._writer.failures if self._writer else 0)
+
+    @property
+    def credit_waits(self) -> int:
+        """Chunks that waited for their tenant's credits."""
+        return 0 if self._credits is None else self._credits.waits
+
+    def credits_of(self, tenant: int) -> NDArray[np.float64]:
+        """For Found: what ``tenant`` can have loaded now, and what it earns; none: no limit."""
+        purse = self._credits
+        if purse is None or not purse.is_limited((tenant,)):
+            return np.empty(0)
+        payable = self._disk_queue.payable_nbytes(tenant, self.now_s())
+        return np.array([payable, purse.rate_of(tenant, Purpose.READ)])
+
     async def close(self) -> None:
         """Write what was admitted, and let go of everything; no engine is attached any more."""
         self.announcements.close()
+        self.windows.close()
+        self._disk_queue.stop_charging()
+        if self._writer is not None:
+            self._writer.hurry()
         if self._prefetcher is not None:
             await self._prefetcher.close()
         await self._demoter.close()

@@ -7,6 +7,7 @@ load that says when it is needed is cut as one in-process is, on what the engine
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bodocache.hints.reuse import Said
+from bodocache.match import Match
 from bodocache.move.copying import Copying
 from bodocache.move.decide import Decider
 from bodocache.move.link import Link
+from bodocache.move.live import Live
 from bodocache.move.load import Load
 from bodocache.move.residency import KeyArray, SlotArray
 from bodocache.move.tasks import Nursery
@@ -26,6 +28,7 @@ from bodocache.node import messages
 from bodocache.node.attached import Attached
 from bodocache.node.coming import Coming
 from bodocache.node.device import Device, Targets
+from bodocache.node.far import FarLink
 from bodocache.node.said import said_to_json
 from bodocache.pages import NOWHERE, Reason, Tier
 
@@ -35,6 +38,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an engine loads: the leading pages of a match."""
+
+    match: Match
+    keys: KeyArray
+    attached: Attached | None
+    on_load: Callable[[Load], None]  # told of it before anything happens to it
+
+
 class NodeLoader:
     """Begins loads and sees them through."""
 
@@ -42,53 +55,46 @@ class NodeLoader:
         self,
         device: Device,
         *,
-        links: dict[Tier, Link],
+        disk: FarLink,
+        copying: Link,
         page_nbytes: int,
         page_tokens: int,
-        layers: int,
         nursery: Nursery,
         decider: Decider,
         now_s: Callable[[], float],
     ) -> None:
         self.failed_checks = 0
-        self._hits = np.zeros(len(Tier), np.int64)
         self._device = device
-        self._links = links
+        self._disk = disk
+        self._copying = copying
         self._page_nbytes = page_nbytes
         self._page_tokens = page_tokens
-        self._layers = layers
         self._nursery = nursery
         self._decider = decider
         self._now_s = now_s
         self._numbers = count(1)
         self._coming: dict[int, Coming] = {}
-        self._live: set[Load] = set()
+        self._live = Live()
 
     @property
     def hits(self) -> dict[Tier, int]:
         """Pages that loads delivered, by the tier they came from."""
-        return {tier: int(self._hits[tier]) for tier in (Tier.DEVICE, Tier.HOST, Tier.DISK)}
+        return self._live.hits
 
-    def begin(
-        self,
-        keys: KeyArray,
-        tiers: NDArray[np.uint8],
-        slots: SlotArray | None,
-        terms: Terms,
-        said: Said,
-        attached: Attached | None,
-    ) -> Load:
-        """Begin to bring the pages of ``keys``, matched in ``tiers``, on the engine's ``terms``."""
-        targets = self._device.begin_load(keys, slots)
+    def begin(self, asked: Asked, slots: SlotArray | None, terms: Terms) -> Load:
+        """Begin to bring what is ``asked`` for, on the engine's ``terms``."""
+        keys, attached = asked.keys, asked.attached
+        targets = self._device.begin_load(keys, slots, terms.tenant)
         load = Load(
             rows=targets.rows,
             slots=targets.slots,
             page_tokens=self._page_tokens,
-            layers=self._layers,
+            layers=self._device.layers,
             begun_s=self._now_s(),
             terms=terms,
             on_close=partial(self._close, targets),
         )
+        asked.on_load(load)
         self._live.add(load)
         load.begin_part()  # what is awaited of the node
         coming = Coming(
@@ -103,8 +109,8 @@ class NodeLoader:
         without = np.flatnonzero(~targets.there & (targets.slots == NOWHERE))
         load.fail(without, np.full(len(without), Reason.NO_ROOM, np.uint8))
         try:
-            self._await(coming, tiers)
-            self._ask(coming, said)
+            self._await(coming, asked.match.tiers[: len(keys)])
+            self._ask(coming, asked.match)
             self._decider.watch_deadline(load)
         except BaseException:
             load.close()
@@ -135,11 +141,7 @@ class NodeLoader:
 
     async def close(self) -> None:
         """Cancel every load under way and wait until its slots are free."""
-        loads = list(self._live)
-        for load in loads:
-            load.close()
-        for load in loads:
-            await load.released
+        await self._live.close()
         self._decider.close()
 
     def _await(self, coming: Coming, tiers: NDArray[np.uint8]) -> None:
@@ -154,14 +156,16 @@ class NodeLoader:
         coming.want(wanted)
         # Copies enter the queue by themselves, when the node has answered: before that only a cut
         # would ask for them.
-        for tier in (Tier.DISK, Tier.HOST) if load.terms.may_be_cut else (Tier.DISK,):
+        disk = (Tier.DISK, self._disk.of(load.terms.tenant))
+        copied = ((Tier.HOST, self._copying),) if load.terms.may_be_cut else ()
+        for tier, link in (disk, *copied):
             positions = wanted[sources[wanted] == tier]
             if len(positions):
-                part = coming.await_from(tier, positions, self._links[tier])
+                part = coming.await_from(tier, positions, link)
                 if part is not None:
                     self._decider.watch(part)
 
-    def _ask(self, coming: Coming, said: Said) -> None:
+    def _ask(self, coming: Coming, match: Match) -> None:
         """Ask the node for the pages that are wanted; it is told of those that are here, too."""
         load, now_s = coming.load, self._now_s()
         if coming.attached is None:
@@ -172,7 +176,7 @@ class NodeLoader:
         deadline_s = self._decider.backend_deadline_s(load) - now_s
         fetch = messages.Fetch(
             *(coming.number, first, load.wanted, max(0.0, due_s), max(0.0, deadline_s)),
-            *(said_to_json(said), coming.keys),
+            *(said_to_json(match.said), match.reasons, coming.keys),
         )
         answer = coming.attached.channel.request(fetch)
         answer.add_done_callback(partial(self._answered, coming))
@@ -189,7 +193,7 @@ class NodeLoader:
     def _copy(self, coming: Coming, arrived: messages.Arrived) -> None:
         """Let pages that lie in host slots wait for their turn: they may have come afterwards."""
         assert coming.attached is not None, "nothing comes from nowhere"
-        part = coming.to_copy(arrived, self._links[Tier.HOST])
+        part = coming.to_copy(arrived, self._copying)
         work = Copying(
             part,
             copies=coming.attached.copies,
@@ -209,8 +213,14 @@ class NodeLoader:
     # Endings
 
     def _settled(self, coming: Coming) -> None:
-        self._device.place(coming.targets, coming.load.landed)
-        self._hits += coming.load.hits
+        load = coming.load
+        self._device.place(coming.targets, load.landed)
+        if coming.attached is not None:
+            settled = messages.Settled(
+                *(coming.number, load.sources, load.reasons, load.was_cut or ""),
+                *(load.waited_s(self._now_s()), load.terms.n_waiting),
+            )
+            coming.attached.channel.note(settled)
 
     def _released(self, coming: Coming) -> None:
         """Nothing reads the node's slots or writes to ours any more."""
@@ -222,5 +232,5 @@ class NodeLoader:
             coming.attached.channel.note(messages.EndFetch(coming.number, bad))
 
     def _close(self, targets: Targets, load: Load) -> None:
-        self._live.discard(load)
+        self._live.remove(load)
         self._device.close_load(targets)

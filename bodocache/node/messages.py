@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bodocache.node.codec import Column
 from bodocache.pages import KEY_NBYTES
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 Keys = Annotated[NDArray[np.uint8], Column("u1", KEY_NBYTES)]
 Indices = Annotated[NDArray[np.int64], Column("<i8")]
@@ -75,6 +75,9 @@ class Bye:
 class Find:
     """What lies in host memory or on disk of a chain? Answer: Found."""
 
+    request: int  # the match's number: a load of it says no more than how many pages it is of
+    tenant: int  # who asks
+    spent_s: float  # by the engine since it asked last: looking up, and copies of stores
     keys: Keys
 
 
@@ -87,6 +90,8 @@ class Found:
     announced: int  # pages behind those that are there
     due_s: float  # when they are meant to be
     disk: Floats  # LINK of the disk, for who comes now; none where it was never measured
+    is_aside: int  # 1: it costs more than it gains; what is there is not to be loaded
+    credits: Floats  # what the tenant can have loaded now, and bytes/s more; none: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,20 @@ class Fetch:
     due_s: float  # when they are needed
     deadline_s: float  # nothing is worth more reading later
     said: str  # JSON: Said
+    missing: Bytes  # Reasons of the pages of the prompt behind ``keys``
     keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A note: what a load delivered. Nothing more of it is counted; EndFetch follows."""
+
+    load: int
+    tiers: Bytes  # of each page that was delivered: where it came from
+    reasons: Bytes  # of each other one that was matched: why not
+    was_cut: str  # why, by the engine's decider; empty: it was not
+    waited_s: float  # by the engine, for this load
+    n_waiting: float  # requests that waited behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +199,7 @@ class Reserve:
 
     store: int
     supplied: int
+    said: str  # JSON: Said
     keys: Keys
 
 
@@ -201,7 +220,6 @@ class Publish:
     """
 
     store: int
-    said: str
     digests: Digests
 
 
@@ -267,7 +285,7 @@ class Told:
 _NUMBERED: tuple[type[object], ...] = (
     *(Hello, Welcome, Failed, Done, Ping, Resume, Bye, Find, Found, Holds, Held, Fetch, Arrived),
     *(EndFetch, Reserve, Reserved, Publish, Published, Written, Rotate, Act, Cancel, Over, Ask),
-    *(Told, Announce, Withdraw, Await, Awaited),
+    *(Told, Announce, Withdraw, Await, Awaited, Settled),
 )
 BY_KIND = dict(enumerate(_NUMBERED, 1))
 KIND_OF = {shape: kind for kind, shape in BY_KIND.items()}

@@ -62,7 +62,8 @@ async def serve(
     lose their connection, and the socket is taken away.
 
     Raises:
-        ConfigError: the configuration says nothing of the pages, or of a host below one page.
+        ConfigError: the configuration says nothing of the pages, or of a host below one page; or
+            somebody else listens at ``metrics.port``.
         NodeError: another node serves ``path``, or it is no place for a socket.
         BackendLocked: another process writes to the disk tier's directory.
     """
@@ -82,7 +83,7 @@ async def serve(
         door = Door(answers, ours, descriptor, silence_s=config.node.silence_s, clock=clock)
         try:
             found = await host.open()
-            async with _listening(path, door):
+            async with _exported(host, config.metrics.port), _listening(path, door):
                 yield Node(door, host, found)
         finally:
             door.close()
@@ -161,6 +162,22 @@ def _remove_socket(path: Path) -> None:
     if not stat.S_ISSOCK(mode):
         raise NodeError(f"{path}: something is there that is no socket; name another path")
     path.unlink()
+
+
+@asynccontextmanager
+async def _exported(host: Host, port: int) -> AsyncIterator[None]:
+    """Metrics, timeline and ``why`` at ``port``; 0: nowhere."""
+    if not port:
+        yield
+        return
+    from bodocache.watch.exporter import Exporter
+    from bodocache.watch.metrics import Watched
+
+    exporter = await Exporter.open(Watched(host, lambda: host.ledger.misses), port)
+    try:
+        yield
+    finally:
+        await exporter.close()
 
 
 @asynccontextmanager

@@ -28,14 +28,13 @@ from bodocache.hints.actions import (
     Unknown,
     Unpin,
 )
-from bodocache.hints.reuse import Reuse, Said, TokenRange
+from bodocache.hints.reuse import REQUESTS_PER_ENGINE, Reuse, Said, TokenRange
 from bodocache.pages import Tier
 
 _ACTIONS: dict[str, Any] = {
     kind.__name__: kind for kind in (Retain, Pin, Unpin, Demote, Prefetch, Release)
 }
 _ENUMS: dict[str, type[Enum]] = {"to": Tier, "leave": Leave}
-_REQUESTS_PER_ENGINE = 1 << 40  # requests of two engines must have different numbers
 
 
 def said_to_json(said: Said) -> str:
@@ -51,7 +50,7 @@ def said_from_json(text: str, epoch: int) -> Said:
         if reuse is not None:
             ranges = tuple(TokenRange(**it) for it in reuse.pop("ranges"))
             reuse = Reuse(**reuse, ranges=ranges)
-        request = epoch % (1 << 20) * _REQUESTS_PER_ENGINE + values["request"]
+        request = epoch % (1 << 20) * REQUESTS_PER_ENGINE + values["request"]
         return Said(request).overridden(reuse, values["session"], values["tenant"])
     except (ValueError, TypeError, KeyError) as error:
         raise WireError(f"said: {error}") from error

@@ -9,11 +9,15 @@ until it says that it does not (Resume, Bye) or its process is gone.
 import numpy as np
 
 from bodocache.hints.actions import Operation  # noqa: TC001 -- as the others
+from bodocache.hints.reuse import REQUESTS_PER_ENGINE
 from bodocache.move.announced import Announcement  # noqa: TC001
-from bodocache.move.residency import RowArray, SlotArray
+from bodocache.move.residency import KeyArray, RowArray, SlotArray
 from bodocache.move.ticket import Ticket
-from bodocache.node.fetches import Fetch, Fetcher
+from bodocache.node.fetches import Fetcher
+from bodocache.node.reading import Fetch  # noqa: TC001 -- as the others
 from bodocache.node.stages import Stage, Stager
+
+PROMPTS_KEPT = 64  # of one engine, between a match and its load
 
 
 class Session:
@@ -28,6 +32,7 @@ class Session:
         self.stages: dict[int, Stage] = {}
         self.operations: dict[int, Operation] = {}  # prefetches and demotions under way
         self.announcements: dict[int, Announcement] = {}
+        self._prompts: dict[int, KeyArray] = {}  # of the newest matches, by number
         self._ending: list[Fetch] = []  # whose reads have not drained
         self._fetcher = fetcher
         self._stager = stager
@@ -37,6 +42,18 @@ class Session:
     def quarantined(self) -> int:
         """Slots that it may still write to, though it was fenced."""
         return sum(map(len, self._quarantine))
+
+    def matched(self, request: int, keys: KeyArray) -> None:
+        """``keys`` are the prompt of match ``request``."""
+        self._prompts.pop(request, None)
+        self._prompts[request] = keys
+        while len(self._prompts) > PROMPTS_KEPT:
+            del self._prompts[next(iter(self._prompts))]
+
+    def prompt_of(self, request: int, pages: KeyArray) -> KeyArray:
+        """The prompt of match ``request``, of which ``pages`` are loaded; these if it is gone."""
+        prompt = self._prompts.get(request % REQUESTS_PER_ENGINE, pages)
+        return prompt if np.array_equal(prompt[: len(pages)], pages) else pages
 
     def end_fetch(self, number: int, bad: RowArray) -> None:
         """A load needs its slots no more."""

@@ -15,10 +15,14 @@ import numpy as np
 from bodocache import digest
 from bodocache.errors import WireError
 from bodocache.hints.reuse import Said
+from bodocache.move.ghosts import Activity
 from bodocache.move.hints import Hints
+from bodocache.move.requests import Request, Requests
 from bodocache.move.residency import NEXT, KeyArray, Residency, RowArray, SlotArray
+from bodocache.move.room import Need
+from bodocache.move.worth import Worth
 from bodocache.move.writer import Writer
-from bodocache.node.messages import Digests
+from bodocache.node.messages import Digests, Reserve
 from bodocache.pages import NOWHERE, Tier
 
 TURN_NBYTES = 8 << 20  # digested in one go: 0.3 ms of one core
@@ -33,8 +37,12 @@ class Stage:
     positions: RowArray  # of the pages to come
     slots: SlotArray  # leased, one for each
     version: int  # of the weights
+    said: Said
+    request: Request
+    begun_s: float
     known: RowArray
     supplied: int  # the first page whose bytes the engine has
+    new: int = 0  # pages that the engine had and that can be found now
     is_published: bool = False  # its answer is on its way
     is_over: bool = False
 
@@ -66,19 +74,32 @@ class Ticket:
 class Stager:
     """Leases slots for new pages, and shows them."""
 
-    def __init__(self, residency: Residency, hints: Hints, writer: Writer | None) -> None:
+    def __init__(
+        self,
+        residency: Residency,
+        hints: Hints,
+        writer: Writer | None,
+        *,
+        requests: Requests,
+        worth: Worth,
+        now_s: Callable[[], float],
+    ) -> None:
+        """``worth``: says whether anything is written to disk."""
         self._residency = residency
         self._hints = hints
         self._writer = writer
+        self._requests = requests
+        self._worth = worth
+        self._now_s = now_s
         page_nbytes = residency.host.layout.page_nbytes
         self._turn_pages = max(1, TURN_NBYTES // page_nbytes)
 
-    def reserve(self, keys: KeyArray, supplied: int, version: int) -> Stage:
-        """Lease slots for the pages of ``keys`` that are new; as many as there is room for.
+    def reserve(self, asked: Reserve, said: Said, version: int) -> Stage:
+        """Lease slots for those of the pages that are new; as many as there is room for.
 
         None are leased where pages before ``supplied``, whose bytes the engine has not, are gone.
         """
-        residency = self._residency
+        residency, keys, supplied = self._residency, asked.keys, asked.supplied
         rows = residency.leading(keys)
         residency.pin(rows)
         positions, slots = np.empty((2, 0), np.int64)
@@ -87,13 +108,18 @@ class Stager:
             rest = np.arange(len(rows), len(keys))
             there = residency.holds(keys[rest])
             positions, known = rest[~there], np.concatenate((known, rest[there]))
-            slots = residency.take_most(Tier.HOST, len(positions))
+            need = Need(Activity.STORE, said.tenant)
+            slots = residency.take_most(Tier.HOST, len(positions), need)
             positions = positions[: len(slots)]
             residency.host.hold(slots)
-        return Stage(keys, rows, positions, slots, version, known, supplied)
+        request = self._requests.storing(said, keys, max(0, len(keys) - supplied))
+        return Stage(
+            *(keys, rows, positions, slots, version, said, request, self._now_s()),
+            *(known, supplied),
+        )
 
     async def publish(
-        self, stage: Stage, digests: Digests, said: Said, ticket: Ticket
+        self, stage: Stage, digests: Digests, ticket: Ticket
     ) -> tuple[RowArray, RowArray]:
         """Show the pages of ``stage``; positions that are new, and that somebody else had stored.
 
@@ -108,10 +134,10 @@ class Stager:
             good = await self._verified(stage, digests)
             if stage.is_over:  # fenced meanwhile
                 return np.empty(0, np.int64), np.empty(0, np.int64)
-            shown, rows, known = self._show(stage, good, digests, said)
+            shown, rows, known = self._show(stage, good, digests)
         finally:
             self.drop(stage)
-        if self._writer is not None and len(rows):
+        if self._writer is not None and len(rows) and not self._worth.is_aside:
             await self._writer.offer(ticket, rows)
         return shown, known
 
@@ -126,6 +152,7 @@ class Stager:
         """End the stage; its slots stay leased until :meth:`free`."""
         stage.is_over = True
         self._residency.unpin(stage.rows)
+        self._requests.visible(stage.request, stage.new, stage.begun_s)
         return stage.slots
 
     def free(self, slots: SlotArray) -> None:
@@ -147,13 +174,13 @@ class Stager:
         return len(stage.slots)
 
     def _show(
-        self, stage: Stage, good: int, digests: Digests, said: Said
+        self, stage: Stage, good: int, digests: Digests
     ) -> tuple[RowArray, RowArray, RowArray]:
         """Enter the leading ``good`` pages that are still new, as far as all before them are there.
 
         In one go, so that a page is never found without its prefix.
         """
-        residency = self._residency
+        residency, said = self._residency, stage.said
         chain = residency.index.find(stage.keys)
         there = (chain != NOWHERE) & (residency.table.records["tiers"][chain] != 0)
         staged = np.zeros(len(chain), np.bool_)
@@ -184,4 +211,5 @@ class Stager:
         residency.host.drop(stage.slots[kept])
         stage.slots = stage.slots[~kept]
         residency.unpin(rows)
+        stage.new = int((new >= stage.supplied).sum())
         return new, rows, np.flatnonzero(reached & there)

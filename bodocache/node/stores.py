@@ -119,7 +119,7 @@ class NodeStorer:
         try:
             ours = np.concatenate((before, slots))
             shown, known = await self._put(store, number, keys, ours, said, attached)
-            rows = self._device.place_stored(keys, slots, shown)
+            rows = self._device.place_stored(keys, slots, shown, said.tenant)
             store.held_rows = np.concatenate((store.held_rows, rows))
         except Abandoned:
             pass  # nothing of it was shown
@@ -144,7 +144,7 @@ class NodeStorer:
         """Positions of the pages that can be found from now on, and of those that could before."""
         supplied, channel = len(keys) - len(slots), attached.channel
         epoch = channel.welcome.epoch
-        answer = channel.request(messages.Reserve(number, supplied, keys))
+        answer = channel.request(messages.Reserve(number, supplied, said_to_json(said), keys))
         digests = np.empty((0, 2), np.uint64)
         try:
             reserved = await _in_time(answer)
@@ -152,7 +152,7 @@ class NodeStorer:
             raw = await self._gathering(attached, epoch).gather(store, mine, reserved.slots)
             digests = digest.seeded(raw, keys[reserved.positions])
         finally:  # without a digest the slots go back, however late they were given
-            answer = channel.request(messages.Publish(number, said_to_json(said), digests))
+            answer = channel.request(messages.Publish(number, digests))
         published = await _in_time(answer)
         return published.shown, np.union1d(reserved.known, published.known)
 

@@ -45,7 +45,7 @@ def fetch(at: str, target: str) -> bytes:
         raise WatchError(f"{where}: no answer in {PATIENCE_S:g} s; its loop may hang") from error
     except ConnectionRefusedError as error:
         raise WatchError(
-            f"{where}: nobody listens; a cache does with [metrics] port = {port} in its"
+            f"{where}: nobody listens; a cache or node does with [metrics] port = {port} in its"
             f" configuration, `bodocache replay` with --metrics-port {port}"
         ) from error
     except (OSError, http.client.HTTPException) as error:

@@ -32,8 +32,8 @@ def top(
 ) -> None:
     """Watch a running cache: tiers, links, misses and cuts by reason, loads in flight.
 
-    The cache exports its metrics on loopback when its configuration says [metrics] port, or when
-    it is a replay with --metrics-port. Rates are since the frame before; Ctrl-C ends.
+    The cache, or its node, exports its metrics on loopback when its configuration says [metrics]
+    port, or when it is a replay with --metrics-port. Rates are since the frame before; Ctrl-C ends.
     """
     from bodocache.watch.top import render
 

@@ -28,7 +28,7 @@ _WORDS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allo
 
 
 class Exporter:
-    """Serves one cache until closed."""
+    """Serves one cache, or node, until closed."""
 
     _server: asyncio.Server
 
@@ -114,7 +114,7 @@ class Exporter:
         return 404, _TEXT, b"here are /metrics, /timeline and /page?key=HEX\n"
 
     async def _timeline(self) -> bytes:
-        recording = Recording.of(self._watched.orchestrator)
+        recording = Recording.of(self._watched.mover)
         return await asyncio.to_thread(lambda: _packed(recording.document()))
 
     def _page(self, key: str) -> tuple[int, str, bytes]:
@@ -125,9 +125,9 @@ class Exporter:
         if not LEAST_PREFIX_NBYTES <= len(prefix) <= KEY_NBYTES:
             least, most = 2 * LEAST_PREFIX_NBYTES, 2 * KEY_NBYTES
             return 400, _TEXT, f"key: expected {least} to {most} hex digits, in pairs\n".encode()
-        orchestrator = self._watched.orchestrator
-        found = page_document(orchestrator, prefix)
-        return 200, _JSON, _packed({"taken_s": orchestrator.now_s(), "pages": found})
+        mover = self._watched.mover
+        found = page_document(mover.residency, prefix)
+        return 200, _JSON, _packed({"taken_s": mover.now_s(), "pages": found})
 
 
 def _packed(document: dict[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ Every figure is counted anyway; nothing is added to a load or a store. Labels ar
 reasons, stages and classes of tenants, never tenants, requests or keys, so their number is bounded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 
-from bodocache.move.orchestrator import Orchestrator
 from bodocache.move.requests import STAGE_BOUNDS_S, Stage, TenantCounts
 from bodocache.move.timeline import Cut, Event
+from bodocache.move.watchable import Watchable
 from bodocache.pages import Reason, Tier
 from bodocache.pools import OwnedPool
 
@@ -27,9 +27,9 @@ Samples = Iterable[tuple[Labels, float]]
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A cache, as the metrics see it."""
+    """A cache or a node, as the metrics see it."""
 
-    orchestrator: Orchestrator
+    mover: Watchable
     misses: Callable[[], dict[Reason, int]]
 
 
@@ -65,7 +65,7 @@ def name_of(member: Event | Cut | Reason | Tier) -> str:
 def collected(watched: Watched) -> list[Family]:
     """Everything as it is now. Call it on the loop."""
     families = [_family(metric, watched) for metric in METRICS]
-    return [*families, _stages(watched.orchestrator.requests.stages)]
+    return [*families, _stages(watched.mover.requests.stages)]
 
 
 def exposition(families: list[Family]) -> bytes:
@@ -107,15 +107,15 @@ def _stages(stages: dict[str, Stage]) -> Family:
 # Readers
 
 
-def _one(read: Callable[[Orchestrator], float]) -> Callable[[Watched], Samples]:
-    return lambda watched: (((), read(watched.orchestrator)),)
+def _one(read: Callable[[Watchable], float]) -> Callable[[Watched], Samples]:
+    return lambda watched: (((), read(watched.mover)),)
 
 
 def _by_link(column: int) -> Callable[[Watched], Samples]:
     """A column of :meth:`Link.counted`."""
 
     def read(watched: Watched) -> Samples:
-        for label, link in watched.orchestrator.links.items():
+        for label, link in watched.mover.links.items():
             yield (label,), link.counted()[column]
 
     return read
@@ -125,7 +125,7 @@ def _estimated(name: str) -> Callable[[Watched], Samples]:
     """Of links that have moved enough to be known."""
 
     def read(watched: Watched) -> Samples:
-        for label, link in watched.orchestrator.links.items():
+        for label, link in watched.mover.links.items():
             known = link.estimate()
             if known is not None:
                 yield (label,), getattr(known, name)
@@ -135,23 +135,23 @@ def _estimated(name: str) -> Callable[[Watched], Samples]:
 
 def _judged(name: str) -> Callable[[Watched], Samples]:
     def read(watched: Watched) -> Samples:
-        for label, link in watched.orchestrator.links.items():
+        for label, link in watched.mover.links.items():
             yield (label,), getattr(link.calibration.accuracy, name)
 
     return read
 
 
 def _queued(watched: Watched) -> Samples:
-    links = watched.orchestrator.links
+    links = watched.mover.links
     return (((name,), link.queue.queued_nbytes) for name, link in links.items())
 
 
 def _in_flight(watched: Watched) -> Samples:
-    return (((name,), link.in_flight) for name, link in watched.orchestrator.links.items())
+    return (((name,), link.in_flight) for name, link in watched.mover.links.items())
 
 
 def _used(watched: Watched) -> Samples:
-    residency = watched.orchestrator.residency
+    residency = watched.mover.residency
     for tier, pool in ((Tier.DEVICE, residency.device), (Tier.HOST, residency.host)):
         if isinstance(pool, OwnedPool):
             yield (name_of(tier),), pool.num_pages - pool.free
@@ -160,13 +160,13 @@ def _used(watched: Watched) -> Samples:
 
 
 def _capacity(watched: Watched) -> Samples:
-    residency = watched.orchestrator.residency
+    residency = watched.mover.residency
     for (tier,), _ in _used(watched):
         yield (tier,), residency.capacity(Tier[tier.upper()])
 
 
-def _by_tier(read: Callable[[Orchestrator], dict[Tier, int]]) -> Callable[[Watched], Samples]:
-    return lambda watched: (((name_of(tier),), read(watched.orchestrator)[tier]) for tier in TIERS)
+def _by_tier(read: Callable[[Watchable], Mapping[Tier, int]]) -> Callable[[Watched], Samples]:
+    return lambda watched: (((name_of(tier),), read(watched.mover)[tier]) for tier in TIERS)
 
 
 def _misses(watched: Watched) -> Samples:
@@ -175,30 +175,30 @@ def _misses(watched: Watched) -> Samples:
 
 
 def _cuts(watched: Watched) -> Samples:
-    return (((name_of(cut),), watched.orchestrator.requests.cuts[cut]) for cut in Cut)
+    return (((name_of(cut),), watched.mover.requests.cuts[cut]) for cut in Cut)
 
 
 def _decided(watched: Watched) -> Samples:
-    return (((str(why),), count) for why, count in watched.orchestrator.decider.cuts.items())
+    return (((str(why),), count) for why, count in watched.mover.decided_cuts.items())
 
 
 def _unplanned(watched: Watched) -> Samples:
-    return (((str(why),), count) for why, count in watched.orchestrator.windows.unplanned.items())
+    return (((str(why),), count) for why, count in watched.mover.unplanned.items())
 
 
 def _events(watched: Watched) -> Samples:
-    counts = watched.orchestrator.requests.timeline.counts
+    counts = watched.mover.requests.timeline.counts
     return (((name_of(event),), counts[event]) for event in Event)
 
 
 def _by_class(read: Callable[[TenantCounts], int]) -> Callable[[Watched], Samples]:
     return lambda watched: (
-        ((name,), read(counts)) for name, counts in watched.orchestrator.requests.by_class.items()
+        ((name,), read(counts)) for name, counts in watched.mover.requests.by_class.items()
     )
 
 
 def _hints(watched: Watched) -> Samples:
-    return watched.orchestrator.hints.stats().outcomes.items()
+    return watched.mover.hints.stats().outcomes.items()
 
 
 _COUNTER, _GAUGE = Kind.COUNTER, Kind.GAUGE

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from bodocache.errors import WatchError
 from bodocache.move.ghosts import Activity
-from bodocache.move.orchestrator import Orchestrator
 from bodocache.move.requests import Request, sources_of
+from bodocache.move.residency import Residency
 from bodocache.move.timeline import Fields, Record
+from bodocache.move.watchable import Watchable
 from bodocache.move.whereabouts import known_keys, whereabouts
 from bodocache.pages import KEY_NBYTES, Reason, Tier
 from bodocache.watch.trace import trace_events
@@ -41,18 +42,18 @@ class Recording:
     places: NDArray[np.void]  # WHEREABOUTS[n]
 
     @classmethod
-    def of(cls, orchestrator: Orchestrator) -> "Recording":
-        """What ``orchestrator`` remembers now. Call it on the loop."""
-        requests = orchestrator.requests
+    def of(cls, watched: Watchable) -> "Recording":
+        """What ``watched`` remembers now. Call it on the loop."""
+        requests = watched.requests
         kept = requests.kept()
         keys = _newest_keys(kept)
         return cls(
-            orchestrator.now_s(),
+            watched.now_s(),
             requests.timeline.links,
             kept,
             requests.timeline.copied(),
             keys,
-            whereabouts(orchestrator.residency, keys),
+            whereabouts(watched.residency, keys),
         )
 
     def document(self) -> dict[str, Any]:
@@ -108,10 +109,10 @@ def pages_document(keys: NDArray[np.uint8], places: NDArray[np.void]) -> dict[st
     return {name: _page(place) for name, place in zip(_hex(keys), places, strict=True)}
 
 
-def page_document(orchestrator: Orchestrator, prefix: bytes) -> dict[str, Any]:
+def page_document(residency: Residency, prefix: bytes) -> dict[str, Any]:
     """The known pages whose keys begin with ``prefix``, as :func:`pages_document`."""
-    keys = known_keys(orchestrator.residency, prefix)
-    return pages_document(keys, whereabouts(orchestrator.residency, keys))
+    keys = known_keys(residency, prefix)
+    return pages_document(keys, whereabouts(residency, keys))
 
 
 def runs_of(reasons: NDArray[np.uint8], first: int) -> list[tuple[int, int, str]]:

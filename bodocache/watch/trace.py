@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bodocache.hints.reuse import request_name
 from bodocache.move.requests import Request, sources_of
 from bodocache.move.timeline import Cut, Event, Record
 from bodocache.pages import Tier
@@ -126,9 +127,9 @@ def _describe(spans: list[_Span], request: Request) -> None:
 
 def _title(number: int, request: Request | None) -> str:
     if request is None:
-        return f"request {number}"
+        return f"request {request_name(number)}"
     session = f", {request.session}" if request.session else ""
-    return f"request {number} (tenant {request.tenant}{session})"
+    return f"request {request_name(number)} (tenant {request.tenant}{session})"
 
 
 def _lanes(process: int, first: int, title: str, spans: list[_Span]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bodocache.errors import WatchError
+from bodocache.hints.reuse import request_name
 from bodocache.move.timeline import Cut, Event, Record
 from bodocache.pages import Reason
 
@@ -78,11 +79,11 @@ def explain_page(page: Document | None, taken_s: float) -> str:
 def _find(ours: Document, asked: str) -> Document:
     requests: list[Document] = ours["requests"]
     for request in reversed(requests):
-        if asked in (str(request["number"]), request["session"]):
+        if asked in (request_name(request["number"]), request["session"]):
             return request
     if not requests:
         raise WatchError("no requests: nothing was loaded or stored yet")
-    first, last = requests[0]["number"], requests[-1]["number"]
+    first, last = (request_name(requests[i]["number"]) for i in (0, -1))
     raise WatchError(
         f"request {asked}: not among the {len(requests)} that are kept, {first} to {last}; say a"
         f" number (match.said.request), a session, or {LEAST_HEX} or more hex digits of a key"
@@ -95,7 +96,8 @@ def _find(ours: Document, asked: str) -> Document:
 def _explain_request(ours: Document, request: Document) -> Iterator[str]:
     session = f", session {request['session']}" if request["session"] else ""
     ago = _seconds(ours["taken_s"] - request["begun_s"])
-    yield f"request {request['number']} (tenant {request['tenant']}{session}), begun {ago} ago"
+    number = request_name(request["number"])
+    yield f"request {number} (tenant {request['tenant']}{session}), begun {ago} ago"
     events = [Record(*it) for it in ours["events"] if it[1] == request["number"]]
     if request["delivered"] is None and not any(it.event == Event.LOAD for it in events):
         yield f"  stored {request['pages']} pages; nothing was loaded"
@@ -182,7 +184,8 @@ def _explain_key(ours: Document, asked: str) -> Iterator[str]:
 
 
 def _part_in(request: Document, index: int) -> str:
-    said = f"page {index} of request {request['number']} (tenant {request['tenant']})"
+    number = request_name(request["number"])
+    said = f"page {index} of request {number} (tenant {request['tenant']})"
     if request["delivered"] is not None and index < request["delivered"]:
         return f"{said}: delivered"
     for first, pages, reason in (*request["undelivered"], *request["missing"]):

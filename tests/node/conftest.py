@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from bodocache import jit
+from bodocache.cache import Cache
+from bodocache.clock import RealClock
 from bodocache.config import CacheConfig, parse
 from bodocache.kernels.host import compiled as host_path
 from bodocache.layout import Group, Layout, LayoutKind
@@ -23,6 +25,7 @@ from bodocache.node.client import NodeCache
 from bodocache.node.process import serve
 from bodocache.pools import OwnedPool
 from bodocache.replay import payload
+from bodocache.testing import MemoryBackend, MemoryDisk, SlowBackend
 
 host_path()
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
@@ -73,15 +76,15 @@ class Engine:
     def __init__(self, cache, pool):
         self.cache, self.pool, self.words = cache, pool, payload.words_of(pool)
 
-    async def serve(self, tokens):
+    async def serve(self, tokens, tenant=0):
         """Pages loaded of ``tokens``; afterwards all of them are stored."""
-        match = await self.cache.match(tokens)
+        match = await self.cache.match(tokens, tenant=tenant)
         with self.cache.load(match) as load:
             loaded = await load
             seeds = payload.seeds(match.keys)
             wrong = payload.count_wrong_bytes(self.words, loaded.slots, seeds[: loaded.pages])
             assert wrong == 0
-            slots = self.cache.acquire(len(match.keys) - loaded.pages)
+            slots = self.cache.acquire(len(match.keys) - loaded.pages, tenant=tenant)
             payload.fill(self.words, slots, seeds[loaded.pages :])
             async with self.cache.store(match, slots) as store:
                 await store.written
@@ -117,6 +120,57 @@ async def until(condition, within_s=15.0):
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 -- of another process, which sets no event
             await asyncio.sleep(0.002)
+
+
+class Disk:
+    """What stays when a cache is closed; each read takes ``seconds``."""
+
+    def __init__(self, seconds=0.0):
+        self.memory, self.seconds = MemoryDisk(PAGE_NBYTES, 64), seconds
+
+    def backend(self, clock):
+        """Who reads and writes it."""
+        plain = MemoryBackend(self.memory, clock=clock)
+        return SlowBackend(plain, self.seconds, clock=clock) if self.seconds else plain
+
+
+@asynccontextmanager
+async def in_process(_, values, device, backend, options):
+    """An engine with a cache of its own."""
+    pool = device_pool(device)
+    async with await Cache.open(config_of(values), pool, backend=backend, **options) as cache:
+        yield Engine(cache, pool)
+
+
+@asynccontextmanager
+async def on_a_node(path, values, device, backend, options):
+    """An engine and its node."""
+    of_node = {"clock": options["clock"]} if "clock" in options else {}
+    async with (
+        node_at(path, values, backend=backend, **of_node) as node,
+        attach(path, values, pages=device, **options) as it,
+    ):
+        it.node = node
+        yield it
+
+
+@pytest.fixture(params=[in_process, on_a_node], ids=["in_process", "on_a_node"])
+def either(request, tmp_path):
+    """``async with either(disk=..., **options) as it``: an engine; ``disk`` takes SLOW_S a read.
+
+    ``more``: sections of the configuration.
+    """
+
+    @asynccontextmanager
+    async def opened(disk=None, token_s=20e-6, host=16, device=16, more=None, **options):
+        planner = {"recompute_s_per_token": token_s}
+        values = {**settings(host=host), "planner": planner, **(more or {})}
+        backend = disk and disk.backend(options.get("clock") or RealClock())
+        async with request.param(tmp_path / "s", values, device, backend, options) as it:
+            it.decider = it.cache._orchestrator.decider
+            yield it
+
+    return opened
 
 
 class Zygote:

@@ -13,7 +13,9 @@ from bodocache.clock import RealClock
 from bodocache.kernels.lane import HostLane
 from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
+from bodocache.move.link import Link
 from bodocache.move.rate import BLOCK_CHUNKS, CLASSES_NBYTES
+from bodocache.move.timeline import Cut
 from bodocache.pages import Reason, Tier
 from bodocache.replay import payload
 from bodocache.testing import MemoryBackend, MemoryDisk, SlowBackend
@@ -167,8 +169,9 @@ def test_an_engine_that_has_loaded_nothing_knows_what_the_node_measured(two_engi
     asyncio.run(scenario())
 
 
-def test_what_is_queued_of_the_engines_own_is_not_told_it(two_engines, house):
+def test_what_is_queued_of_the_engines_own_is_not_told_it(two_engines, house, monkeypatch):
     async def scenario():
+        monkeypatch.setattr(Link, "lag_s", lambda _: 0.0)  # of a disk that stands still so long
         async with two_engines(20e-6, slow_disk(house, 0.2), host=12) as (node, one, two):
             await on_disk_alone(house, one)
             teach(node.host.links["disk->host"], 1e6)
@@ -251,7 +254,7 @@ def test_an_engine_fenced_between_two_layers_of_a_store_writes_to_its_slots_no_m
             match = await one.cache.match(house.prompt(PAGES))
             slots = one.cache.acquire(PAGES)
             payload.fill(one.words, slots, payload.seeds(match.keys))
-            link = one.cache._orchestrator._links["device->host"]
+            link = one.cache._orchestrator.links["device->host"]
             async with one.cache.store(match, slots, layers=True) as store:
                 store.layer_ready(0)
                 await house.until(lambda: link.counted()[2] == PAGES * house.PAGE_NBYTES // 4)
@@ -291,7 +294,7 @@ def test_layers_cross_on_a_stream_of_the_device_where_there_is_one(two_engines, 
     async def scenario():
         async with two_engines() as (_, one, two):
             for it in (one, two):
-                for link in it.cache._orchestrator._links.values():
+                for link in it.cache._orchestrator.links.values():
                     link.queue._runs_here = False
             match = await one.cache.match(house.prompt(PAGES))
             slots, seeds = one.cache.acquire(PAGES), payload.seeds(match.keys)
@@ -308,5 +311,61 @@ def test_layers_cross_on_a_stream_of_the_device_where_there_is_one(two_engines, 
                 loaded = await load
                 assert payload.count_wrong_bytes(two.words, loaded.slots, seeds) == 0
                 await load.released
+
+    asyncio.run(scenario())
+
+
+# What the node counts of all
+
+
+def test_what_one_engine_spends_and_another_saves_is_weighed_together(two_engines, house):
+    async def scenario():
+        async with two_engines() as (node, one, two):
+            await one.serve(house.prompt(PAGES))  # it copies, and loads nothing
+            await one.cache.match(house.prompt(PAGES))
+            assert node.host.worth.spent_s > 0.0 == node.host.worth.saved_s
+            assert await two.serve(house.prompt(PAGES)) == PAGES
+            await two.cache.match(house.prompt(PAGES))
+            assert node.host.worth.saved_s == pytest.approx(PAGES * 8 * 1.0, rel=0.01)
+            assert await aside(node, one, house)
+            assert two.cache.stats().traffic.gain.is_aside is False  # not told yet
+            assert (await two.cache.match(house.prompt(PAGES))).tiers.tolist() == [0] * PAGES
+            assert two.cache.stats().traffic.gain.is_aside
+
+    asyncio.run(scenario())
+
+
+async def aside(node, it, house):
+    """Let the node find that it costs more than it gains; what ``it`` is told."""
+    node.host.worth.spent(1e6)
+    node.host.worth._since_s -= 1e6
+    await it.cache.match(house.prompt(PAGES))
+    return it.cache.stats().traffic.gain.is_aside
+
+
+def test_what_an_engine_was_loading_when_it_died_counts_as_cancelled(house, tmp_path):
+    async def scenario():
+        disk, path = house.Disk(), tmp_path / "s"
+        async with (
+            house.node_at(path, house.settings(), backend=disk.backend(RealClock())),
+            house.attach(path, house.settings()) as it,
+        ):
+            await it.serve(house.prompt(PAGES))
+        disk.seconds = 0.3
+        slow = disk.backend(RealClock())
+        async with (
+            house.node_at(path, house.settings(), backend=slow) as node,
+            house.attach(path, house.settings()) as it,
+        ):
+            requests = node.host.requests
+            with it.cache.load(await it.cache.match(house.prompt(PAGES))) as load:
+                await house.until(lambda: requests.loads_in_flight == 1)
+                for connection in node.door.connections:
+                    connection._transport.abort()
+                await house.until(lambda: requests.loads_in_flight == 0)
+                await load.released
+            assert node.host.ledger.misses[Reason.CANCELLED] == PAGES
+            assert requests.cuts[Cut.CANCELLED] == 1
+            await house.until(lambda: it.cache._engine._attached is not None)
 
     asyncio.run(scenario())

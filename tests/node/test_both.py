@@ -2,68 +2,20 @@
 """What an engine sees of loads, stores and announcements is the same in-process and on a node."""
 
 import asyncio
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 
-from bodocache.cache import Cache
-from bodocache.clock import RealClock
 from bodocache.errors import LoadFailed
 from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.rate import BLOCK_CHUNKS, CLASSES_NBYTES, LinkRate
+from bodocache.move.windows import Unplanned
 from bodocache.pages import Reason, Tier
 from bodocache.replay import payload
-from bodocache.testing import MemoryBackend, MemoryDisk, SlowBackend
 
 PAGES, LAYERS = 6, 4
 FAST, SLOW = 1e9, 1e3  # bytes/s
-
-
-@pytest.fixture(params=["in_process", "on_a_node"])
-def either(request, house, tmp_path):
-    """``async with either(disk=..., **options) as it``: an engine; ``disk`` takes SLOW_S a read."""
-    path = tmp_path / "s"
-
-    @asynccontextmanager
-    async def in_process(values, backend, options):
-        pool = house.device_pool()
-        config = house.config_of(values)
-        async with await Cache.open(config, pool, backend=backend, **options) as cache:
-            yield house.Engine(cache, pool)
-
-    @asynccontextmanager
-    async def on_a_node(values, backend, options):
-        async with (
-            house.node_at(path, values, backend=backend),
-            house.attach(path, values, **options) as it,
-        ):
-            yield it
-
-    through = {"in_process": in_process, "on_a_node": on_a_node}[request.param]
-
-    @asynccontextmanager
-    async def opened(disk=None, token_s=20e-6, host=16, **options):
-        values = {**house.settings(host=host), "planner": {"recompute_s_per_token": token_s}}
-        backend = None
-        if disk is not None:
-            clock = RealClock()
-            backend = MemoryBackend(disk.memory, clock=clock)
-            if disk.seconds:
-                backend = SlowBackend(backend, disk.seconds, clock=clock)
-        async with through(values, backend, options) as it:
-            it.decider = it.cache._orchestrator.decider
-            yield it
-
-    return opened
-
-
-class Disk:
-    """What stays when a cache is closed; each read takes ``seconds``."""
-
-    def __init__(self, house, seconds=0.0):
-        self.memory, self.seconds = MemoryDisk(house.PAGE_NBYTES, 64), seconds
 
 
 def teach(it, tier, rate):
@@ -189,7 +141,7 @@ def test_closing_the_cache_ends_the_wait(either, house):
 
 def test_a_match_says_how_long_its_load_would_take(either, house):
     async def scenario():
-        disk = Disk(house)
+        disk = house.Disk()
         async with either(disk) as it:
             await stored(it, house.prompt(PAGES))
         async with either(disk) as it:
@@ -210,7 +162,7 @@ def test_a_match_says_how_long_its_load_would_take(either, house):
 
 def test_what_the_engine_computes_sooner_is_not_loaded_at_all(either, house):
     async def scenario():
-        disk = Disk(house)
+        disk = house.Disk()
         async with either(disk) as it:
             await stored(it, house.prompt(PAGES))
         async with either(disk) as it:
@@ -228,7 +180,7 @@ def test_what_the_engine_computes_sooner_is_not_loaded_at_all(either, house):
 
 def test_what_comes_soon_is_loaded(either, house):
     async def scenario():
-        disk = Disk(house)
+        disk = house.Disk()
         async with either(disk) as it:
             await stored(it, house.prompt(PAGES))
         async with either(disk, token_s=0.01) as it:
@@ -243,7 +195,7 @@ def test_what_comes_soon_is_loaded(either, house):
 @pytest.mark.parametrize("is_told", [False, True])
 def test_a_load_that_stands_still_is_cut_unless_another_rank_decides(either, house, is_told):
     async def scenario():
-        disk, told = Disk(house), []
+        disk, told = house.Disk(), []
         async with either(disk) as it:
             await stored(it, house.prompt(PAGES))
         disk.seconds = 0.7
@@ -263,6 +215,30 @@ def test_a_load_that_stands_still_is_cut_unless_another_rank_decides(either, hou
             assert cuts(it) == ({} if is_told else {Why.TARDY: 1})
 
     asyncio.run(scenario())
+
+
+# Planning
+
+
+def test_pages_are_read_without_a_planner_that_raises_and_it_is_counted(
+    either, house, monkeypatch, caplog
+):
+    async def scenario():
+        disk = house.Disk()
+        async with either(disk) as it:
+            await stored(it, house.prompt(PAGES))
+        async with either(disk) as it:
+            mover = it.node.host if hasattr(it, "node") else it.cache._orchestrator
+
+            def fails(*_):
+                raise ValueError("no plan")
+
+            monkeypatch.setattr(mover.residency, "plan_load", fails)
+            assert await it.serve(house.prompt(PAGES)) == PAGES
+            assert {why: n for why, n in mover.unplanned.items() if n} == {Unplanned.FAILED: 1}
+
+    asyncio.run(scenario())
+    assert "loads go by their deadlines alone" in caplog.text
 
 
 # Layers
@@ -352,7 +328,7 @@ def test_layers_of_a_store_leave_as_they_are_computed(either, house):
         async with either() as it:
             match = await it.cache.match(house.prompt(PAGES))
             computing = Computing(it, match)
-            link = it.cache._orchestrator._links["device->host"]
+            link = it.cache._orchestrator.links["device->host"]
             async with it.cache.store(match, computing.slots, layers=True) as store:
                 for layer in range(LAYERS):
                     computing.compute(layer)

@@ -11,7 +11,14 @@ from bodocache.node import codec, messages
 
 KEYS = np.arange(96, dtype=np.uint8).reshape(3, 32)
 FETCH = messages.Fetch(
-    load=7, first=1, end=3, due_s=0.5, deadline_s=np.inf, said='{"a": "é"}', keys=KEYS
+    load=7,
+    first=1,
+    end=3,
+    due_s=0.5,
+    deadline_s=np.inf,
+    said='{"a": "é"}',
+    missing=np.array([2, 3], np.uint8),
+    keys=KEYS,
 )
 
 

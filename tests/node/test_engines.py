@@ -86,7 +86,9 @@ def test_a_page_that_is_called_bad_and_is_not_stays(tmp_path, house):
             async with house.attach(path, values) as liar:
                 match = await liar.cache.match(house.prompt(4))
                 channel = liar.cache._engine._attached.channel
-                await channel.request(messages.Fetch(1 << 40, 0, 4, 1.0, 1.0, SILENT, match.keys))
+                await channel.request(
+                    messages.Fetch(1 << 40, 0, 4, 1.0, 1.0, SILENT, match.reasons, match.keys)
+                )
                 channel.note(messages.EndFetch(1 << 40, np.arange(-9, 9)))
                 assert (await liar.cache.match(house.prompt(4))).pages == 4
 
@@ -102,10 +104,10 @@ def test_a_store_whose_bytes_are_not_what_it_says_shows_nothing(tmp_path, house)
         async with house.node_at(path, values), house.attach(path, values) as it:
             match = await it.cache.match(house.prompt(3))
             request = it.cache._engine._attached.channel.request
-            reserved = await request(messages.Reserve(1 << 40, 0, match.keys))
+            reserved = await request(messages.Reserve(1 << 40, 0, SILENT, match.keys))
             assert len(reserved.slots) == 3
             lies = np.zeros((3, 2), np.uint64)
-            published = await request(messages.Publish(1 << 40, SILENT, lies))
+            published = await request(messages.Publish(1 << 40, lies))
             assert len(published.shown) == 0
             assert (await it.cache.match(house.prompt(3))).pages == 0
 
@@ -237,7 +239,7 @@ def test_an_engine_of_another_protocol_is_refused(tmp_path, house, monkeypatch):
         path = tmp_path / "s"
         async with house.node_at(path, house.settings()):
             monkeypatch.setattr("bodocache.node.terms.PROTOCOL", 99)
-            with pytest.raises(NodeRefused, match="protocol 99, the node 2"):
+            with pytest.raises(NodeRefused, match="protocol 99, the node 3"):
                 await NodeCache.attach(path, house.config_of(house.settings()), house.device_pool())
 
     asyncio.run(scenario())
@@ -469,7 +471,7 @@ def test_slots_leased_to_a_load_are_not_given_to_a_store(tmp_path, house):
             match = await two.cache.match(house.prompt(4))
             channel = two.cache._engine._attached.channel
             arrived = await channel.request(
-                messages.Fetch(1 << 40, 0, 4, 9.0, 9.0, SILENT, match.keys)
+                messages.Fetch(1 << 40, 0, 4, 9.0, 9.0, SILENT, match.reasons, match.keys)
             )
             held = node.host.residency.host.rows[arrived.slots].copy()
             await one.serve(house.prompt(6, of=1))

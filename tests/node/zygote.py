@@ -73,12 +73,14 @@ async def stop_in_mid_store(order):
     slots = cache.acquire(4)
     payload.fill(words, slots, payload.seeds(match.keys))
     link = cache._engine._attached
-    reserved = await link.channel.request(messages.Reserve(1 << 40, 0, match.keys))
+    reserved = await link.channel.request(
+        messages.Reserve(1 << 40, 0, said_to_json(match.said), match.keys)
+    )
     raw = link.copies.to_host(slots, reserved.slots)
     tell(reserved=len(reserved.slots))
     os.kill(os.getpid(), signal.SIGSTOP)
     digests = digest.seeded(raw, match.keys)
-    publish = messages.Publish(1 << 40, said_to_json(match.said), digests)
+    publish = messages.Publish(1 << 40, digests)
     try:
         await link.channel.request(publish)
         tell(late="published")
