@@ -317,12 +317,15 @@ class Load:
             self.layers.give(int(self._given_layers[: self._committed].min(initial=layers)))
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
-        """The pages at ``positions`` will not come."""
+        """The pages at ``positions`` will not come: nor is what lies behind them waited for."""
         if self.done or not len(positions):
             return
         self._reasons[positions] = reasons
         self._has_failed[positions] = True
-        if self._committed is not None and (positions < self._committed).any():
+        if self._committed is None:
+            self._keep(int(positions.min()), Reason.UNREACHABLE)
+            self._settle_if_whole()
+        elif (positions < self._committed).any():
             self.settle()
             self.abandon()
 
@@ -383,13 +386,13 @@ class Load:
         failed = np.flatnonzero(self._has_failed[: self.wanted])
         return int(failed[0]) if len(failed) else self.wanted
 
-    def _keep(self, pages: int) -> None:
-        """Want no more than the first ``pages``."""
+    def _keep(self, pages: int, reason: Reason = Reason.CUT) -> None:
+        """Want no more than the first ``pages``; the others are missing for ``reason``."""
         if pages >= self.wanted:
             return
         self.wanted = pages
         behind = np.arange(len(self.rows)) >= pages
-        self._reasons[behind & ~self._has_failed] = Reason.CUT
+        self._reasons[behind & ~self._has_failed] = reason
         self.look_over()
 
     def _settle_if_whole(self) -> None:
