@@ -207,7 +207,9 @@ class Reads:
     def _are_read_again(self, chosen: RowArray, statuses: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which of the pages failed for the first time: so does what an outage meets."""
         again: NDArray[np.bool_] = (statuses == Status.FAILED) & ~self._has_failed[chosen]
-        self._has_failed[chosen[again]] = True
+        if again.any():
+            _log.info("disk tier: %d pages failed, and are read again", np.count_nonzero(again))
+            self._has_failed[chosen[again]] = True
         return again
 
     def _end(self, flight: _Flight) -> None:
