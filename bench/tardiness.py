@@ -7,7 +7,9 @@ all requests of the trace, too; ``--judge``: decisions of each kind that are run
 at every point.
 
 The file is written after every point. With ``--resume`` what it holds is not run again, so that a
-grid can be run in parts; ``--loads`` and ``--disks`` choose some, ``--minutes`` ends a part.
+grid can be run in parts; ``--loads`` and ``--disks`` choose some, ``--minutes`` ends a part. Points
+that it holds and that were not judged are judged then, if that is asked for. ``_tardiness_doc.py``
+puts it into docs/simulate.md.
 """
 
 import argparse
@@ -85,7 +87,8 @@ def main() -> None:
     rows = _kept(Path(chosen.json)) if chosen.resume else []
     extra = {"trace": chosen.trace.name, "profile": PROFILE, "slice": [FIRST, chosen.requests]}
     for more in run(trace, points(chosen), rows, chosen):
-        rows += more
+        again = {_place(row) for row in more}
+        rows = sorted([*(row for row in rows if _place(row) not in again), *more], key=_place)
         write(chosen.json, rows, [*claims(rows)], **extra)
     if chosen.plot:
         _tardiness_plot.draw(chosen.plot, [row for row in rows if row["is_slice"]], NAMES)
@@ -107,7 +110,7 @@ def run(
 ) -> Iterator[list[Row]]:
     """The rows that are missing, point by point: each is what it is on any number of processes."""
     ends_s = time.monotonic() + 60.0 * chosen.minutes
-    there = {(*_key(row), row["policy"]) for row in rows}
+    there = {(*_key(row), row["policy"]) for row in rows if not (chosen.judge and _is_open(row))}
     with ProcessPoolExecutor(chosen.processes) as pool:
         found = []
         for point in asked:
@@ -161,6 +164,18 @@ def _kept(file: Path) -> list[Row]:
 
 def _key(row: Row) -> tuple[object, ...]:
     return row["load"], row["disk_bytes_per_s"], row["weather"], row["is_slice"]
+
+
+def _is_open(row: Row) -> bool:
+    """Whether its decisions can be judged, and were not."""
+    return row["policy"] == OURS and row["is_slice"] and "cuts_judged" not in row
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    """Where it stands among the rows, in whatever parts they were run."""
+    weather = WEATHERS.index(Weather(row["weather"]))
+    where = row["load"], row["disk_bytes_per_s"], weather
+    return not row["is_slice"], *where, NAMES.index(row["policy"])
 
 
 def claims(rows: Sequence[Row]) -> Iterator[Claim]:

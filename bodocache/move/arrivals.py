@@ -12,9 +12,9 @@ from bodocache.pages import Reason, Tier
 
 RowArray = NDArray[np.int64]
 
-_DEVICE, _LATE, _UNREACHABLE, _CUT, _CANCELLED = (
-    *(int(Tier.DEVICE), int(Reason.LATE), int(Reason.UNREACHABLE)),
-    *(int(Reason.CUT), int(Reason.CANCELLED)),
+_DEVICE, _LATE, _UNREACHABLE, _CANCELLED = (
+    *(int(Tier.DEVICE), int(Reason.LATE)),
+    *(int(Reason.UNREACHABLE), int(Reason.CANCELLED)),
 )
 
 
@@ -60,10 +60,10 @@ class Arrivals:
         self.reasons[positions] = reasons
         self._has_failed[positions] = True
 
-    def cut(self, first: int) -> None:
-        """Pages from ``first`` on are not wanted any more."""
+    def cut(self, first: int, reason: Reason) -> None:
+        """Pages from ``first`` on are not wanted any more, for ``reason``."""
         behind = self.reasons[first:]
-        behind[~self._has_failed[first:]] = _CUT
+        behind[~self._has_failed[first:]] = int(reason)
 
     def cancel(self, end: int) -> None:
         """Of the first ``end`` pages, those that have not come will not."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bodocache.move.credits import Credits
 from bodocache.move.effort import Effort
 from bodocache.move.link import Link
-from bodocache.move.ticket import Ticket
 from bodocache.move.residency import RowArray
 from bodocache.move.terms import Terms
+from bodocache.move.ticket import Ticket
 from bodocache.pages import Tier
 from bodocache.plan.records import DEMAND, LINK, REQUEST, OpKind
 from bodocache.plan.window import NO_LINKS, NO_REQUESTS, NO_TENANTS

@@ -323,11 +323,14 @@ class Load:
             self._tell_layers()
 
     def fail(self, positions: RowArray, reasons: NDArray[np.uint8]) -> None:
-        """The pages at ``positions`` will not come."""
+        """The pages at ``positions`` will not come: nor is what lies behind them waited for."""
         if self.done or not len(positions):
             return
         self.arrivals.fail(positions, reasons)
-        if self._committed is not None and (positions < self._committed).any():
+        if self._committed is None:
+            self._keep(int(positions.min()), Reason.UNREACHABLE)
+            self._settle_if_whole()
+        elif (positions < self._committed).any():
             self.settle()
             self.abandon()
 
@@ -384,12 +387,12 @@ class Load:
             return self.landed
         return self.arrivals.possible(self.wanted)
 
-    def _keep(self, pages: int) -> None:
-        """Want no more than the first ``pages``."""
+    def _keep(self, pages: int, reason: Reason = Reason.CUT) -> None:
+        """Want no more than the first ``pages``; the others are missing for ``reason``."""
         if pages >= self.wanted:
             return
         self.wanted = pages
-        self.arrivals.cut(pages)
+        self.arrivals.cut(pages, reason)
         self.look_over()
 
     def _settle_if_whole(self) -> None:

@@ -3,7 +3,8 @@
 
 A part that is alone goes in one call to the backend; beside others it goes chunk by chunk, as the
 link's queue says. What was called for and has not reached the device can be withdrawn and waits
-again. Host slots stay leased until the reads have drained, wanted or not.
+again. So does, once, a page whose read failed: an outage costs time, and no page. Host slots stay
+leased until the reads have drained, wanted or not.
 """
 
 import logging
@@ -100,6 +101,7 @@ class Reads:
         self._now_s = now_s
         self._on_progress = on_progress
         self._flights: list[_Flight] = []
+        self._has_failed = np.zeros(len(part.rows), np.bool_)  # once: it is read again
 
     @property
     def left_nbytes(self) -> int:
@@ -194,13 +196,24 @@ class Reads:
             part.put_back(chosen[back])
             part.drop_unwanted()
             late &= ~back
-        lost = ~landed & (statuses != _LATE)
+        again = self._are_read_again(chosen, statuses)
+        part.put_back(chosen[again])
+        part.drop_unwanted()
+        lost = ~landed & (statuses != _LATE) & ~again
         self._lander.fail_alone(part, chosen[late], reasons[late])
         absent = lost & (reasons == Reason.UNAVAILABLE)  # they are there again with their directory
         self._lander.fail(part, chosen[absent], reasons[absent])
         lost &= ~absent
         if lost.any():
             self._lander.lose(part, chosen[lost], Tier.DISK, reasons[lost])
+
+    def _are_read_again(self, chosen: RowArray, statuses: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which of the pages failed for the first time: so does what an outage meets."""
+        again: NDArray[np.bool_] = (statuses == Status.FAILED) & ~self._has_failed[chosen]
+        if again.any():
+            _log.info("disk tier: %d pages failed, and are read again", np.count_nonzero(again))
+            self._has_failed[chosen[again]] = True
+        return again
 
     def _end(self, flight: _Flight) -> None:
         self._flights.remove(flight)

@@ -19,8 +19,8 @@ from bodocache.match import Match
 from bodocache.move.calibration import Prediction
 from bodocache.move.link import Link
 from bodocache.move.load import Load
-from bodocache.move.ticket import Ticket
 from bodocache.move.store import Store
+from bodocache.move.ticket import Ticket
 from bodocache.move.timeline import Cut, Event, Note, Timeline
 from bodocache.pages import Reason, Tier
 

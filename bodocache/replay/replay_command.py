@@ -26,7 +26,7 @@ _LIVE_OPTIONS = (
     *("deadline_ms", "write_through", "timeline", "metrics_port"),
 )
 _OTHERS = (*BASELINES, ORACLE)
-_SIMULATE_OPTIONS = ("load", "weather", "against", "first")
+_SIMULATE_OPTIONS = ("load", "engines", "weather", "against", "first")
 
 
 def replay(  # noqa: PLR0913 -- each is an option of the command line
@@ -52,8 +52,18 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
     ] = None,
     load: Annotated[
         float,
-        typer.Option(help="With --simulate: seconds of prefill without a cache, each second."),
+        typer.Option(
+            help="With --simulate: seconds of prefill without a cache, each second and engine."
+        ),
     ] = 0.6,
+    engines: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --simulate: engines that share the cache; default: the profile's.",
+        ),
+    ] = None,
     weather: Annotated[
         str | None,
         typer.Option(
@@ -179,7 +189,9 @@ def replay(  # noqa: PLR0913 -- each is an option of the command line
         refuse(context, (*_LIVE_OPTIONS, *_POLICY_OPTIONS, "report"), "not with --simulate")
         asked = ",".join(_OTHERS) if against == "all" else against
         beside = [] if asked is None else chosen_names("--against", asked, _OTHERS)
-        chosen = _Simulation(simulate, load, first, max_requests, seed or 0, weather, beside)
+        chosen = _Simulation(
+            simulate, load, first, max_requests, seed or 0, weather, engines, beside
+        )
         _replay_simulated(source, chosen, json_file)
         return
     refuse(context, _SIMULATE_OPTIONS, "only with --simulate")
@@ -235,6 +247,7 @@ class _Simulation(NamedTuple):
     requests: int | None
     seed: int
     weather: str | None
+    engines: int | None
     beside: Sequence[str]  # policies
 
 
@@ -246,7 +259,9 @@ def _replay_simulated(source: Source, said: _Simulation, json_file: Path | None)
         chosen_names("--weather", said.weather, WEATHERS)
     scenario = Scenario(said.load, said.first, said.requests, said.seed)
     policies = [OURS, *said.beside]
-    if not replay_simulated(source, said.profile, policies, scenario, said.weather, json_file):
+    if not replay_simulated(
+        *(source, said.profile, policies, scenario, said.weather, said.engines, json_file)
+    ):
         raise typer.Exit(1)
 
 

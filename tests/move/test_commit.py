@@ -113,10 +113,10 @@ def test_nothing_is_cut_after_the_commit(house, prompt):
 
 @pytest.mark.parametrize("n", range(4))
 def test_a_committed_load_fails_whole_and_names_the_pages_that_are_whole(house, prompt, n):
-    plan = Fault.once(Operation.GET, n)
+    plan = [Fault.once(Operation.GET, n), Fault.once(Operation.GET, 4)]  # read, and read again
 
     async def scenario():
-        async with house(wrap=lambda inner: FaultyBackend(inner, [plan])) as it:
+        async with house(wrap=lambda inner: FaultyBackend(inner, plan)) as it:
             await on_tier(it, prompt(4), Tier.DISK)
             it.valve.is_shut = True
             with await it.begin(prompt(4), compute_s=COMPUTE_S) as load:

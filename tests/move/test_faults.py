@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 
+import numpy as np
 import pytest
 
 from bodocache.pages import Reason, Tier
@@ -13,10 +14,28 @@ def faulty(*plan):
     return lambda inner: FaultyBackend(inner, plan)
 
 
+def twice(n):
+    """Page ``n`` fails when all are read, and when it is read again."""
+    return faulty(Fault.once(Operation.GET, n), Fault.once(Operation.GET, PAGES))
+
+
 @pytest.mark.parametrize("n", range(PAGES))
-def test_a_failed_read_is_a_miss_and_the_page_is_gone(house, prompt, n):
+def test_a_read_that_fails_once_costs_no_page(house, prompt, n):
     async def scenario():
         async with house(wrap=faulty(Fault.once(Operation.GET, n))) as it:
+            await it.put(prompt(PAGES))
+            it.leave_on(Tier.DISK)
+            assert (await it.get(prompt(PAGES))).pages == PAGES
+            assert it.backend.fired == 1
+            assert (await it.put(prompt(PAGES))).new == 0  # none of them was given up
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("n", range(PAGES))
+def test_a_read_that_fails_twice_is_a_miss_and_the_page_is_gone(house, prompt, n):
+    async def scenario():
+        async with house(wrap=twice(n)) as it:
             await it.put(prompt(PAGES))
             it.leave_on(Tier.DISK)
             loaded = await it.get(prompt(PAGES))
@@ -41,6 +60,25 @@ def test_no_fault_anywhere_costs_more_than_a_miss(house, prompt, operation, n, l
                 have = (await it.get(prompt(PAGES, of=of))).pages
                 async with await it.compute(prompt(PAGES, of=of), have=have) as store:
                     await store.written
+
+    asyncio.run(scenario())
+
+
+def test_nothing_behind_a_page_that_is_lost_is_waited_for(house, prompt):
+    async def scenario():
+        async with house() as it, asyncio.timeout(5):
+            await it.put(prompt(PAGES))
+            it.leave_on(Tier.DISK)
+            it.valve.is_shut = True
+            with await it.begin(prompt(PAGES)) as load:
+                load.fail(np.array([1]), np.array([Reason.CORRUPT], np.uint8))
+                assert load.wanted == 1
+                it.valve.open()
+                loaded = await load
+                assert loaded.pages == 1
+                behind = [Reason.UNREACHABLE] * (PAGES - 2)
+                assert loaded.reasons.tolist() == [Reason.CORRUPT, *behind]
+                await load.released
 
     asyncio.run(scenario())
 
@@ -80,7 +118,8 @@ def test_two_loads_find_the_same_page_corrupt(house, prompt):
         async with house(disk=0) as it:
             await it.put(prompt(3))
             it.leave_on(Tier.HOST)
-            it.host.rows[:] ^= 1
+            rows = it.residency.leading((await it.cache.match(prompt(3))).keys)
+            it.host.rows[it.residency.slots(rows[:1], Tier.HOST)] ^= 1
             it.orchestrator._copies.turn_pages = 1
             it.residency.policy["chunk_nbytes"] = 1
             one, two = await it.begin(prompt(3)), await it.begin(prompt(3))

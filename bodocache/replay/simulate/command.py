@@ -24,21 +24,27 @@ def replay_simulated(
     policies: Sequence[str],
     scenario: Scenario,
     weather: str | None,
+    engines: int | None,
     json_file: Path | None,
 ) -> bool:
-    """Run ``scenario`` under each of ``policies``; whether no page of any run was wrong."""
+    """Run ``scenario`` under each of ``policies``; whether no page of any run was wrong.
+
+    ``weather`` and ``engines``: instead of the profile's.
+    """
     profile = load_profile(profile_name).with_storage(
         weather=None if weather is None else Weather(weather)
     )
+    if engines is not None:
+        profile = profile.with_engines(engines)
     console = terminal.console_beside(json_file)
     terminal.compile_first(console, warm)
     last = None if scenario.requests is None else scenario.first + scenario.requests
     trace = load_trace(source, last)
     console.print(
-        f"{trace.name}, simulated: {profile.model.name} on {profile.engine.gpus} GPUs, load"
-        f" {scenario.load:g}, storage {profile.storage.weather} at"
-        f" {profile.storage.read.bytes_per_s / 1e9:g} GB/s; pages of"
-        f" {profile.model.page_nbytes:,} bytes held: device {profile.device_pages:,}, host"
+        f"{trace.name}, simulated: {profile.model.name}, {profile.engines.count} engines of"
+        f" {profile.engine.gpus} GPUs, load {scenario.load:g}, storage"
+        f" {profile.storage.weather} at {profile.storage.read.bytes_per_s / 1e9:g} GB/s; pages of"
+        f" {profile.model.page_nbytes:,} bytes held: each device {profile.device_pages:,}, host"
         f" {profile.host_pages:,}, storage {profile.storage_pages:,}"
     )
     found = {}
@@ -46,7 +52,9 @@ def replay_simulated(
         for name in progress.track(policies, description="simulating"):
             found[name] = figures(simulate(trace, profile, POLICIES[name](), scenario))
     console.print(_table(found))
-    terminal.write_json(json_file, _as_json(trace.name, profile_name, scenario, found))
+    terminal.write_json(
+        json_file, _as_json(trace.name, profile_name, profile.engines.count, scenario, found)
+    )
     return not any(figure.wrong_pages for figure in found.values())
 
 
@@ -73,11 +81,12 @@ _COLUMNS: tuple[tuple[str, Callable[[Figures], str]], ...] = (
 
 
 def _as_json(
-    trace: str, profile: str, scenario: Scenario, found: dict[str, Figures]
+    trace: str, profile: str, engines: int, scenario: Scenario, found: dict[str, Figures]
 ) -> dict[str, Any]:
     return {
         "trace": trace,
         "profile": profile,
+        "engines": engines,
         "scenario": asdict(scenario),
         "policies": {name: figure.as_dict() for name, figure in found.items()},
     }

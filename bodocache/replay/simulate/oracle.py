@@ -7,6 +7,7 @@ not know which requests will come, nor what a load leaves in faster tiers for ot
 that does may be better.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,7 +28,8 @@ class Oracle:
     """Loads up to the best cut, given what is queued and all that the link will do."""
 
     steps_aside: ClassVar = False
-    storage: Channel | None = None  # set by whoever builds the world
+    storage: Channel | None = None  # set by whoever builds the world, as are those who share it
+    engines: Sequence[Engine] = ()
 
     def begin(self, engine: Engine, job: Job) -> None:
         """Load up to the best cut."""
@@ -74,7 +76,8 @@ class Oracle:
         now_s, page_nbytes = engine.now_s(), engine.profile.model.page_nbytes
         ahead = sum(
             len(other.load.rows) - other.load.landed
-            for other in engine.waiting
+            for one in self.engines
+            for other in one.waiting
             if other.load is not None and other is not job and not other.load.done
         )
         if job.load is not None:

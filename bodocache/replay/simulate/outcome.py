@@ -22,9 +22,9 @@ class Figures:
     slo_attainment: float  # share of requests whose first token came when it was due
     matched_share: float  # of all prompt tokens, those that the cache held
     brought_share: float  # of all prompt tokens, those that it brought
-    recompute_s: float  # of the engine, on tokens that the cache held and did not bring
-    busy_share: float  # of the time, the engine's
-    stalled_s: float  # of the engine, waiting for layers
+    recompute_s: float  # of the engines, on tokens that the cache held and did not bring
+    busy_share: float  # of the time, an engine's
+    stalled_s: float  # of the engines, waiting for layers
     cuts: int  # requests whose load was cut, or not begun, for lack of time
     moved_nbytes: int  # from below the device, for loads
     wasted_nbytes: int  # of those, of pages that no request used
@@ -55,7 +55,7 @@ def figures(run: Run) -> Figures:
         matched_share=sum(job.matched for job in jobs) / tokens,
         brought_share=sum(min(job.have, job.matched) for job in jobs) / tokens,
         recompute_s=sum(job.recompute_s for job in jobs),
-        busy_share=run.busy_s / run.seconds,
+        busy_share=run.busy_s / run.engines / run.seconds,
         stalled_s=run.stalled_s,
         cuts=sum(job.cut for job in jobs),
         moved_nbytes=moved,

@@ -77,6 +77,13 @@ class EngineProfile:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class EnginesProfile:
+    """How many such engines there are. They share one cache, and below it one storage."""
+
+    count: Count = 1
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class LinkProfile:
     """One direction of a path."""
 
@@ -86,7 +93,7 @@ class LinkProfile:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class HostProfile:
-    """Host memory and the links to it."""
+    """What each engine brings of host memory, and its links to it."""
 
     capacity_bytes: Bytes
     to_device: LinkProfile
@@ -122,6 +129,7 @@ class Profile:
     host: HostProfile
     storage: StorageProfile
     target: TargetProfile
+    engines: EnginesProfile = EnginesProfile()
 
     def __post_init__(self) -> None:
         if self.device_pages < 1:
@@ -139,18 +147,22 @@ class Profile:
 
     @property
     def device_pages(self) -> int:
-        """Pages the device holds beside the weights."""
+        """Pages the device of one engine holds beside the weights."""
         return (self.hbm_nbytes - self.model.weight_bytes) // self.model.page_nbytes
 
     @property
     def host_pages(self) -> int:
-        """Pages the host holds."""
-        return max(1, self.host.capacity_bytes // self.model.page_nbytes)
+        """Pages the host holds, in the parts of all engines together."""
+        return self.engines.count * max(1, self.host.capacity_bytes // self.model.page_nbytes)
 
     @property
     def storage_pages(self) -> int:
         """Pages the storage holds."""
         return max(1, self.storage.capacity_bytes // self.model.page_nbytes)
+
+    def with_engines(self, count: int) -> "Profile":
+        """The same with ``count`` engines."""
+        return replace(self, engines=EnginesProfile(count))
 
     def with_storage(
         self, *, read_bytes_per_s: float | None = None, weather: Weather | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a slice of a trace through a simulated engine, at a chosen load, over a chosen link."""
+"""Runs a slice of a trace through simulated engines, at a chosen load, over a chosen link."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from bodocache.replay.simulate.engine import Engine, Policy
 from bodocache.replay.simulate.job import Job
 from bodocache.replay.simulate.oracle import Oracle
 from bodocache.replay.simulate.profile import Profile
+from bodocache.replay.simulate.router import Router
 from bodocache.replay.simulate.speed import Speed
 from bodocache.replay.simulate.world import World, engine_keys
 from bodocache.replay.trace import Trace
@@ -48,8 +49,9 @@ class Run:
 
     jobs: list[Job]  # in trace order
     page_nbytes: int
+    engines: int
     seconds: float  # of virtual time, from the first arrival to the last token
-    busy_s: float  # of the engine
+    busy_s: float  # of all engines
     stalled_s: float  # of those, waiting for layers
     wrong_pages: int
     stats: CacheStats
@@ -71,7 +73,8 @@ def arrivals_s(trace: Trace, profile: Profile, scenario: Scenario) -> NDArray[np
     speed = Speed.of(profile)
     cold_s = sum(speed.prefill_s(0, int(n)) for n in trace.input_lengths[chosen])
     lasts_s = max(float(at_s[-1]), BUCKET_S)
-    stretched: NDArray[np.float64] = at_s * (cold_s / scenario.load / lasts_s)
+    arriving = scenario.load * profile.engines.count
+    stretched: NDArray[np.float64] = at_s * (cold_s / arriving / lasts_s)
     return stretched
 
 
@@ -86,23 +89,28 @@ async def _run(
     )
     root = root_of(world.config, layout_of(world.device, None))
     world.stock(KeyChain(world.config.identity.tenant_domain, root), trace, scenario.first)
-    if isinstance(policy, Oracle):
-        policy.storage = world.storage
     async with await world.open() as cache:
-        engine = Engine(cache, profile, policy, check=world.check, fill=world.fill)
+        engines = [
+            Engine(cache, profile, policy, check=world.check, fill=world.fill)
+            for _ in range(profile.engines.count)
+        ]
+        if isinstance(policy, Oracle):
+            policy.storage, policy.engines = world.storage, engines
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(engine.run())
-                group.create_task(_send(engine, jobs))
+                for engine in engines:
+                    group.create_task(engine.run())
+                group.create_task(_send(Router(engines), jobs))
         except* BodoCacheError as errors:
             raise errors.exceptions[0] from None
         served_s, stats = clock.now_s(), cache.stats()
     return Run(
         jobs=jobs,
         page_nbytes=profile.model.page_nbytes,
+        engines=profile.engines.count,
         seconds=served_s,
-        busy_s=engine.busy_s,
-        stalled_s=engine.stalled_s,
+        busy_s=sum(engine.busy_s for engine in engines),
+        stalled_s=sum(engine.stalled_s for engine in engines),
         wrong_pages=world.wrong_pages,
         stats=stats,
         link_nbytes={
@@ -113,11 +121,12 @@ async def _run(
     )
 
 
-async def _send(engine: Engine, jobs: list[Job]) -> None:
+async def _send(router: Router, jobs: list[Job]) -> None:
+    loop = asyncio.get_running_loop()
     for job in jobs:
-        await asyncio.sleep(job.arrived_s - engine.now_s())
-        await engine.submit(job)
-    engine.close()
+        await asyncio.sleep(job.arrived_s - loop.time())
+        await router.submit(job)
+    router.close()
 
 
 def _jobs(trace: Trace, profile: Profile, scenario: Scenario) -> list[Job]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything around a simulated engine: pools, links, storage and the cache over them.
+"""Everything around simulated engines: pools, links, storage and the cache over them.
 
-The cache is told rates that are wrong by up to ``wrong_by``, as an operator's would be; what it
-learns from what moves is its own.
+Several engines share the cache: to it their devices are one, behind one link as fast as theirs
+together (docs/simulate.md says what that leaves out). The cache is told rates that are wrong by up
+to ``wrong_by``, as an operator's would be; what it learns from what moves is its own.
 """
 
 from collections.abc import Sequence
@@ -70,9 +71,9 @@ class World:
         """A world in which nothing has happened yet; ``write_through``: admission is off."""
         features = {"admit": not write_through, "aside": steps_aside}
         model, host, storage = profile.model, profile.host, profile.storage
-        layout = Layout(
-            LayoutKind.LAYER_FIRST, model.group, model.page_tokens, profile.device_pages
-        )
+        engines = profile.engines.count
+        device_pages = engines * profile.device_pages
+        layout = Layout(LayoutKind.LAYER_FIRST, model.group, model.page_tokens, device_pages)
         host_layout = Layout(LayoutKind.PAGE, model.group, model.page_tokens, profile.host_pages)
         return cls(
             profile=profile,
@@ -81,12 +82,12 @@ class World:
             host=SimulatedPool(host_layout, name="host"),
             disk=SimulatedDisk(profile.storage_pages),
             down=Channel(
-                host.to_device.bytes_per_s,
+                engines * host.to_device.bytes_per_s,
                 latency_s=host.to_device.latency_s,
                 pace=Pace(Weather.STEADY, seed + 1),
             ),
             up=Channel(
-                host.from_device.bytes_per_s,
+                engines * host.from_device.bytes_per_s,
                 latency_s=host.from_device.latency_s,
                 pace=Pace(Weather.STEADY, seed + 2),
             ),
@@ -187,7 +188,7 @@ def _config(profile: Profile, seed: int, wrong_by: float, features: dict[str, bo
         "planner": {
             "recompute_s_per_token": told(speed.token_s),
             "recompute_slope_s": told(speed.slope_s),
-            "host_bytes_per_s": told(host.to_device.bytes_per_s),
+            "host_bytes_per_s": told(profile.engines.count * host.to_device.bytes_per_s),
             "disk_bytes_per_s": told(storage.read.bytes_per_s),
             "disk_write_bytes_per_s": told(storage.write_bytes_per_s),
             "disk_latency_s": max(1e-6, storage.read.latency_s),

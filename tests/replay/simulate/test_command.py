@@ -30,10 +30,19 @@ def test_every_asked_policy_has_its_figures(tmp_path):
         assert figures["ttft_mean_s"] > 0
 
 
+def test_engines_on_the_command_line_go_before_the_profiles(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    write_trace(trace, [TraceRequest(3000 * n, 1024, 5, (n % 3, 10 + n)) for n in range(12)])
+    found = json.loads(run(trace, *SIMULATE, "--engines", 2, "--json", "-").stdout)
+    assert found["engines"] == 2
+    assert found["policies"]["bodocache"]["requests"] == 12
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--load", "0.5"), "--load: only with --simulate"),
+        (("--engines", "2"), "--engines: only with --simulate"),
         ((*SIMULATE, "--in-flight", "2"), "--in-flight: not with --simulate"),
         ((*SIMULATE, "--policy-only"), "choose one of"),
         ((*SIMULATE, "--against", "magic"), "'magic' not known; known are wait_complete"),

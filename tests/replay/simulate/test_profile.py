@@ -41,8 +41,10 @@ def test_every_figure_of_a_shipped_profile_names_its_source_or_says_that_it_is_a
 def test_a_profile_of_ones_own_is_a_file(tmp_path):
     text = (files("bodocache.replay.simulate") / "profiles" / "h100-llama-3.1-8b.toml").read_text()
     path = tmp_path / "mine.toml"
-    path.write_text(text.replace("gpus = 1 ", "gpus = 2 ").replace("gpus = 1\n", "gpus = 2\n"))
-    assert load_profile(path).engine.gpus == 2
+    assert load_profile("h100-llama-3.1-8b").engines.count == 1
+    path.write_text(text.replace("gpus = 1\n", "gpus = 2\n") + "\n[engines]\ncount = 4\n")
+    mine = load_profile(path)
+    assert (mine.engine.gpus, mine.engines.count) == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,7 @@ def test_a_profile_of_ones_own_is_a_file(tmp_path):
     [
         ("mfu = 0.5", "mfu = 1.5", "engine.mfu = 1.5"),
         ("layers = 32", "layers = 32\nlayer = 1", "model.layer: unknown key"),
+        ("[engine]", "[engines]\ncount = 0\n\n[engine]", "engines.count = 0"),
         ('weather = "steady"', 'weather = "sunny"', "storage.weather"),
         ('hbm_bytes = "80 GB"', 'hbm_bytes = "10 GB"', "no page fits; use more GPUs"),
     ],

@@ -163,10 +163,49 @@ def test_a_scenario_that_cannot_be_says_so(scenario, match):
         scenario()
 
 
+@pytest.mark.parametrize("policy", [OURS, "load_always", ORACLE])
+def test_several_engines_share_one_cache_and_one_seed_is_one_run(policy):
+    profile = PROFILE.with_engines(3).with_storage(weather=Weather.FAILING)
+    scenario = Scenario(load=0.8, seed=1)
+    once, twice = (run(policy, scenario, profile) for _ in range(2))
+    assert fingerprint(once) == fingerprint(twice)
+    assert once.wrong_pages == 0
+    assert all(job.first_token_s > job.arrived_s for job in once.jobs)
+
+
+def test_what_one_engine_stored_is_a_hit_for_the_others():
+    """Turns of one conversation reach whichever engine is free; each finds the turn before."""
+    shared = run("wait_complete", QUIET, PROFILE.with_engines(3))
+    alone = run("wait_complete", QUIET)
+    assert sum(job.matched for job in shared.jobs) == sum(job.matched for job in alone.jobs)
+    assert figures(shared).brought_share > 0.5
+
+
+def test_the_load_is_each_engines():
+    """Twice the engines get twice the requests a second, and are as busy."""
+    scenario = Scenario(load=0.4, seed=1)
+    np.testing.assert_allclose(
+        arrivals_s(TRACE, PROFILE.with_engines(2), scenario),
+        arrivals_s(TRACE, PROFILE, scenario) / 2,
+    )
+    one, two = (figures(run("wait_complete", scenario, PROFILE.with_engines(n))) for n in (1, 2))
+    assert two.busy_share == pytest.approx(one.busy_share, rel=0.2)
+    assert two.ttft_mean_s < 1.1 * one.ttft_mean_s
+
+
+def test_more_devices_and_hosts_hold_more_pages_over_one_storage():
+    four = PROFILE.with_engines(4)
+    assert four.host_pages == 4 * PROFILE.host_pages
+    assert four.device_pages == PROFILE.device_pages
+    assert four.storage_pages == PROFILE.storage_pages
+
+
 def test_a_prompt_that_no_device_holds_is_refused():
+    """However many engines there are: it does not lie on two."""
     huge = build_trace("huge", [TraceRequest(0, 512 * 2000, 1, tuple(range(2000)))])
-    with pytest.raises(ConfigError, match="the device has"):
-        run(OURS, trace=huge)
+    for profile in (PROFILE, PROFILE.with_engines(4)):
+        with pytest.raises(ConfigError, match="the device has"):
+            run(OURS, profile=profile, trace=huge)
 
 
 def test_of_a_match_the_pages_on_the_device_are_the_leading_ones():
