@@ -21,7 +21,7 @@ from bodocache.move.choice import Choice, Why  # noqa: TC001 -- as the others
 from bodocache.move.layers import Layers
 from bodocache.move.terms import Terms, check_expected
 from bodocache.move.timeline import Event, Note, no_note
-from bodocache.pages import Tier
+from bodocache.pages import Reason, Tier
 
 RowArray = NDArray[np.int64]
 
