@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("sglang", reason="SGLang is not installed (make test-sglang)")
 
-import torchvision_stub
+import stubs
 
-torchvision_stub.install()
+stubs.install()
 
 
 @pytest.fixture

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A torchvision of names alone: sglang imports it for image models, which no test here runs.
+"""Packages of names alone: sglang imports them for image models and data sets, which no test runs.
 
-The real one is a build for CUDA, which does not load beside a torch without.
+The real torchvision is a build for CUDA, which does not load beside a torch without.
 """
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 import types
 
-NAME = "torchvision"
+NAMES = ("torchvision", "datasets")
 
 
 class _Named(types.ModuleType):
     """A module in which every name is a class that does nothing."""
-
-    __path__: list[str] = []
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -26,7 +23,8 @@ class _Named(types.ModuleType):
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] != NAME:
+        del path, target
+        if fullname.partition(".")[0] not in NAMES:
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
@@ -38,9 +36,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Serve the stub where no torchvision is; transformers keeps to what it does without one."""
-    if importlib.util.find_spec(NAME) is not None:
-        return
+    """Serve the stubs behind what is installed; transformers goes on as if there were none."""
     from transformers.utils import import_utils
 
     import_utils.is_torchvision_available()  # cached: none
