@@ -114,7 +114,7 @@ async def _until_left(node: Node, linger_s: float, told: asyncio.Event) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(linger_s / 8):
                 await told.wait()
-        if node.door.connections:
+        if any(it.session is not None for it in node.door.connections):
             seen_s = node.host.now_s()
 
 

@@ -62,8 +62,9 @@ class ReadAhead:
         """The pages ``keys``, which are there, may be got soon."""
         with self._lock:
             self._expire()
-            for first in range(0, len(keys), BATCH_PAGES):
-                batch = Batch(line, keys[first : first + BATCH_PAGES], time.monotonic())
+            pages = min(BATCH_PAGES, self._room)
+            for first in range(0, len(keys), pages):
+                batch = Batch(line, keys[first : first + pages], time.monotonic())
                 if not self._is_known(batch):
                     self._waiting.append(batch)
             self._begin()

@@ -22,7 +22,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 
 from bodocache import jit
 from bodocache.config import CacheConfig, parse
-from bodocache.errors import ConfigError
+from bodocache.errors import ConfigError, NodeError
 from bodocache.integrations.sglang.figures import Figures
 from bodocache.integrations.sglang.host_pages import (
     FlatPages,
@@ -86,15 +86,14 @@ class BodoCacheStorage(HiCacheStorage):  # type: ignore[misc]  # Any where there
         if self._pools.get(name) is pool:
             return
         shards = held_shards(self._options, self._rank, pool)
-        pages: list[Pages] = [FlatPages(pool)]
-        if self._zero_copy or name != PoolName.KV:
-            pages = _pages_of(pool, splits=len(shards))
+        is_sidecar = name != PoolName.KV
+        by_pieces = self._zero_copy or is_sidecar
+        pages = _pages_of(pool, splits=len(shards)) if by_pieces else [FlatPages(pool)]
         if len(pages) != len(shards):
             raise ConfigError(
                 f"pool {name}: {len(shards)} shards of a rank's heads (shard_heads, tp_lcm_size)"
                 ' can only be stored with "interface_v1": 1'
             )
-        is_sidecar = name != PoolName.KV
         node = self._attached(name, pages[0].nbytes, int(pool.page_size), is_sidecar=is_sidecar)
         stored = [
             ShardPages(
@@ -257,12 +256,17 @@ class BodoCacheStorage(HiCacheStorage):  # type: ignore[misc]  # Any where there
 
     # The whole
 
-    def clear(self) -> None:
-        """Forget every page of every pool here, of all ranks; see docs/sglang.md."""
-        for node in self._nodes.values():
-            line = node.line
-            if line is not None:
-                line.clear(within_s=self._options.write_deadline_s)
+    def clear(self) -> bool:
+        """Forget every page of every pool here, of all ranks; False where a node did not answer."""
+        lines = [node.line for node in self._nodes.values()]
+        try:
+            for line in lines:
+                if line is not None:
+                    line.clear(within_s=self._options.write_deadline_s)
+        except NodeError as error:
+            _log.warning("clear: %s", error)
+            return False
+        return None not in lines
 
     def get_stats(self) -> Any:
         """What was moved since the last call, as SGLang's StorageMetrics."""
