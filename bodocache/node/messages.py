@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bodocache.node.codec import Column
 from bodocache.pages import KEY_NBYTES
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 Keys = Annotated[NDArray[np.uint8], Column("u1", KEY_NBYTES)]
 Indices = Annotated[NDArray[np.int64], Column("<i8")]
@@ -253,6 +253,11 @@ class Over:
 
 
 @dataclass(frozen=True, slots=True)
+class Clear:
+    """Forget every page that nobody holds. Answer: Done."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """How is the node? Answer: Told."""
 
@@ -267,7 +272,7 @@ class Told:
 _NUMBERED: tuple[type[object], ...] = (
     *(Hello, Welcome, Failed, Done, Ping, Resume, Bye, Find, Found, Holds, Held, Fetch, Arrived),
     *(EndFetch, Reserve, Reserved, Publish, Published, Written, Rotate, Act, Cancel, Over, Ask),
-    *(Told, Announce, Withdraw, Await, Awaited),
+    *(Told, Announce, Withdraw, Await, Awaited, Clear),
 )
 BY_KIND = dict(enumerate(_NUMBERED, 1))
 KIND_OF = {shape: kind for kind, shape in BY_KIND.items()}

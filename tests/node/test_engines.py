@@ -237,7 +237,7 @@ def test_an_engine_of_another_protocol_is_refused(tmp_path, house, monkeypatch):
         path = tmp_path / "s"
         async with house.node_at(path, house.settings()):
             monkeypatch.setattr("bodocache.node.terms.PROTOCOL", 99)
-            with pytest.raises(NodeRefused, match="protocol 99, the node 2"):
+            with pytest.raises(NodeRefused, match="protocol 99, the node 3"):
                 await NodeCache.attach(path, house.config_of(house.settings()), house.device_pool())
 
     asyncio.run(scenario())

@@ -19,8 +19,16 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components.base import ComponentType
 from sglang.srt.mem_cache.unified_cache.linker_factory import create_unified_cache_linker
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 PAGE, TOKENS, LAYERS = 16, 640, 4
+
+
+def published():
+    """SGLang's arguments, as its scheduler has published them."""
+    arguments = ServerArgs(model_path="dummy", page_size=PAGE)
+    set_global_server_args_for_scheduler(arguments)
+    return arguments
 
 
 def mha():
@@ -58,7 +66,7 @@ class Engine:
         self.tree = UnifiedRadixCache(params=params)
         config = {
             "linker": "BodoCacheLinker",
-            "linker_module_path": "bodocache.integrations.sglang_linker",
+            "linker_module_path": "bodocache.integrations.sglang.linker",
             "linker_extra_config": {"host_bytes": "16 MiB", **extra},
         }
         self.linker = create_unified_cache_linker(

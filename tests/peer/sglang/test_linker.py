@@ -8,11 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from linked_engine import LAYERS, PAGE, TOKENS, Engine, mha, mla
+
+pytest.importorskip(
+    "sglang.srt.mem_cache.unified_cache.unified_cache_linker", reason="this version has no linkers"
+)
+
+from linked_engine import LAYERS, PAGE, TOKENS, Engine, mha, mla, published
 from sglang.srt.mem_cache.base_prefix_cache import InitLoadBackParams
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from bodocache.errors import ConfigError, LayoutError
+
+
+@pytest.fixture
+def server():
+    return published()
 
 
 @pytest.fixture
@@ -55,7 +65,7 @@ def test_the_longest_common_prefix_is_offered(engine):
 
 
 def test_a_restart_finds_what_is_on_disk(engine, tmp_path):
-    prompt, disk = list(range(320)), {"directory": str(tmp_path), "disk_bytes": "32 MiB"}
+    prompt, disk = list(range(320)), {"directory": str(tmp_path), "capacity_bytes": "32 MiB"}
     first = engine(**disk)
     computed = first.compute(prompt)
     first.settle()
@@ -73,7 +83,7 @@ def test_a_restart_finds_what_is_on_disk(engine, tmp_path):
 
 
 def test_other_weights_or_another_domain_are_misses(engine, tmp_path):
-    prompt, disk = list(range(160)), {"directory": str(tmp_path), "disk_bytes": "32 MiB"}
+    prompt, disk = list(range(160)), {"directory": str(tmp_path), "capacity_bytes": "32 MiB"}
     first = engine(**disk)
     first.compute(prompt)
     first.settle()

@@ -8,17 +8,14 @@ import sys
 
 import conftest  # noqa: F401 -- stubs of what SGLang imports
 import torch.distributed as dist
-from linked_engine import PAGE, Engine, key, mha
-from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from linked_engine import PAGE, Engine, key, mha, published
 
 from bodocache.hints import Leave, Release, Span
 
 
 def main(rank: int, meeting: str) -> None:
-    server = ServerArgs(model_path="dummy", page_size=PAGE)
-    set_global_server_args_for_scheduler(server)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    engine = Engine(server, mha(), {}, ranks=dist.group.WORLD)
+    engine = Engine(published(), mha(), {}, ranks=dist.group.WORLD)
     prompt = list(range(10 * PAGE))
     computed = engine.compute(prompt)
     engine.settle()
@@ -37,7 +34,7 @@ def main(rank: int, meeting: str) -> None:
     dist.barrier()
     restored = engine.restore(prompt)
     same = all((a == b[: len(a)]).all() for a, b in zip(restored, computed, strict=True))
-    print(len(restored[0]), bool(same))
+    sys.stdout.write(f"{len(restored[0])} {bool(same)}\n")
     dist.barrier()
     engine.linker.close()
 
