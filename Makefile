@@ -3,16 +3,19 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+SGLANG_VENV := .venv-sglang
+SGLANG ?= 0.5.23
 TRACE ?=
 # `make gpu` uses what is there: torch >= 2.6, triton >= 3.2, cuda-python >= 12.8, and nothing else.
 GPU_PYTHON ?= python3
 RESULTS ?= bench/results
 
-.PHONY: help install replay test mutants check proto bench peers gpu clean
+.PHONY: help install replay test test-sglang install-sglang mutants check proto bench peers gpu clean
 
 help:
 	@echo "make replay   move the pages of a workload through device, host and disk, every byte checked"
 	@echo "make test     run the test suite"
+	@echo "make test-sglang   run SGLang's own HiCache over our storage backend (2.5 GB; SGLANG=0.5.16)"
 	@echo "make mutants  break the storage in seven ways: a named test must see each (minutes)"
 	@echo "make check    ruff, mypy --strict, import-linter (writes nothing)"
 	@echo "make proto    generate the Python of bodocache/cluster/planner.proto, with the oldest tools"
@@ -38,6 +41,31 @@ replay: install
 test: install
 	@echo "== running the test suite"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Beside our packages, as the peers are; another version than the pinned one lies beside that one.
+install-sglang: export PYTHONNOUSERSITE := 1
+install-sglang: install
+	@echo "== installing sglang $(SGLANG) for CPUs into $(SGLANG_VENV)"
+	@missing=""; command -v g++ >/dev/null || missing="g++"; \
+	 test -f /usr/include/openssl/sha.h || missing="$$missing libssl-dev"; \
+	 if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   apt-get update -qq && apt-get install -y -qq $$missing; fi
+	@test -x $(SGLANG_VENV)/bin/python || $(PYTHON) -m venv $(SGLANG_VENV)
+	@test -f $(SGLANG_VENV)/.installed || { \
+	 $(SGLANG_VENV)/bin/pip install -q torch==2.13.0 numpy && \
+	 $(SGLANG_VENV)/bin/pip install -q -r tests/peer/sglang/deps.txt && \
+	 $(SGLANG_VENV)/bin/pip install -q --no-deps sglang==0.5.23 -r tests/peer/sglang/deps_alone.txt && \
+	 touch $(SGLANG_VENV)/.installed; }
+	@test $(SGLANG) = 0.5.23 || test -d $(SGLANG_VENV)/$(SGLANG) || \
+	 $(SGLANG_VENV)/bin/pip install -q --no-deps --target $(SGLANG_VENV)/$(SGLANG) sglang==$(SGLANG)
+	@ours=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	 theirs=$$($(SGLANG_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	 echo "import site; site.addsitedir('$$ours')" >"$$theirs/ours.pth"
+
+test-sglang: install-sglang
+	@echo "== sglang $(SGLANG) over our storage backend"
+	PYTHONPATH=$(SGLANG_VENV)/$(SGLANG):$$PYTHONPATH \
+	 $(SGLANG_VENV)/bin/python -m pytest tests/peer/sglang -m peer
 
 mutants: install
 	@echo "== breaking a copy of the storage in seven ways"
@@ -89,4 +117,4 @@ gpu:
 	printf "$$said\n(exit codes)\n"; exit $$status
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(SGLANG_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

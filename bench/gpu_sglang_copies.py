@@ -18,7 +18,7 @@ import torch
 from _common import Claim, parser, write
 from _gpu_timing import EventTimer
 
-from bodocache.integrations.sglang_copies import take_over
+from bodocache.integrations.sglang.host_copies import take_over
 from bodocache.layout import LayoutKind
 
 LAYOUTS = (

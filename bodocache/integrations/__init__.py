@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BodoCache under other engines; each module imports its engine, and nothing else imports them."""
+"""One module or package per engine, imported only by that engine."""

@@ -15,6 +15,7 @@ from bodocache.hints.actions import Operation, Outcome
 from bodocache.hints.reuse import checked_tenant
 from bodocache.move.ticket import PATIENCE_S, Priority
 from bodocache.node import messages
+from bodocache.node.clearing import forget_all
 from bodocache.node.far import told_of
 from bodocache.node.host import Host
 from bodocache.node.said import actions_from_json, outcome_to_json, said_from_json
@@ -197,6 +198,10 @@ class Answers:
             self.host.hints.forget_all()
         return messages.Done()
 
+    def _clear(self, _: Session, __: messages.Clear, ___: Note) -> messages.Done:
+        forget_all(self.host.residency)
+        return messages.Done()
+
     # Hints
 
     def _act(self, session: Session, message: messages.Act, note: Note) -> messages.Told:
@@ -248,4 +253,5 @@ _ANSWERS: dict[type[Any], Callable[[Answers, Session, Any, Note], Any]] = {
     messages.Announce: Answers._announce,  # noqa: SLF001
     messages.Withdraw: Answers._withdraw,  # noqa: SLF001
     messages.Await: Answers._await,  # noqa: SLF001
+    messages.Clear: Answers._clear,  # noqa: SLF001
 }

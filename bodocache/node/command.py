@@ -19,6 +19,14 @@ def node(
             "--socket", help="Where engines attach; who may open it may read and write every page."
         ),
     ],
+    linger: Annotated[
+        float,
+        typer.Option(
+            "--linger",
+            min=0.0,
+            help="End, too, when no engine has been attached for so many seconds; 0: never.",
+        ),
+    ] = 0.0,
 ) -> None:
     """Own host memory, disk and planner for all engines of this machine, until SIGTERM.
 
@@ -33,4 +41,4 @@ def node(
     from bodocache.node.process import run_until_told
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    asyncio.run(run_until_told(load_config(config), socket))
+    asyncio.run(run_until_told(load_config(config), socket, linger_s=linger))

@@ -271,6 +271,11 @@ class Over:
 
 
 @dataclass(frozen=True, slots=True)
+class Clear:
+    """Forget every page that nobody holds. Answer: Done."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """How is the node? Answer: Told."""
 
@@ -285,7 +290,7 @@ class Told:
 _NUMBERED: tuple[type[object], ...] = (
     *(Hello, Welcome, Failed, Done, Ping, Resume, Bye, Find, Found, Holds, Held, Fetch, Arrived),
     *(EndFetch, Reserve, Reserved, Publish, Published, Written, Rotate, Act, Cancel, Over, Ask),
-    *(Told, Announce, Withdraw, Await, Awaited, Settled),
+    *(Told, Announce, Withdraw, Await, Awaited, Settled, Clear),
 )
 BY_KIND = dict(enumerate(_NUMBERED, 1))
 KIND_OF = {shape: kind for kind, shape in BY_KIND.items()}

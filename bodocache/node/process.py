@@ -13,7 +13,7 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,8 +90,11 @@ async def serve(
             await host.close()
 
 
-async def run_until_told(config: CacheConfig, path: Path) -> None:
-    """Serve at ``path`` until SIGTERM or SIGINT. Raises as :func:`serve` does."""
+async def run_until_told(config: CacheConfig, path: Path, *, linger_s: float = 0.0) -> None:
+    """Serve at ``path`` until SIGTERM or SIGINT. Raises as :func:`serve` does.
+
+    With ``linger_s``, until no engine has been attached for so long, too.
+    """
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
@@ -103,9 +106,20 @@ async def run_until_told(config: CacheConfig, path: Path) -> None:
             "serving at %s: %d host pages of %d bytes, %d pages found on disk, pid %d",
             *(path, pool.num_pages, pool.layout.page_nbytes, node.recovered_pages, os.getpid()),
         )
-        await told.wait()
-        _log.info("told to end; writing what was admitted")
+        await (_until_left(node, linger_s, told) if linger_s else told.wait())
+        _log.info("told to end, or left by all; writing what was admitted")
     _log.info("ended")
+
+
+async def _until_left(node: Node, linger_s: float, told: asyncio.Event) -> None:
+    """Return when told, or when nobody has been attached for ``linger_s``."""
+    seen_s = node.host.now_s()
+    while not told.is_set() and node.host.now_s() - seen_s < linger_s:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(linger_s / 8):
+                await told.wait()
+        if any(it.session is not None for it in node.door.connections):
+            seen_s = node.host.now_s()
 
 
 def _sized(config: CacheConfig, layout: Layout) -> Layout:

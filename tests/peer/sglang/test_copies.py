@@ -3,23 +3,20 @@
 
 import pytest
 import torch
+
+pytest.importorskip("sglang.srt.mem_cache.l2_transfer", reason="this version copies otherwise")
+
 from sglang.srt.mem_cache.l2_transfer import L2Transfer, L2TransferEngine
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
-from sglang.srt.mem_cache.pool_host import base
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 
 from bodocache.errors import LayoutError
-from bodocache.integrations import sglang_copies
+from bodocache.integrations.sglang import host_copies
 
 PAGE, TOKENS, LAYERS = 8, 128, 3
 SHAPE = {"pin_memory": False, "device": "cpu", "device_capacity_tokens": TOKENS}
 LAYERS_OF_RANK = {"start_layer": 0, "end_layer": LAYERS - 1}
-
-
-@pytest.fixture(autouse=True)
-def _little_memory(monkeypatch):
-    monkeypatch.setattr(base, "HICACHE_HOST_MEMORY_RESERVE_BYTES", 0)
 
 
 def mha(layout):
@@ -58,9 +55,9 @@ POOLS = [
 
 
 @pytest.mark.parametrize(("made", "layout"), POOLS)
-def test_the_transfer_engine_gets_back_what_it_backed_up(server, made, layout):
+def test_the_transfer_engine_gets_back_what_it_backed_up(made, layout):
     pool, parts, host = made(layout)
-    sglang_copies.take_over(host)
+    host_copies.take_over(host)
     for part in parts:
         part.copy_(torch.randn(part.shape))
     before = [part.clone() for part in parts]
@@ -92,10 +89,10 @@ def test_the_transfer_engine_gets_back_what_it_backed_up(server, made, layout):
 
 
 @pytest.mark.parametrize(("made", "layout"), POOLS)
-def test_host_pages_are_where_sglang_has_them(server, made, layout):
+def test_host_pages_are_where_sglang_has_them(made, layout):
     """What SGLang wrote into the host pool page by page, our kernel brings to the device."""
     pool, parts, host = made(layout)
-    sglang_copies.take_over(host)
+    host_copies.take_over(host)
     host.kv_buffer.copy_(torch.randn(host.kv_buffer.shape))
     engine = L2TransferEngine("kernel")
     engine.submit_host_to_device(
@@ -121,25 +118,25 @@ def page_of(host, layout, kv, layer, rows):
     return whole[page, :, :, layer].transpose(0, 1)
 
 
-def test_given_back_sglang_copies_by_its_own(server):
+def test_given_back_sglang_copies_by_its_own():
     _, _, host = mha("page_first")
     own = host.load_to_device_per_layer.__func__
-    sglang_copies.take_over(host)
+    host_copies.take_over(host)
     assert getattr(host.load_to_device_per_layer, "__func__", None) is not own
-    sglang_copies.give_back(host)
-    sglang_copies.give_back(host)
+    host_copies.give_back(host)
+    host_copies.give_back(host)
     assert host.load_to_device_per_layer.__func__ is own
 
 
-def test_a_pool_that_is_not_known_keeps_its_kernels(server):
+def test_a_pool_that_is_not_known_keeps_its_kernels():
     class Other(MHATokenToKVPoolHost):
         pass
 
     pool, _, host = mha("layer_first")
     other = Other(pool._mha_buffer_info(), 2.0, 0, PAGE, "layer_first", **SHAPE, **LAYERS_OF_RANK)
     with pytest.raises(LayoutError, match="Other: our kernels copy"):
-        sglang_copies.take_over(other)
+        host_copies.take_over(other)
     host.layout = "page_unified"
     with pytest.raises(LayoutError, match="page_unified; expected layer_first"):
-        sglang_copies.take_over(host)
-    assert not {*sglang_copies._CALLS} & {*vars(host), *vars(other)}
+        host_copies.take_over(host)
+    assert not {*host_copies._CALLS} & {*vars(host), *vars(other)}

@@ -12,27 +12,27 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from sglang.srt.runtime_context import get_parallel
 
-from bodocache.config import CacheConfig, parse
+from bodocache.config import Bytes, CacheConfig, Seconds, Tenant, parse
 from bodocache.errors import LayoutError
 from bodocache.layout import Group, PagedMemory
 
-_STRICT = ConfigDict(extra="forbid")
-
-Size = int | str  # bytes, or "64 GiB"
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)  # it may hold a secret
+_SOURCE = "unified-cache-external-linker-config: linker_extra_config"
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class LinkerOptions:
     """``linker_extra_config``: what this linker knows beyond SGLang's own options."""
 
-    host_bytes: Size  # of each rank
+    host_bytes: Bytes = 4 << 30  # of each rank
     directory: Path | None = None  # each rank has a folder of its own in it; none: no disk tier
-    disk_bytes: Size = "64 GiB"  # of each rank
+    capacity_bytes: Bytes = 64 << 30  # on disk, of each rank
+    model: str = ""  # empty: SGLang's name of it
+    revision: str = ""
     weights_version: str = ""
-    domain: str = "default"
+    domain: Annotated[str, Field(min_length=1)] = "default"
     domain_secret_hex: str = Field(default="", repr=False)
-    tenant: Annotated[int, Field(ge=0)] = 0
+    tenant: Tenant = 0
     hold_s: Seconds = 5.0  # pages that were offered stay for it, or until their load
     read_s: Seconds = 30.0  # a request's pages are read from disk for no longer
     retry_s: Seconds = 0.005  # a request whose pages are not all here is looked up again then
@@ -46,7 +46,7 @@ class LinkerOptions:
         Raises:
             ConfigError: a field is unknown, missing or out of range; the message names it.
         """
-        return parse(cls, dict(values), source="linker_extra_config")
+        return parse(cls, dict(values), source=_SOURCE)
 
 
 class DevicePages:
@@ -150,9 +150,7 @@ class Rank(NamedTuple):
         return cls("-".join(parts))
 
 
-def config_of(
-    options: LinkerOptions, rank: Rank, device: DevicePages, model: str, revision: str
-) -> CacheConfig:
+def config_of(options: LinkerOptions, rank: Rank, device: DevicePages, model: str) -> CacheConfig:
     """The cache of one rank.
 
     Raises:
@@ -162,11 +160,11 @@ def config_of(
     if options.directory is not None:
         folder = options.directory / rank.name
         folder.mkdir(parents=True, exist_ok=True)
-        tiers["disk"] = {"directories": folder, "capacity_bytes": options.disk_bytes}
+        tiers["disk"] = {"directories": folder, "capacity_bytes": options.capacity_bytes}
     values = {
         "identity": {
-            "model": model,
-            "revision": revision,
+            "model": options.model or model,
+            "revision": options.revision,
             "dtype": device.dtype,
             "weights_version": options.weights_version,
             "salt": rank.name,
@@ -176,4 +174,4 @@ def config_of(
         "tiers": tiers,
         "planner": {"recompute_s_per_token": options.recompute_s_per_token},
     }
-    return parse(CacheConfig, values, source="linker_extra_config")
+    return parse(CacheConfig, values, source=_SOURCE)

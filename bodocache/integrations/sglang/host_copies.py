@@ -83,6 +83,10 @@ def pair_of(pool: Any) -> PoolPair:
     kind = type(pool).__name__
     if kind not in ("MHATokenToKVPoolHost", "MLATokenToKVPoolHost"):
         raise LayoutError(f"{kind}: our kernels copy MHATokenToKVPoolHost and MLATokenToKVPoolHost")
+    if not hasattr(pool, "target_layer_num"):
+        raise LayoutError(
+            f"{kind}: of a version of SGLang before 0.5.23; our kernels copy newer ones"
+        )
     if pool.layout not in set(LayoutKind) - {LayoutKind.PAGE}:
         raise LayoutError(
             f"{kind}: layout {pool.layout}; expected layer_first, page_first, page_first_direct or"

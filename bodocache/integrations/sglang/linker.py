@@ -30,7 +30,7 @@ from bodocache.blocking import BlockingCache, BlockingLoad
 from bodocache.cache import Cache
 from bodocache.errors import BodoCacheError
 from bodocache.hints.actions import Action, Prefetch, Retain, Span, Status
-from bodocache.integrations.sglang_device import DevicePages, LinkerOptions, Rank, config_of
+from bodocache.integrations.sglang.device_pages import DevicePages, LinkerOptions, Rank, config_of
 from bodocache.match import Match
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool
@@ -70,7 +70,7 @@ class BodoCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]  # sglang has n
 
     def __init__(
         self,
-        server_args: Any,
+        server_args: object,  # noqa: ARG002 -- what it says is in ``params``, too
         params: Any,
         *,
         components: object,  # noqa: ARG002 -- SGLang itself leaves out those that we do not name
@@ -87,8 +87,7 @@ class BodoCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]  # sglang has n
         self._options = LinkerOptions.read(extra_config or {})
         self._device = device = DevicePages.of(params)
         self.pools = {PoolName.KV: device.pool}
-        model, revision = get_model().model_path, server_args.revision or ""
-        config = config_of(self._options, Rank.of(params), device, model, revision)
+        config = config_of(self._options, Rank.of(params), device, get_model().model_path)
         pool = BorrowedPool(device.memory)
         self._cache = BlockingCache(lambda: Cache.open(config, pool, group=device.group))
         self._answers: dict[str, Answer] = {}

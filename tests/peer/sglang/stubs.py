@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packages of names alone: sglang imports them for image models and data sets, which no test runs.
+
+The real torchvision is a build for CUDA, which does not load beside a torch without.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+
+NAMES = ("torchvision", "datasets")
+
+
+class _Named(types.ModuleType):
+    """A module in which every name is a class that does nothing."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__getattr__": lambda _, it: it, "BICUBIC": 3, "BILINEAR": 2})
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, fullname, path=None, target=None):
+        del path, target
+        if fullname.partition(".")[0] not in NAMES:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec):
+        return _Named(spec.name)
+
+    def exec_module(self, module):
+        pass
+
+
+def install() -> None:
+    """Serve the stubs behind what is installed; transformers goes on as if there were none."""
+    from transformers.utils import import_utils
+
+    import_utils.is_torchvision_available()  # cached: none
+    sys.meta_path.append(_Finder())
