@@ -31,6 +31,7 @@ from bodocache.node import memory, messages
 from bodocache.node.channel import PINGS
 from bodocache.node.dialog import Dialog
 from bodocache.node.messages import Digests
+from bodocache.node.presence import Presence
 from bodocache.pages import NOWHERE
 
 _log = logging.getLogger(__name__)
@@ -67,10 +68,16 @@ class Line:
 
     dialog: Dialog
     pages: torch.Tensor  # uint8[num_pages, page_nbytes]: the node's host pool
+    presence: Presence
     incoming: dict[int, Incoming] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
     writers: int = 0  # stores that may write to leased slots
     idle: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the node listens, and has not fenced this engine."""
+        return self.dialog.is_open and not self.dialog.is_fenced
 
     def holds(self, keys: KeyArray, *, within_s: float) -> NDArray[np.bool_]:
         """Whether each page lies in some tier.
@@ -82,7 +89,10 @@ class Line:
         return held.present.astype(np.bool_)
 
     def leading(self, keys: KeyArray, *, within_s: float) -> int:
-        """How many leading pages of a chain lie in some tier."""
+        """How many leading pages of a chain lie in some tier; as a rule the node is not asked."""
+        pages = self.presence.leading(keys)
+        if pages is not None:
+            return pages
         found: messages.Found = self.dialog.ask(messages.Find(keys), within_s)
         return len(found.tiers)
 
@@ -216,7 +226,7 @@ class DirectNode:
         self._path, self._hello, self._layout = path, hello, layout
         self._ensure, self._tidy = ensure, tidy
         self._wake = threading.Event()
-        self._is_closing = False
+        self._closing = threading.Event()
         self._line: Line | None = self._attached()
         self._keeper = threading.Thread(target=self._keep, name="bodocache-keeper", daemon=True)
         self._keeper.start()
@@ -225,16 +235,16 @@ class DirectNode:
     def line(self) -> Line | None:
         """The attachment, where there is a node that this engine may use."""
         line = self._line
-        if line is None or not line.dialog.is_open or line.dialog.is_fenced:
-            self._wake.set()
-            return None
-        return line
+        if line is not None and line.is_usable:
+            return line
+        self._wake.set()
+        return None
 
     def close(self) -> None:
         """Leave the node; its pages stay there. Calls under way fail."""
-        self._is_closing = True
+        self._closing.set()
         self._wake.set()
-        self._keeper.join()
+        self._keeper.join(BYE_S)  # it may be starting a node: then it leaves that when it is there
         line, self._line = self._line, None
         if line is not None:
             with suppress(NodeError):
@@ -255,23 +265,34 @@ class DirectNode:
         try:
             shared = replace(self._layout, num_pages=dialog.welcome.num_pages)
             pool = memory.attach(descriptor, shared, pinned=False)
+            table = memory.table(descriptor, shared, dialog.welcome.table_words)
         except BaseException:
             dialog.close()
             raise
         finally:
             os.close(descriptor)
-        lines.append(Line(dialog, pool.pages))
+        lines.append(Line(dialog, pool.pages, Presence(table)))
         return lines[0]
+
+    def soon(self) -> None:
+        """Have ``tidy`` called at once, by the thread that keeps the line."""
+        self._wake.set()
 
     def _keep(self) -> None:
         line = self._line
         assert line is not None, "it was attached before this thread began"
         every_s = line.dialog.welcome.silence_s / PINGS
-        while not self._is_closing:
-            self._wake.wait(every_s if self._line is not None else RETRY_S)
+        due_s = 0.0
+        while not self._closing.is_set():
+            self._wake.wait(max(0.0, due_s - time.monotonic()))
             self._wake.clear()
-            if not self._is_closing:
+            if self._closing.is_set():
+                return
+            self._tidy()
+            line = self._line
+            if time.monotonic() >= due_s or (line is not None and not line.is_usable):
                 self._look_after()
+                due_s = time.monotonic() + (RETRY_S if self._line is None else every_s)
 
     def _look_after(self) -> None:
         """Ping, resume or attach again, whatever is due."""
@@ -280,6 +301,8 @@ class DirectNode:
             if line is None:
                 self._line = self._attached()
                 _log.warning("the node is back")
+                if self._closing.is_set():
+                    self._line.dialog.close()
             elif not line.dialog.is_open:
                 self._line = None
                 line.dialog.close()
@@ -289,7 +312,6 @@ class DirectNode:
                 line.resume(within_s=self.patience_s)
             else:
                 line.dialog.ask(messages.Ping(), self.patience_s)
-                self._tidy()
         except NodeFenced as error:
             self.trouble = error  # resumed when this is looked after again
             self._wake.set()

@@ -18,10 +18,10 @@ from bodocache.move.demoter import Demoter
 from bodocache.move.hints import Hints
 from bodocache.move.link import Link
 from bodocache.move.prefetcher import Prefetcher
-from bodocache.move.residency import Residency
 from bodocache.move.tasks import Nursery
 from bodocache.move.writer import Writer
 from bodocache.node.fetches import Fetcher
+from bodocache.node.presence import Presence, PublishedResidency
 from bodocache.node.stages import Stager
 from bodocache.pools import BorrowedPool, OwnedPool
 from bodocache.wiring import policy_of, recompute_of, rules_of
@@ -35,6 +35,7 @@ class Parts:
     pool: OwnedPool
     backend: Backend | None
     clock: Clock
+    presence: Presence
 
 
 class Host:
@@ -52,7 +53,7 @@ class Host:
         self.nursery = Nursery()
         self._backend = backend
         nowhere = _no_device(pool.layout)
-        self.residency = Residency(
+        self.residency = PublishedResidency(
             device=nowhere,
             host=pool,
             backend=backend,
@@ -60,6 +61,7 @@ class Host:
             recompute=recompute,
             now_s=now_s,
         )
+        self.residency.presence = self._presence = parts.presence
         self.fetcher = Fetcher(self.residency, link=disk, nursery=self.nursery, now_s=now_s)
         self._writer = None
         self._prefetcher = None
@@ -101,10 +103,11 @@ class Host:
     async def open(self) -> int:
         """Begin to run; take in what lies on disk. Returns how many pages."""
         await self.nursery.open()
-        if self._backend is None or self._writer is None:
-            return 0
-        found = self.residency.recover(self._backend.entries())
-        self.nursery.spawn(self._writer.run())
+        found = 0
+        if self._backend is not None and self._writer is not None:
+            found = self.residency.recover(self._backend.entries())
+            self.nursery.spawn(self._writer.run())
+        self._presence.open()
         return found
 
     async def close(self) -> None:
