@@ -206,6 +206,7 @@ class Dialog:
         try:
             self._send_all(data)
         except (OSError, ValueError) as error:
+            self.is_open = False
             raise NodeLost(f"the node is gone: {error}") from error
         finally:
             self._sending.release()

@@ -31,11 +31,13 @@ from bodocache.node import memory, messages
 from bodocache.node.channel import PINGS
 from bodocache.node.dialog import Dialog
 from bodocache.node.messages import Digests
-from bodocache.pages import NOWHERE
+from bodocache.node.presence import Presence
+from bodocache.pages import NOWHERE, Reason
 
 _log = logging.getLogger(__name__)
 
 RETRY_S = 0.5  # between two looks for a node that was lost
+NO_MATCH = 0  # the number of a question that no load follows
 BYE_S = 5.0  # longer than a read that the node has begun for us
 
 KeyArray = NDArray[np.uint8]  # [n, 32]
@@ -51,6 +53,8 @@ class Incoming:
     keys: KeyArray
     slots: SlotArray  # NOWHERE where a page has not come
     digests: Digests  # seeded
+    tiers: NDArray[np.uint8]  # where those that have come were
+    reasons: NDArray[np.uint8]  # why those that have not will not
     is_final: NDArray[np.bool_]  # it has come, or will not
 
     @classmethod
@@ -58,7 +62,16 @@ class Incoming:
         """Nothing has come yet."""
         pages = len(keys)
         slots, digests = np.full(pages, NOWHERE), np.zeros((pages, 2), np.uint64)
-        return cls(number, keys, slots, digests, np.zeros(pages, np.bool_))
+        tiers, reasons = np.zeros(pages, np.uint8), np.full(pages, int(Reason.LATE), np.uint8)
+        return cls(number, keys, slots, digests, tiers, reasons, np.zeros(pages, np.bool_))
+
+    def settled(self, bad: SlotArray) -> messages.Settled:
+        """What became of it, where those at ``bad`` had other bytes than were stored."""
+        reasons, there = self.reasons.copy(), self.slots != NOWHERE
+        reasons[bad], there[bad] = int(Reason.CORRUPT), False
+        pages = int(np.argmin(np.append(there, False)))
+        reasons[there] = int(Reason.UNREACHABLE)  # behind one that has not come
+        return messages.Settled(self.number, self.tiers[:pages], reasons[pages:], "", 0.0, 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -67,10 +80,16 @@ class Line:
 
     dialog: Dialog
     pages: torch.Tensor  # uint8[num_pages, page_nbytes]: the node's host pool
+    presence: Presence
     incoming: dict[int, Incoming] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
     writers: int = 0  # stores that may write to leased slots
     idle: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the node listens, and has not fenced this engine."""
+        return self.dialog.is_open and not self.dialog.is_fenced
 
     def holds(self, keys: KeyArray, *, within_s: float) -> NDArray[np.bool_]:
         """Whether each page lies in some tier.
@@ -81,9 +100,14 @@ class Line:
         held: messages.Held = self.dialog.ask(messages.Holds(keys), within_s)
         return held.present.astype(np.bool_)
 
-    def leading(self, keys: KeyArray, *, within_s: float) -> int:
-        """How many leading pages of a chain lie in some tier."""
-        found: messages.Found = self.dialog.ask(messages.Find(keys), within_s)
+    def leading(self, keys: KeyArray, *, tenant: int, within_s: float) -> int:
+        """How many leading pages of a chain lie in some tier; as a rule the node is not asked."""
+        pages = self.presence.leading(keys)
+        if pages is not None:
+            return pages
+        found: messages.Found = self.dialog.ask(
+            messages.Find(NO_MATCH, tenant, 0.0, keys), within_s
+        )
         return len(found.tiers)
 
     def fetch(self, keys: KeyArray, said: str, *, due_s: float, deadline_s: float) -> Incoming:
@@ -94,7 +118,10 @@ class Line:
         incoming = Incoming.of(next(self.numbers), keys)
         with self.dialog.locked():
             self.incoming[incoming.number] = incoming
-        asked = messages.Fetch(incoming.number, 0, len(keys), due_s, deadline_s, said, keys)
+        nothing = np.empty(0, np.uint8)
+        asked = messages.Fetch(
+            *(incoming.number, 0, len(keys), due_s, deadline_s, said, nothing, keys)
+        )
         try:
             self.dialog.tell(asked)
         except NodeLost:
@@ -110,6 +137,7 @@ class Line:
         """The pages are needed no more; those at ``bad`` had other bytes than were stored."""
         self._forget(incoming)
         with suppress(NodeLost):
+            self.dialog.tell(incoming.settled(bad))
             self.dialog.tell(messages.EndFetch(incoming.number, bad))
 
     def store(
@@ -125,16 +153,16 @@ class Line:
         with self._writing():
             digests = nothing
             try:
-                asked = messages.Reserve(number, supplied, keys)
+                asked = messages.Reserve(number, supplied, said, keys)
                 reserved: messages.Reserved = self.dialog.ask(asked, within_s)
                 digests = fill(reserved.positions, reserved.slots)
             finally:
                 if not len(digests):  # the slots go back, however late they are given
                     with suppress(NodeLost):
-                        self.dialog.tell(messages.Publish(number, said, nothing))
+                        self.dialog.tell(messages.Publish(number, nothing))
             if not len(digests):
                 return messages.Published(np.empty(0, np.int64), reserved.known)
-            publish = messages.Publish(number, said, digests)
+            publish = messages.Publish(number, digests)
             left_s = max(0.0, until_s - time.monotonic())
             published: messages.Published = self.dialog.ask(publish, left_s)
         return messages.Published(published.shown, np.union1d(reserved.known, published.known))
@@ -164,6 +192,8 @@ class Line:
         if incoming is not None:
             incoming.slots[message.positions] = message.slots
             incoming.digests[message.positions] = message.digests
+            incoming.tiers[message.positions] = message.tiers
+            incoming.reasons[message.lost] = message.reasons
             incoming.is_final[message.positions] = True
             incoming.is_final[message.lost] = True
 
@@ -216,7 +246,7 @@ class DirectNode:
         self._path, self._hello, self._layout = path, hello, layout
         self._ensure, self._tidy = ensure, tidy
         self._wake = threading.Event()
-        self._is_closing = False
+        self._closing = threading.Event()
         self._line: Line | None = self._attached()
         self._keeper = threading.Thread(target=self._keep, name="bodocache-keeper", daemon=True)
         self._keeper.start()
@@ -225,16 +255,16 @@ class DirectNode:
     def line(self) -> Line | None:
         """The attachment, where there is a node that this engine may use."""
         line = self._line
-        if line is None or not line.dialog.is_open or line.dialog.is_fenced:
-            self._wake.set()
-            return None
-        return line
+        if line is not None and line.is_usable:
+            return line
+        self._wake.set()
+        return None
 
     def close(self) -> None:
         """Leave the node; its pages stay there. Calls under way fail."""
-        self._is_closing = True
+        self._closing.set()
         self._wake.set()
-        self._keeper.join()
+        self._keeper.join(BYE_S)  # it may be starting a node: then it leaves that when it is there
         line, self._line = self._line, None
         if line is not None:
             with suppress(NodeError):
@@ -255,23 +285,34 @@ class DirectNode:
         try:
             shared = replace(self._layout, num_pages=dialog.welcome.num_pages)
             pool = memory.attach(descriptor, shared, pinned=False)
+            table = memory.table(descriptor, shared, dialog.welcome.table_words)
         except BaseException:
             dialog.close()
             raise
         finally:
             os.close(descriptor)
-        lines.append(Line(dialog, pool.pages))
+        lines.append(Line(dialog, pool.pages, Presence(table)))
         return lines[0]
+
+    def soon(self) -> None:
+        """Have ``tidy`` called at once, by the thread that keeps the line."""
+        self._wake.set()
 
     def _keep(self) -> None:
         line = self._line
         assert line is not None, "it was attached before this thread began"
         every_s = line.dialog.welcome.silence_s / PINGS
-        while not self._is_closing:
-            self._wake.wait(every_s if self._line is not None else RETRY_S)
+        due_s = 0.0
+        while not self._closing.is_set():
+            self._wake.wait(max(0.0, due_s - time.monotonic()))
             self._wake.clear()
-            if not self._is_closing:
+            if self._closing.is_set():
+                return
+            self._tidy()
+            line = self._line
+            if time.monotonic() >= due_s or (line is not None and not line.is_usable):
                 self._look_after()
+                due_s = time.monotonic() + (RETRY_S if self._line is None else every_s)
 
     def _look_after(self) -> None:
         """Ping, resume or attach again, whatever is due."""
@@ -280,6 +321,8 @@ class DirectNode:
             if line is None:
                 self._line = self._attached()
                 _log.warning("the node is back")
+                if self._closing.is_set():
+                    self._line.dialog.close()
             elif not line.dialog.is_open:
                 self._line = None
                 line.dialog.close()
@@ -289,7 +332,6 @@ class DirectNode:
                 line.resume(within_s=self.patience_s)
             else:
                 line.dialog.ask(messages.Ping(), self.patience_s)
-                self._tidy()
         except NodeFenced as error:
             self.trouble = error  # resumed when this is looked after again
             self._wake.set()

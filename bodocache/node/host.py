@@ -25,13 +25,13 @@ from bodocache.move.known import Known
 from bodocache.move.link import Link
 from bodocache.move.prefetcher import Prefetcher
 from bodocache.move.requests import Requests
-from bodocache.move.residency import Residency
 from bodocache.move.tasks import Nursery
 from bodocache.move.windows import Unplanned, Windows
 from bodocache.move.worth import Worth
 from bodocache.move.writer import Writer
 from bodocache.node.fetches import Fetcher
 from bodocache.node.ledger import Ledger
+from bodocache.node.presence import Presence, PublishedResidency
 from bodocache.node.stages import Stager
 from bodocache.pages import Tier
 from bodocache.plan.records import Purpose
@@ -47,6 +47,7 @@ class Parts:
     pool: OwnedPool
     backend: Backend | None
     clock: Clock
+    presence: Presence
 
 
 class Host:
@@ -67,7 +68,7 @@ class Host:
         self.nursery = Nursery()
         self._backend = backend
         nowhere = _no_device(pool.layout)
-        self.residency = Residency(
+        self.residency = PublishedResidency(
             device=nowhere,
             host=pool,
             backend=backend,
@@ -101,6 +102,7 @@ class Host:
             nursery=self.nursery,
             now_s=now_s,
         )
+        self.residency.presence = self._presence = parts.presence
         self._writer = None
         self._prefetcher = None
         if backend is not None:
@@ -146,10 +148,11 @@ class Host:
     async def open(self) -> int:
         """Begin to run; take in what lies on disk. Returns how many pages."""
         await self.nursery.open()
-        if self._backend is None or self._writer is None:
-            return 0
-        found = self.residency.recover(self._backend.entries())
-        self.nursery.spawn(self._writer.run())
+        found = 0
+        if self._backend is not None and self._writer is not None:
+            found = self.residency.recover(self._backend.entries())
+            self.nursery.spawn(self._writer.run())
+        self._presence.open()
         return found
 
     # What is watched of it (move/watchable.py)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host pool's memory, shared by the node and its engines: one memfd, mapped by each.
 
+Behind the pool lies the table of what is there (presence.py).
+
 No file has a name, so nothing stays behind: the memory is given back when the last process that
 maps it is gone. It is sealed, so that no engine can take it from under the others.
 """
@@ -8,10 +10,22 @@ maps it is gone. It is sealed, so that no engine can take it from under the othe
 import fcntl
 import mmap
 import os
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bodocache.errors import BodoCacheError
 from bodocache.layout import Layout
+from bodocache.node.presence import WORD_NBYTES
 from bodocache.pools import OwnedPool, pin
+
+
+class Shared(NamedTuple):
+    """What the node hands to engines: the descriptor of its memory, and how long the table is."""
+
+    descriptor: int
+    table_words: int
 
 
 def create(nbytes: int) -> int:
@@ -37,6 +51,24 @@ def create(nbytes: int) -> int:
             f"{nbytes} bytes of shared memory: {error}; make tiers.host.capacity_bytes smaller"
         ) from error
     return descriptor
+
+
+def size_of(layout: Layout, words: int) -> int:
+    """Bytes of the pool of ``layout`` and a table of ``words``."""
+    return _table_at(layout) + words * WORD_NBYTES
+
+
+def table(descriptor: int, layout: Layout, words: int) -> NDArray[np.uint64]:
+    """The ``words`` of the table, u64[words], in the memory of ``descriptor``."""
+    mapping = mmap.mmap(
+        descriptor, words * WORD_NBYTES, flags=mmap.MAP_SHARED, offset=_table_at(layout)
+    )
+    mapping.madvise(mmap.MADV_DONTFORK)
+    return np.frombuffer(mapping, np.uint64)
+
+
+def _table_at(layout: Layout) -> int:
+    return -(-layout.pool_nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 
 
 def attach(descriptor: int, layout: Layout, *, pinned: bool) -> OwnedPool:

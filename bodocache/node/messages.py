@@ -41,6 +41,7 @@ class Welcome:
     epoch: int
     num_pages: int  # of the host pool
     silence_s: float
+    table_words: int  # of the table behind the pool (presence.py)
 
 
 @dataclass(frozen=True, slots=True)

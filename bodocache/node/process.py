@@ -26,6 +26,7 @@ from bodocache.layout import Layout
 from bodocache.node import memory, terms
 from bodocache.node.answers import Answers
 from bodocache.node.host import Host, Parts
+from bodocache.node.presence import Presence, words_for
 from bodocache.node.server import Door
 from bodocache.wiring import disk_tier, root_of
 
@@ -73,14 +74,16 @@ async def serve(
     ours = terms.hello_of(config.identity.tenant_domain, root, layout)
     await asyncio.get_running_loop().run_in_executor(None, warm)
     assert config.node is not None, "its layout was read from there"
-    with _place(path), _shared(layout) as descriptor:
+    words = words_for(_most_pages(config, layout))
+    with _place(path), _shared(layout, words) as shared:
         if backend is None:
             backend = await disk_tier(config, layout, root, clock)
-        pool = memory.attach(descriptor, layout, pinned=False)
-        host = Host(Parts(config, pool, backend, clock))
+        pool = memory.attach(shared.descriptor, layout, pinned=False)
+        presence = Presence(memory.table(shared.descriptor, layout, words))
+        host = Host(Parts(config, pool, backend, clock, presence))
         answers = Answers(host)
         answers.version_of(ours.weights.tobytes())
-        door = Door(answers, ours, descriptor, silence_s=config.node.silence_s, clock=clock)
+        door = Door(answers, ours, shared, silence_s=config.node.silence_s, clock=clock)
         try:
             found = await host.open()
             async with _exported(host, config.metrics.port), _listening(path, door):
@@ -133,11 +136,17 @@ def _sized(config: CacheConfig, layout: Layout) -> Layout:
     return replace(layout, num_pages=nbytes // layout.page_nbytes)
 
 
+def _most_pages(config: CacheConfig, layout: Layout) -> int:
+    """How many pages may lie in host memory and on disk."""
+    disk = config.tiers.disk
+    return layout.num_pages + (disk.capacity_bytes // layout.page_nbytes if disk else 0)
+
+
 @contextmanager
-def _shared(layout: Layout) -> Iterator[int]:
-    descriptor = memory.create(layout.pool_nbytes)
+def _shared(layout: Layout, words: int) -> Iterator[memory.Shared]:
+    descriptor = memory.create(memory.size_of(layout, words))
     try:
-        yield descriptor
+        yield memory.Shared(descriptor, words)
     finally:
         os.close(descriptor)
 

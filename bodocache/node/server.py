@@ -19,6 +19,7 @@ from bodocache.errors import BodoCacheError, NodeFenced, NodeRefused, WireError
 from bodocache.node import codec, messages, terms
 from bodocache.node.answers import Answers
 from bodocache.node.codec import Frame
+from bodocache.node.memory import Shared
 from bodocache.node.session import Session
 
 _log = logging.getLogger(__name__)
@@ -30,9 +31,15 @@ class Door:
     """Lets engines in, and keeps count of them."""
 
     def __init__(
-        self, answers: Answers, ours: messages.Hello, memory: int, *, silence_s: float, clock: Clock
+        self,
+        answers: Answers,
+        ours: messages.Hello,
+        memory: Shared,
+        *,
+        silence_s: float,
+        clock: Clock,
     ) -> None:
-        """``memory``: the host pool's descriptor, which every engine gets a copy of."""
+        """``memory``: the host pool's, which every engine gets a descriptor of."""
         self.answers = answers
         self.silence_s = silence_s
         self.memory = memory
@@ -65,7 +72,7 @@ class Door:
     def welcome(self, epoch: int) -> messages.Welcome:
         """What an engine is told."""
         pages = self.answers.host.residency.host.num_pages
-        return messages.Welcome(epoch, pages, self.silence_s)
+        return messages.Welcome(epoch, pages, self.silence_s, self.memory.table_words)
 
     def describe(self) -> dict[str, object]:
         """Figures of the node and its engines."""
@@ -285,7 +292,7 @@ class Connection(asyncio.Protocol):
         self.session = Session(epoch, pid, host.fetcher, host.stager)
         self.session.version = version
         answer = _encoded(number, epoch, self._door.welcome(epoch))
-        _send_with(self._transport, answer, self._door.memory)
+        _send_with(self._transport, answer, self._door.memory.descriptor)
         _log.info("engine %d (pid %d) is attached", epoch, pid)
 
 

@@ -114,7 +114,8 @@ def node_values(
             "domain_secret_hex": options.domain_secret_hex,
         },
         "tiers": {"host": {"capacity_bytes": max(host, page_nbytes)}, "disk": disk},
-        "features": {"admit": options.admit},
+        # Nobody tells the node what a request's wait was worth: it does not judge what it gains.
+        "features": {"admit": options.admit, "aside": False},
         "node": {
             "page_tokens": page_tokens,
             "layers": 1,

@@ -7,7 +7,10 @@ time limit; what has not come by then is a miss.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,16 +47,26 @@ class ShardPages:
         self._copier: tuple[Line, Copier] | None = None
         self._lock = threading.Lock()
 
-    def keys(self, keys: Keys) -> KeyArray:
+    def derive(self, keys: Keys) -> KeyArray:
         """Our keys, u8[n, 32]."""
+        return self._chain.engine_keys(list(map(str.encode, keys)))
+
+    def remember(self, keys: Keys, derived: KeyArray) -> None:
+        """They will be asked for again, and deriving takes half a microsecond each."""
+        if len(self._known) + len(keys) > _MOST_KNOWN:
+            self._known = {}
+        joined = derived.tobytes()
+        at = range(0, len(joined), KEY_NBYTES)
+        self._known.update(zip(keys, (joined[i : i + KEY_NBYTES] for i in at), strict=True))
+
+    def keys(self, keys: Keys) -> KeyArray:
+        """As :meth:`derive`, of keys some of which are remembered."""
         known = self._known
         fresh = [key for key in keys if key not in known]
-        if len(known) + len(fresh) > _MOST_KNOWN:
-            self._known = known = {key: known[key] for key in keys if key in known}
         if fresh:
-            made = self._chain.engine_keys([key.encode() for key in fresh]).tobytes()
-            at = range(0, len(made), KEY_NBYTES)
-            known.update(zip(fresh, (made[i : i + KEY_NBYTES] for i in at), strict=True))
+            self.remember(fresh, self.derive(fresh))
+            if self._known is not known:  # it was full
+                return self.derive(keys)
         joined = bytearray().join([known[key] for key in keys])
         return np.frombuffer(joined, np.uint8).reshape(-1, KEY_NBYTES)
 
@@ -65,6 +78,15 @@ class ShardPages:
             return self._copier[1]
 
 
+class _Named(NamedTuple):
+    """Pages that SGLang asked for by name."""
+
+    line: Line
+    keys: Keys
+    chains: list[KeyArray]  # of each shard
+    pages: int  # that are there
+
+
 class PoolStorage:
     """Exists, get and set of the pages of one pool."""
 
@@ -74,6 +96,7 @@ class PoolStorage:
         self.page_nbytes = sum(shard.nbytes for shard in shards)
         self._shards = tuple(shards)
         self._node, self._options = node, options
+        self._named: deque[_Named] = deque()
         self._ahead = [
             ReadAhead(
                 options.tenant,
@@ -89,13 +112,16 @@ class PoolStorage:
         line = self._node.line
         if line is None or not keys:
             return 0
-        chains = [shard.keys(keys) for shard in self._shards]
+        chains = [shard.derive(keys) for shard in self._shards]
         try:
-            pages = min(line.leading(chain, within_s=self._options.patience_s) for chain in chains)
+            pages = min(
+                line.leading(it, tenant=self._options.tenant, within_s=self._options.patience_s)
+                for it in chains
+            )
         except NodeError:
             return 0
-        for ahead, chain in zip(self._ahead, chains, strict=True):
-            ahead.name(line, chain[:pages])
+        self._named.append(_Named(line, keys, chains, pages))
+        self._node.soon()  # reading begins in another thread: nobody waits for it here
         return pages
 
     def holds(self, keys: Keys) -> Mask:
@@ -124,6 +150,7 @@ class PoolStorage:
         line, landed = self._node.line, np.ones(len(keys), np.bool_)
         if line is None:
             return np.zeros(len(keys), np.bool_)
+        self._begin_named()
         for shard, ahead in zip(self._shards, self._ahead, strict=True):
             copier = copier_of(line) if copier_of is not None else shard.copier(line)
             landed &= self._get(line, ahead, shard.keys(keys), slots, copier, until_s)
@@ -150,9 +177,18 @@ class PoolStorage:
         return stored
 
     def tidy(self) -> None:
-        """Let go of pages that were named and that nobody came for."""
+        """Begin to read what was named; let go of pages that nobody came for."""
+        self._begin_named()
         for ahead in self._ahead:
             ahead.tidy()
+
+    def _begin_named(self) -> None:
+        while self._named:
+            with suppress(IndexError):  # another thread was faster
+                line, keys, chains, pages = self._named.popleft()
+                for shard, ahead, chain in zip(self._shards, self._ahead, chains, strict=True):
+                    shard.remember(keys, chain)
+                    ahead.name(line, chain[:pages])
 
     def _get(
         self,
