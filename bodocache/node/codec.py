@@ -36,27 +36,47 @@ class Column(NamedTuple):
     width: int = 0  # of each element; 0: it is a number
 
 
-def _column(annotated: Any) -> Column:
-    (column,) = annotated.__metadata__
+class _Field(NamedTuple):
+    """How a field travels: as a struct, or behind its length as a text or a column."""
+
+    name: str
+    number: struct.Struct | None
+    dtype: np.dtype[Any] | None  # None: a text
+    width: int
+
+
+_known: dict[type[Any], tuple[_Field, ...]] = {}
+
+
+def _fields_of(shape: type[Any]) -> tuple[_Field, ...]:
+    """The fields of a message; looking at its annotations each time costs as much as all else."""
+    if shape not in _known:
+        _known[shape] = tuple(_field_of(it.name, it.type) for it in fields(shape))
+    return _known[shape]
+
+
+def _field_of(name: str, kind: Any) -> _Field:
+    if kind is int or kind is float:
+        return _Field(name, _INT if kind is int else _FLOAT, None, 0)
+    if kind is str:
+        return _Field(name, None, None, 0)
+    (column,) = kind.__metadata__
     assert isinstance(column, Column), "a field is a number, a text or a column"
-    return column
+    return _Field(name, None, np.dtype(column.dtype), column.width)
 
 
 def encode(kind: int, number: int, epoch: int, message: Any) -> bytes:
     """The bytes of ``message``, header and all. WireError: it is longer than a reader takes."""
     parts = [b""]
-    for it in fields(message):
+    for it in _fields_of(type(message)):
         value = getattr(message, it.name)
-        if it.type is int:
-            parts.append(_INT.pack(value))
-        elif it.type is float:
-            parts.append(_FLOAT.pack(value))
-        elif it.type is str:
+        if it.number is not None:
+            parts.append(it.number.pack(value))
+        elif it.dtype is None:
             text = value.encode()
             parts += (_COUNT.pack(len(text)), text)
         else:
-            column = _column(it.type)
-            array = np.ascontiguousarray(value, column.dtype)
+            array = np.ascontiguousarray(value, it.dtype)
             parts += (_COUNT.pack(len(array)), array.tobytes())
     nbytes = sum(map(len, parts))
     if nbytes > MOST_NBYTES:
@@ -73,22 +93,20 @@ def decode(shape: type[Any], payload: memoryview) -> Any:
     """
     values, at = [], 0
     try:
-        for it in fields(shape):
-            if it.type is int or it.type is float:
-                number = (_INT if it.type is int else _FLOAT).unpack_from(payload, at)[0]
-                values.append(number)
-                at += 8
+        for it in _fields_of(shape):
+            if it.number is not None:
+                values.append(it.number.unpack_from(payload, at)[0])
+                at += it.number.size
                 continue
             (count,) = _COUNT.unpack_from(payload, at)
             at += 4
-            if it.type is str:
+            if it.dtype is None:
                 values.append(str(_cut(payload, at, count), "utf-8"))
                 at += count
                 continue
-            column = _column(it.type)
-            nbytes = count * np.dtype(column.dtype).itemsize * (column.width or 1)
-            array = np.frombuffer(bytearray(_cut(payload, at, nbytes)), column.dtype)
-            values.append(array.reshape(count, column.width) if column.width else array)
+            nbytes = count * it.dtype.itemsize * (it.width or 1)
+            array = np.frombuffer(bytearray(_cut(payload, at, nbytes)), it.dtype)
+            values.append(array.reshape(count, it.width) if it.width else array)
             at += nbytes
     except (struct.error, UnicodeDecodeError) as error:
         raise WireError(f"{shape.__name__}: {error}") from error

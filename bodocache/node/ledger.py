@@ -4,6 +4,7 @@
 An engine that dies tells nothing more: what it was loading counts as cancelled.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,14 +67,14 @@ class Ledger:
         """The result of a load is final. WireError: it cannot be."""
         if entry.is_settled:
             return
-        pages = len(told.tiers)
-        seconds = np.array([told.waited_s, told.n_waiting])
-        if pages + len(told.reasons) != entry.pages or not (seconds >= 0).all():
+        are_numbers = 0 <= told.waited_s < math.inf and 0 <= told.n_waiting < math.inf
+        if len(told.tiers) + len(told.reasons) != entry.pages or not are_numbers:
             raise WireError(f"load {told.load}: a result that cannot be")
         tiers, reasons = _checked(told.tiers, Tier), _checked(told.reasons, Reason)
         if told.was_cut:
             self._count_cut(told.was_cut)
-        self._worth.loaded(np.flatnonzero(tiers != Tier.DEVICE), *seconds.tolist())
+        below = np.flatnonzero(tiers != Tier.DEVICE)
+        self._worth.loaded(below, told.waited_s, told.n_waiting)
         self._settle(entry, np.bincount(tiers, minlength=len(Tier)), reasons)
 
     def end(self, entry: Entry, bad: RowArray) -> None:
@@ -101,6 +102,6 @@ class Ledger:
 
 
 def _checked(values: NDArray[np.uint8], kind: type[Tier | Reason]) -> NDArray[np.uint8]:
-    if (values >= len(kind)).any():
+    if values.max(initial=0) >= len(kind):
         raise WireError(f"{kind.__name__.lower()} {values.max()}: none such")
     return values

@@ -233,3 +233,19 @@ def test_nothing_is_written_to_disk_while_it_is_aside(either, house, is_aside, w
             assert (await it.cache.match(house.prompt(3))).pages == (0 if is_aside else 3)
 
     in_virtual_time(scenario)
+
+
+def test_a_request_is_found_by_its_number_with_its_engines_epoch_on_a_node(either, house, port):
+    async def scenario():
+        async with either(more=exporting(port)) as it:
+            match = await it.cache.match(house.prompt(2))
+            with it.cache.load(match) as loading:
+                await loading
+            await loading.released
+            await asyncio.sleep(0.01)
+            name = str(match.said.request)
+            if hasattr(it, "node"):
+                name = f"{it.cache._engine._attached.channel.welcome.epoch}.{name}"
+            assert f"request {name} (tenant 0), begun" in await told(port, name)
+
+    asyncio.run(scenario())

@@ -95,6 +95,42 @@ def test_a_page_that_is_called_bad_and_is_not_stays(tmp_path, house):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"tiers": np.zeros(5, np.uint8)},
+        {"reasons": np.full(4, 250, np.uint8)},
+        {"tiers": np.full(4, 9, np.uint8), "reasons": np.empty(0, np.uint8)},
+        {"was_cut": "whim"},
+        {"waited_s": -1.0},
+        {"n_waiting": np.inf},
+    ],
+)
+def test_who_tells_of_a_load_what_cannot_be_is_sent_away_and_nothing_is_counted(
+    tmp_path, house, lie
+):
+    async def scenario():
+        values, path = house.settings(), tmp_path / "s"
+        async with house.node_at(path, values) as node, house.attach(path, values) as it:
+            await it.serve(house.prompt(4))
+            ledger, before = node.host.ledger, dict(node.host.ledger.misses)
+            match = await it.cache.match(house.prompt(4))
+            channel = it.cache._engine._attached.channel
+            await channel.request(
+                messages.Fetch(1 << 40, 0, 4, 1.0, 1.0, SILENT, match.reasons, match.keys)
+            )
+            honest = {"tiers": np.empty(0, np.uint8), "reasons": np.full(4, 3, np.uint8)}
+            rest = {"was_cut": "", "waited_s": 0.0, "n_waiting": 0.0}
+            channel.note(messages.Settled(load=1 << 40, **{**honest, **rest, **lie}))
+            await house.until(lambda: isinstance(it.cache.trouble, NodeLost))
+            assert ledger.misses == {**before, Reason.CANCELLED: 4}
+            assert sum(ledger.cuts.values()) == 0
+            await house.until(lambda: it.cache._engine._attached is not None)
+            assert await it.serve(house.prompt(4)) == 4
+
+    asyncio.run(scenario())
+
+
 SILENT = '{"request": 1, "reuse": null, "session": null, "tenant": 0}'
 
 

@@ -81,7 +81,7 @@ def test_nobody_who_listens_is_an_error_that_says_what_to_configure():
     for command in (("top", port, "--once"), ("why", "3", "--at", port)):
         error = run(*command).exception
         assert isinstance(error, WatchError)
-        assert f"nobody listens; a cache does with [metrics] port = {port}" in str(error)
+        assert f"nobody listens; a cache or node does with [metrics] port = {port}" in str(error)
 
 
 async def test_top_and_why_attach_to_a_running_cache(house, prompt, export):
