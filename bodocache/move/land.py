@@ -52,7 +52,7 @@ class Lander:
         if isinstance(self._residency.device, OwnedPool):
             self._settle_on_device(part, good)
         part.landed += len(good)
-        part.link.moved(self._now_s(), len(good) * part.page_nbytes)
+        part.link.moved(part.landed_s, len(good) * part.page_nbytes, part.called_s)
         part.load.arrive(part.positions[good], part.source)
         self._flights.landed(part, good)
 

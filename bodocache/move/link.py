@@ -4,6 +4,7 @@
 A link has a queue (queue.py); two links of one device share it, and what is known of its rate.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,9 +98,9 @@ class Link:
             self.rate.resume(now_s)
         self.in_flight += 1
 
-    def moved(self, now_s: float, nbytes: int) -> None:
-        """A chunk of ``nbytes`` has arrived: the rate learns of it."""
-        self.rate.add(now_s, nbytes)
+    def moved(self, now_s: float, nbytes: int, called_s: float = -math.inf) -> None:
+        """``nbytes`` that were called for at ``called_s`` had arrived by ``now_s``."""
+        self.rate.add(now_s, nbytes, called_s)
 
     def end(self, now_s: float, *, begun_s: float, pages: int, nbytes: int) -> None:
         """An op that began at ``begun_s`` is over; ``nbytes`` of it arrived."""
@@ -151,10 +152,9 @@ class Link:
         if known is None:
             return None
         doubt, record = self.calibration.doubt, self._record
-        record["rate"] = known.rate
-        record["spread"] = known.spread * doubt
-        record["drift"] = max(known.drift, FLOOR) * doubt
-        record["queued_nbytes"] = queued_nbytes + int(self.lag_s() * known.rate)
+        queued_nbytes += int(self.lag_s() * known.rate)
+        drift = max(known.drift, FLOOR) * doubt
+        record[0] = (known.rate, known.spread * doubt, drift, queued_nbytes, 0, 0, 0)
         return record
 
     def _resume(self, now_s: float) -> None:

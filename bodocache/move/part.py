@@ -51,6 +51,7 @@ class Part:
     under_way: int = 0  # pages that have begun and not ended
     landed: int = 0
     landed_s: float = 0.0  # when the last page had landed
+    called_s: float = -math.inf  # when those were called for that land now
     is_over: bool = False
     before_first: Callable[[], None] | None = None  # has it planned; None: it is
     flight: int = 0  # its number among those that others may join; 0: none of them
@@ -95,7 +96,7 @@ class Part:
 
     def drop_unwanted(self) -> None:
         """Forget what waits and is not wanted any more."""
-        if len(self.left):
+        if len(self.left) and self.load.wanted < len(self.load.rows):
             wanted = self.load.is_wanted(self.positions[self.left])
             dropped, self.left = self.left[~wanted], self.left[wanted]
             if len(dropped):

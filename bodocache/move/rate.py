@@ -20,6 +20,7 @@ A rate is of the last hundreds of chunks. What a burst of others' work leaves of
 the seconds by which chunks have come later than the rate says, since one was last on time.
 """
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -62,9 +63,14 @@ class LinkRate:
         """When it last completed a chunk, or became busy."""
         return self._since_s
 
-    def add(self, now_s: float, nbytes: int) -> None:
-        """A chunk of ``nbytes`` is over at ``now_s``. One that failed (0 bytes) says nothing."""
-        taken_s, self._since_s = now_s - self._since_s, now_s
+    def add(self, now_s: float, nbytes: int, called_s: float = -math.inf) -> None:
+        """A chunk of ``nbytes`` was over at ``now_s``. One that failed (0 bytes) says nothing.
+
+        Until it was called for, at ``called_s``, the link may have had nothing to do. Chunks may be
+        told in another order than they ended.
+        """
+        taken_s = max(0.0, now_s - max(self._since_s, called_s))
+        self._since_s = max(self._since_s, now_s)
         if nbytes:
             self._note_lag(taken_s, nbytes)
             self._classes[bisect_right(CLASSES_NBYTES, nbytes)].add(taken_s, nbytes)

@@ -25,7 +25,7 @@ from bodocache.move.tasks import Nursery
 from bodocache.pages import Reason, Tier
 
 _log = logging.getLogger(__name__)
-_LANDED, _PENDING = int(Status.LANDED), int(Status.PENDING)
+_LANDED, _LATE = int(Status.LANDED), int(Status.LATE)
 
 
 class SendOn:
@@ -71,6 +71,7 @@ class _Flight:
     sender: SendOn
     transfer: Transfer
     nbytes: int
+    called_s: float
     was_withdrawn: bool = False
     counts: bool = True  # as in flight
 
@@ -136,7 +137,7 @@ class Reads:
         part = self.part
         part.drop_unwanted()
         for flight in list(self._flights):
-            if not part.load.is_wanted(part.positions[flight.chosen]).all():
+            if part.load.wanted <= part.positions[flight.chosen].max():
                 flight.was_withdrawn = True
                 flight.transfer.abandon()
                 if not part.load.wanted:
@@ -149,24 +150,25 @@ class Reads:
     def _call(self, chosen: RowArray) -> _Flight:
         residency, part = self._residency, self.part
         assert residency.backend is not None, "a page lies on disk only where there is a disk tier"
-        sender = SendOn(part, chosen, self._copies, self._now_s)
+        sender, called_s = SendOn(part, chosen, self._copies, self._now_s), self._now_s()
         transfer = residency.backend.get(
             residency.describe(part.rows[chosen], part.host_slots[chosen]),
             residency.host.rows,
             deadline_s=self._deadline_s,
             on_landed=sender,
         )
-        return _Flight(chosen, sender, transfer, len(chosen) * part.page_nbytes)
+        return _Flight(chosen, sender, transfer, len(chosen) * part.page_nbytes, called_s)
 
     async def _follow(self, flight: _Flight) -> None:
         """Take note of pages as they become final, until nothing can touch the slots any more."""
-        transfer, seen, more = flight.transfer, np.zeros(len(flight.chosen), np.bool_), True
+        transfer, more = flight.transfer, True
+        seen = np.zeros(len(flight.chosen), np.uint8)  # PENDING: a final status never changes
         try:
             while more:
                 more = await transfer.progress()
                 flight.sender.take_time()
-                fresh = np.flatnonzero((transfer.statuses != _PENDING) & ~seen)
-                seen[fresh] = True
+                fresh = (transfer.statuses != seen).nonzero()[0]
+                seen[fresh] = transfer.statuses[fresh]
                 self.part.under_way -= len(fresh)
                 self._take_over(flight, fresh)
                 self._on_progress(self.part)
@@ -179,19 +181,20 @@ class Reads:
         """The pages at ``fresh`` of the flight are final."""
         if not len(fresh):
             return
-        part, chosen = self.part, flight.chosen[fresh]
-        statuses, reasons = flight.transfer.statuses[fresh], flight.transfer.reasons[fresh]
+        part, chosen, statuses = self.part, flight.chosen[fresh], flight.transfer.statuses[fresh]
         landed = statuses == _LANDED
-        self._lander.land(part, chosen[landed], flight.sender.verified[fresh[landed]])
-        if landed.all():
+        part.called_s = flight.called_s
+        if np.count_nonzero(landed) == len(fresh):
+            self._lander.land(part, chosen, flight.sender.verified[fresh])
             return
-        late = statuses == Status.LATE
+        self._lander.land(part, chosen[landed], flight.sender.verified[fresh[landed]])
+        reasons, late = flight.transfer.reasons[fresh], statuses == _LATE
         if flight.was_withdrawn:
             back = late & (reasons == Reason.CANCELLED)
             part.put_back(chosen[back])
             part.drop_unwanted()
             late &= ~back
-        lost = ~landed & (statuses != Status.LATE)
+        lost = ~landed & (statuses != _LATE)
         self._lander.fail_alone(part, chosen[late], reasons[late])
         absent = lost & (reasons == Reason.UNAVAILABLE)  # they are there again with their directory
         self._lander.fail(part, chosen[absent], reasons[absent])

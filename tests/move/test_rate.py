@@ -39,6 +39,23 @@ def test_nothing_is_known_before_a_block_is_complete():
     assert learned(*chunks(BLOCK_CHUNKS)).rate == pytest.approx(RATE)
 
 
+def test_time_before_a_chunk_was_called_for_is_not_the_links():
+    rate, now_s = LinkRate(), 0.0
+    for _ in range(BLOCK_CHUNKS):
+        called_s = now_s + 1.0  # the loop did something else
+        now_s = called_s + CHUNK / RATE
+        rate.add(now_s, CHUNK, called_s)
+    assert rate.estimate().rate == pytest.approx(RATE, rel=1e-6)
+
+
+def test_chunks_told_in_another_order_take_no_less_than_no_time():
+    rate, seconds = LinkRate(), CHUNK / RATE
+    for k in range(0, BLOCK_CHUNKS, 2):  # the second of two is told before the first
+        rate.add((k + 2) * seconds, CHUNK)
+        rate.add((k + 1) * seconds, CHUNK)
+    assert rate.estimate().rate == pytest.approx(RATE, rel=1e-6)
+
+
 def test_a_link_without_noise_has_neither_spread_nor_drift():
     estimate = learned(*chunks(20 * BLOCK_CHUNKS))
     assert estimate.rate == pytest.approx(RATE, rel=1e-9)
