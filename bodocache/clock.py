@@ -18,9 +18,7 @@ class RealClock:
 
     __slots__ = ()
 
-    def now_s(self) -> float:
-        """Return the monotonic clock in seconds."""
-        return time.monotonic()
+    now_s = staticmethod(time.monotonic)  # no call of ours around it: it is read 50 times a load
 
 
 class VirtualClock:

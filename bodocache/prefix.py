@@ -99,7 +99,8 @@ class PrefixIndex:
 
     def _find(self, keys: KeyArray, *, stop_at_miss: bool) -> RowArray:
         assert keys.shape[1:] == (KEY_NBYTES,), "keys are u8[N, 32]"
-        rows = np.full(len(keys), NOWHERE, np.int64)
+        rows = np.empty(len(keys), np.int64)
+        rows.fill(NOWHERE)
         wanted = np.ascontiguousarray(keys).view("<u8")
         _find(self._buckets, self._words, wanted, stop_at_miss, rows)
         return rows

@@ -83,7 +83,7 @@ def read_extents(
     """
     reading, reasons = Reading.of(len(batch)), np.empty(len(batch), np.uint8)
     jobs, firsts = np.empty(len(batch), JOB), np.empty(len(batch), np.int64)
-    there, count = _prepare(
+    there, count, address = _prepare(
         medium.columns.known,
         np.ascontiguousarray(batch),
         *(buffers.address, limits, _pattern(medium, transfer, buffers)),
@@ -96,11 +96,14 @@ def read_extents(
     get = _Get(medium, transfer, buffers, reading)
     if medium.mac is None and (transfer.on_landed is None or transfer.on_landed.native is not None):
         transfer.on_whole = get.settle_whole
-    return _extents(get, jobs[:count], firsts[:count].tolist())
+    return _extents(get, jobs[:count], address, firsts[:count].tolist())
 
 
-def _extents(get: _Get, jobs: NDArray[np.void], firsts: list[int]) -> list["ReadExtent"]:
-    address, counts = jobs.ctypes.data, jobs["count"].tolist()
+def _extents(
+    get: _Get, jobs: NDArray[np.void], address: int, firsts: list[int]
+) -> list["ReadExtent"]:
+    """The requests of ``jobs``, which lie at ``address``."""
+    counts = jobs["count"].tolist()
     return [
         ReadExtent(get, jobs, i, slice(first, first + count), address + i * JOB.itemsize)
         for i, (first, count) in enumerate(zip(firsts, counts, strict=True))
@@ -146,7 +149,7 @@ def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for 
     jobs: Any,
     firsts: Any,
 ) -> Any:
-    """Fill in everything from ``reading`` on; return how many pages are there, and jobs.
+    """Fill in everything from ``reading`` on; return how many pages are there, and jobs; and where.
 
     Job i reads from element ``firsts[i]`` of ``reading`` on. The buffer of slot s lies s pages
     behind ``address``.
@@ -186,7 +189,7 @@ def _prepare(  # noqa: PLR0913, PLR0917 -- the columns of a batch, and room for 
             if hole > 0:
                 jobs[k].holes = reading.holes.ctypes.data + 8 * first
         firsts[k] = first
-    return there, count
+    return there, count, jobs.ctypes.data
 
 
 @jit.compiled(jit.record(JOB), _READING, jit.i8, jit.i8)
@@ -251,7 +254,7 @@ class ReadExtent:
         first, count = self._chosen.start, len(self.positions)
         jobs = np.empty(count, JOB)
         _split(self._jobs, self._index, first, self._get.reading, jobs)
-        return _extents(self._get, jobs, list(range(first, first + count)))
+        return _extents(self._get, jobs, jobs.ctypes.data, list(range(first, first + count)))
 
     @property
     def outcome(self) -> Outcome:

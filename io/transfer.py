@@ -32,7 +32,9 @@ class Outcome(NamedTuple):
     @classmethod
     def all(cls, count: int, status: Status, reason: Reason = Reason.NONE) -> "Outcome":
         """The same for ``count`` pages."""
-        return cls(np.full(count, status, np.uint8), np.full(count, reason, np.uint8))
+        both = np.empty((2, count), np.uint8)
+        both[0], both[1] = int(status), int(reason)
+        return cls(both[0], both[1])
 
 
 class Request(Protocol):

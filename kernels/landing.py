@@ -85,12 +85,13 @@ class LandingPad:
             LayoutError: a row or slot is outside; nothing is checked again when pages land.
         """
         argument = self._pattern.copy()
-        if not _address(argument, rows, slots, keys, digests, verified):
+        address = _address(argument, rows, slots, keys, digests, verified)
+        if not address:
             raise LayoutError(
                 f"landing: rows {rows.tolist()}, slots {slots.tolist()}: expected as many of each,"
                 f" within {argument['num_rows'][0]} rows and {argument['num_slots'][0]} slots"
             )
-        return Landing(argument, (self, rows, slots, keys, digests, verified))
+        return Landing(argument, address, (self, rows, slots, keys, digests, verified))
 
 
 class Landing:
@@ -101,11 +102,11 @@ class Landing:
 
     __slots__ = ("_argument", "_kept", "argument", "function")
 
-    def __init__(self, argument: NDArray[np.void], kept: object) -> None:
+    def __init__(self, argument: NDArray[np.void], address: int, kept: object) -> None:
         """Made by :meth:`LandingPad.expect`."""
         self._kept = kept
         self._argument = argument
-        self.argument = argument.ctypes.data
+        self.argument = address
         self.function = _land.address
 
     @property
@@ -119,17 +120,17 @@ class Landing:
     *(jit.array("u1", 2), jit.array("u8", 2), jit.array("?")),
 )
 def _address(argument: Any, rows: Any, slots: Any, keys: Any, digests: Any, verified: Any) -> Any:
-    """Fill in where the columns lie; False where they are no landing."""
+    """Fill in where the columns lie; return where ``argument`` does, or 0: they are no landing."""
     count, said = len(rows), argument[0]
     if not (count == len(slots) == len(keys) == len(digests) == len(verified)):
-        return False
+        return 0
     for i in range(count):
         if not (0 <= rows[i] < said.num_rows and 0 <= slots[i] < said.num_slots):
-            return False
+            return 0
     said.rows, said.slots = rows.ctypes.data, slots.ctypes.data
     said.keys, said.digests = keys.ctypes.data, digests.ctypes.data
     said.verified = verified.ctypes.data
-    return True
+    return argument.ctypes.data
 
 
 @jit.compiled(jit.i8, jit.array("i8"))

@@ -78,12 +78,12 @@ class Flights:
 
     def leaders(self, rows: RowArray) -> list[Part]:
         """The parts that bring some of ``rows``."""
-        return [self._parts[n] for n in np.unique(self._numbers(rows)).tolist() if n != NOBODY]
+        return [self._parts[n] for n in _known(self._numbers(rows))]
 
     def join(self, load: Load, positions: RowArray) -> NDArray[np.bool_]:
         """Wait for those of ``positions`` that are on their way; which ones those are."""
         numbers = self._numbers(load.rows[positions])
-        for number in np.unique(numbers[numbers != NOBODY]).tolist():
+        for number in _known(numbers):
             part = self._parts[number]
             following = Following(load, part, positions[numbers == number], self)
             part.followers.append(following)
@@ -172,3 +172,9 @@ class Flights:
         most = int(rows.max(initial=0))
         if most >= len(self._leader):
             self._leader = np.append(self._leader, np.zeros(most + 1, np.int64))
+
+
+def _known(numbers: NDArray[np.int64]) -> list[int]:
+    """Each number of a part among ``numbers``, once."""
+    known = numbers[numbers != NOBODY]
+    return np.unique(known).tolist() if len(known) else []

@@ -39,10 +39,12 @@ class Lander:
 
     def land(self, part: Part, chosen: RowArray, verified: NDArray[np.bool_]) -> None:
         """Pages ``chosen`` were sent; those that did not verify are worth nothing."""
-        good, bad = chosen[verified], chosen[~verified]
-        if len(good):  # first: a committed load that fails names the pages that are whole
+        count = np.count_nonzero(verified)
+        good = chosen if count == len(chosen) else chosen[verified]
+        if count:  # first: a committed load that fails names the pages that are whole
             self._land(part, good)
-        if len(bad):
+        if count < len(chosen):
+            bad = chosen[~verified]
             self.failed_checks += len(bad)
             self.lose(part, bad, Tier.HOST, np.full(len(bad), Reason.CORRUPT, np.uint8))
 
@@ -126,14 +128,13 @@ class Lander:
         """Place pages that landed; where another load was faster, its copy is the one."""
         residency, load = self._residency, part.load
         rows, positions = part.rows[chosen], part.positions[chosen]
-        beaten = residency.lies_in(rows, Tier.DEVICE)
-        if beaten.any():
+        beaten = residency.settle(rows, Tier.DEVICE, load.slots[positions])
+        if len(beaten):
             residency.give_back(load.slots[positions[beaten]], Tier.DEVICE)
             load.slots[positions[beaten]] = residency.slots(rows[beaten], Tier.DEVICE)
-        residency.place(rows[~beaten], Tier.DEVICE, load.slots[positions[~beaten]])
 
     def _keep_on_host(self, part: Part, chosen: RowArray) -> None:
         """Pages read from disk stay on the host, unless another load brought them first."""
-        fresh = chosen[~self._residency.lies_in(part.rows[chosen], Tier.HOST)]
-        self._residency.place(part.rows[fresh], Tier.HOST, part.host_slots[fresh])
-        part.kept[fresh] = True
+        rows, slots = part.rows[chosen], part.host_slots[chosen]
+        part.kept[chosen] = True
+        part.kept[chosen[self._residency.settle(rows, Tier.HOST, slots)]] = False

@@ -327,6 +327,25 @@ class Residency:
             self._promises.end(tier, slots)
         evict.arrive(records, self._queues, self.policy, rows, int(tier), self._now_s())
 
+    def settle(self, rows: RowArray, tier: Tier, slots: SlotArray) -> RowArray:
+        """The same, but for those that lie in ``tier`` already: they stay; returns their indices.
+
+        Slots of those are the caller's.
+        """
+        beaten = np.empty(len(rows), np.int64)
+        count = bookkeeping.settle(
+            *(self.table.records, self._queues, self.policy, rows, int(tier), slots),
+            *(self._now_s(), beaten),
+        )
+        beaten = beaten[:count]
+        if count:
+            rows, slots = np.delete(rows, beaten), np.delete(slots, beaten)
+        if tier is Tier.DEVICE:
+            self._owners[slots] = rows
+        if self._promises is not None:
+            self._promises.end(tier, slots)
+        return beaten
+
     def drop(self, rows: RowArray, tier: Tier, reason: Reason) -> None:
         """The copies of ``rows`` in ``tier`` are gone or worthless."""
         evict.depart(self.table.records, self._queues, self.policy, rows, int(tier))
@@ -371,10 +390,10 @@ class Residency:
 
     def unpin(self, rows: RowArray) -> None:
         """End one pin; pages that lie nowhere and are not pinned are forgotten."""
-        evict.unpin(self.table.records, self._queues, self.policy, rows)
         gone = np.empty(len(rows), np.int64)
-        count = bookkeeping.find_gone(self.table.records, rows, gone)
-        self._forget(gone[:count], NOWHERE)
+        count = bookkeeping.unpin(self.table.records, self._queues, self.policy, rows, gone)
+        if count:
+            self._forget(gone[:count], NOWHERE)
 
     def requeue(self, rows: RowArray) -> None:
         """Weigh ``rows`` anew: fields that eviction goes by were changed."""

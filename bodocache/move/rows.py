@@ -140,6 +140,34 @@ def put(pages: Records, rows: Rows, tier: int, slots: Rows) -> None:
             pages[rows[i]]["frame"] = slots[i]
 
 
+@jit.compiled(
+    *(_PAGES, evict.QUEUES, evict.POLICIES, _ROWS, jit.i8, _ROWS, jit.f8, _ROWS),
+)
+def settle(
+    pages: Records,
+    queues: evict.Queues,
+    policy: Records,
+    rows: Rows,
+    tier: int,
+    slots: Rows,
+    now_s: float,
+    beaten: Rows,
+) -> int:
+    """Rows that do not lie in ``tier`` yet lie in their ``slots`` from now on.
+
+    Returns how many lay there already, whose indices are ``beaten``.
+    """
+    count = 0
+    for i in range(len(rows)):
+        if (np.int64(pages[rows[i]]["tiers"]) >> tier) & 1:
+            beaten[count] = i
+            count += 1
+            continue
+        put(pages, rows[i : i + 1], tier, slots[i : i + 1])
+        evict.arrive_one(pages, queues, policy, rows[i], tier, now_s)
+    return count
+
+
 @jit.compiled(_PAGES, _ROWS, jit.i8, jit.i8, _ROWS, _ROWS)
 def vacate(pages: Records, rows: Rows, tier: int, reason: int, slots: Rows, gone: Rows) -> int:
     """Take ``rows`` out of their slots of ``tier``, for ``reason``; return how many are ``gone``.
@@ -167,9 +195,10 @@ def vacate(pages: Records, rows: Rows, tier: int, reason: int, slots: Rows, gone
     return count
 
 
-@jit.compiled(_PAGES, _ROWS, _ROWS)
-def find_gone(pages: Records, rows: Rows, gone: Rows) -> int:
-    """Which of ``rows`` lie in no tier and are held by nobody; returns how many."""
+@jit.compiled(_PAGES, evict.QUEUES, evict.POLICIES, _ROWS, _ROWS)
+def unpin(pages: Records, queues: evict.Queues, policy: Records, rows: Rows, gone: Rows) -> int:
+    """End one pin of each row; which lie in no tier and are held by nobody now, and how many."""
+    evict.unpin(pages, queues, policy, rows)
     count = 0
     for row in rows:
         if pages[row]["tiers"] == 0 and pages[row]["pins"] == 0:
