@@ -32,12 +32,13 @@ DEPTH = 2  # chunks in flight: one that the device moves, and the next
 UNMEASURED_CHUNK_NBYTES = 4 << 20  # 2 ms of a disk of 2 GB/s
 ALL = 1 << 62
 MAX_OPEN = 4096
+LONG_BEGIN_S = 2e-4  # of the loop: else loads that come together begin all in one turn of it
 
 
 class LinkQueue:
     """The queue of one link. ``runs_here``: chunks have moved when ``begin`` returns, on the loop.
 
-    Such a chunk is followed by a turn of the loop.
+    Such a chunk is followed by a turn of the loop, and one that takes long to begin.
     """
 
     def __init__(
@@ -266,8 +267,11 @@ class LinkQueue:
             return
         self._is_pumping = True
         try:
+            begun_s = self._now_s()
             while (ticket := self._next()) is not None:
-                if self._begin(ticket) and self._runs_here:
+                if self._begin(ticket) and (
+                    self._runs_here or self._now_s() - begun_s >= LONG_BEGIN_S
+                ):
                     self._will_pump = True
                     self._loop.call_soon(self._pump_again)
                     return

@@ -103,6 +103,26 @@ def test_beside_others_loads_go_in_chunks_by_their_deadlines():
     run(scenario)
 
 
+def test_a_chunk_that_takes_long_to_begin_is_followed_by_a_turn_of_the_loop():
+    async def scenario():
+        it = Bench()
+        begin = Pages.begin
+
+        def slowly(work, nbytes):
+            it.clock.advance(queue.LONG_BEGIN_S)
+            return begin(work, nbytes)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Pages, "begin", slowly)
+            it.enter("first", 0.5)
+            it.enter("second", 0.5)
+            assert it.order == ["first"]
+            await asyncio.sleep(0)
+            assert it.order == ["first", "second"]
+
+    run(scenario)
+
+
 def test_what_began_alone_gives_way_to_what_is_more_urgent():
     async def scenario():
         it = Bench()
