@@ -218,13 +218,19 @@ def _share(of: Iterable[bool]) -> float:
 
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
-    """Of each weather."""
+    """Of each weather: by the chunk under way at the turn, and by a link's chunk of 2 ms."""
     return [
-        Claim.at_least(
-            f"decided within a chunk and 1 ms of the turn, {row['weather']}",
-            *(row["within_its_chunk_and_1_ms"], 1.0, "of the cuts"),
-        )
+        claim
         for row in rows
+        for claim in (
+            Claim.at_least(
+                f"decided within the chunk under way and 1 ms of the turn, {row['weather']}",
+                *(row["within_its_chunk_and_1_ms"], 1.0, "of the cuts"),
+            ),
+            Claim.at_most(
+                f"longest after the turn, {row['weather']}", row["max_ms"], 1e3 * BOUND_S, "ms"
+            ),
+        )
     ]
 
 

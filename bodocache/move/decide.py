@@ -102,7 +102,7 @@ class Decider:
         if one is not None:
             one.parts.append(part)
             one.sources[part.positions] = part.source
-            self._look_again(self._chunk_s)
+            self._look_again(self._patience_s)
 
     def progress(self, part: Part) -> None:
         """Something of ``part`` has arrived, or failed."""
@@ -233,9 +233,9 @@ class Decider:
         return bool(there and here and there.finish_s + CHUNK_S < here.finish_s)
 
     @property
-    def _chunk_s(self) -> float:
-        """How long a chunk takes, of a page at least: so soon a load is looked at again."""
-        return max(CHUNK_S, self._outlook.page_s)
+    def _patience_s(self) -> float:
+        """Until the next look: with the one that has to agree, a chunk, of a page at least."""
+        return max(self._gap_s, max(CHUNK_S, self._outlook.page_s) - self._gap_s)
 
     def _look(self) -> None:
         begun_s = self._now_s()
@@ -253,7 +253,7 @@ class Decider:
         if any(one.cut_at >= 0 for one in self._watched.values()):
             self._look_again(self._gap_s)  # once more, and it is cut
         elif any(one.is_begun for one in self._watched.values()):
-            self._look_again(max(self._gap_s, self._chunk_s))
+            self._look_again(self._patience_s)
 
     def _apply(self, one: Watched, choice: Choice, now_s: float) -> None:
         load = one.load
