@@ -62,16 +62,17 @@ def named(cls: type[tuple[Any, ...]], *elements: Any) -> Any:
     return types.BaseTuple.from_types(elements, cls)  # type: ignore[no-untyped-call]
 
 
-def kernel(*arguments: Any) -> Callable[[F], F]:
+def kernel(*arguments: Any, inline: bool = False) -> Callable[[F], F]:
     """Like :func:`compiled`, for code that allocates no array (it does not compile if it does).
 
     Without numba's atomic reference counts on every array a callee is handed, the eviction queues
-    run 3x faster and compile in a quarter of the time.
+    run 3x faster and compile in a quarter of the time. ``inline``: where it is called, which is
+    worth it for what is short and takes many arrays: each is seven words on the stack of a call.
     """
-    return compiled(*arguments, allocates=False)
+    return compiled(*arguments, allocates=False, inline=inline)
 
 
-def compiled(*arguments: Any, allocates: bool = True) -> Callable[[F], F]:
+def compiled(*arguments: Any, allocates: bool = True, inline: bool = False) -> Callable[[F], F]:
     """Decorate a function as compiled code that takes ``arguments`` (numba types), without the GIL.
 
     The result is a plain dispatcher: callable from Python and from other compiled code. It is
@@ -80,6 +81,7 @@ def compiled(*arguments: Any, allocates: bool = True) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": allocates}
+        options["forceinline"] = inline
         folder = cache_folder()
         settings: Any = numba.config
         before = settings.CACHE_DIR  # the engine's own, if it uses numba

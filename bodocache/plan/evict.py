@@ -153,13 +153,13 @@ def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -
         weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.kernel(POLICIES)
+@jit.kernel(POLICIES, inline=True)
 def is_learned(policy: PolicyArray) -> bool:
     """Whether what is learned of the next use decides; else heat does."""
     return bool(np.int64(policy[0]["features_off"]) & _REUSE == 0)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
 def log_density(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int
 ) -> float:
@@ -177,7 +177,7 @@ def log_density(
     return float(np.log2(rate) + value.log_gain(pages, policy, row, tier))
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.f8, inline=True)
 def arrive_one(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, now_s: float
 ) -> None:
@@ -199,7 +199,7 @@ def arrive_one(
     weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
 def depart_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """As :func:`depart`, for one row, from compiled code."""
     assert 0 <= row < len(pages)
@@ -225,7 +225,7 @@ def bring_back(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, 
     weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.f8, inline=True)
 def touch_one(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, now_s: float
 ) -> None:
@@ -239,7 +239,7 @@ def touch_one(
     _rekey(pages, queues, policy, row)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, inline=True)
 def pin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """As :func:`pin`, for one row, from compiled code."""
     assert 0 <= row < len(pages)
@@ -248,7 +248,7 @@ def pin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> 
         weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, inline=True)
 def unpin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """As :func:`unpin`, for one row, from compiled code."""
     assert 0 <= row < len(pages)
@@ -258,7 +258,7 @@ def unpin_one(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -
         weigh_everywhere(pages, queues, policy, row)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, inline=True)
 def weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """As :func:`weigh`, in every tier that the row lies in."""
     for tier in range(TIERS):
@@ -266,7 +266,7 @@ def weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row:
             weigh(pages, queues, policy, row, tier)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
 def weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """Put the row where it belongs in ``tier``: among the ripe, among the young, or in neither."""
     if not _is_leaf(pages, row, tier):
@@ -277,7 +277,7 @@ def weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier:
         _put_ripe(pages, queues, policy, row, tier)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
 def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
     """Queue the row by its class and its last use, or, without the model, by its heat."""
     if is_learned(policy):
@@ -290,7 +290,7 @@ def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, t
     put(pages, queues, row, tier, lane, key)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, inline=True)
 def _rekey(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """Bring the row's keys up to date where it is queued; where it is queued stays."""
     for tier in range(TIERS):
@@ -298,13 +298,13 @@ def _rekey(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> N
             _put_ripe(pages, queues, policy, row, tier)
 
 
-@jit.kernel(QUEUES, jit.i8, jit.i8)
+@jit.kernel(QUEUES, jit.i8, jit.i8, inline=True)
 def is_ripe(queues: Queues, row: Int, tier: Int) -> bool:
     """Whether the row is queued there as one that may leave."""
     return bool(queues.nodes[tier, row]["lane"] > RIPE)  # it is the lane + 1
 
 
-@jit.kernel(PAGES, QUEUES, jit.i8)
+@jit.kernel(PAGES, QUEUES, jit.i8, inline=True)
 def account_of(pages: PageArray, queues: Queues, row: Int) -> Int:
     """The account (shares.py) of the page's owner."""
     if len(queues.tally.parts) == 1:
@@ -312,7 +312,7 @@ def account_of(pages: PageArray, queues: Queues, row: Int) -> Int:
     return shares.account_of(queues.tally, np.int64(pages[row]["tenant"]))
 
 
-@jit.kernel(PAGES, QUEUES, jit.i8)
+@jit.kernel(PAGES, QUEUES, jit.i8, inline=True)
 def recount(pages: PageArray, queues: Queues, row: Int) -> None:
     """Count the row among its owner's unproven pages (unproven.py) where it is one, else not.
 
@@ -328,14 +328,14 @@ def recount(pages: PageArray, queues: Queues, row: Int) -> None:
     queues.counted[row] = tiers
 
 
-@jit.kernel(PAGES, jit.i8)
+@jit.kernel(PAGES, jit.i8, inline=True)
 def parent_of(pages: PageArray, row: Int) -> Int:
     """The row of the page before it, or -1: none, or what a bad record holds is no row."""
     parent = np.int64(pages[row]["parent"])
     return parent if 0 <= parent < len(pages) else np.int64(-1)
 
 
-@jit.kernel(PAGES, jit.i8, jit.i8)
+@jit.kernel(PAGES, jit.i8, jit.i8, inline=True)
 def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     """Whether the page's copy in ``tier`` can go without taking anything from anyone."""
     page = pages[row]
@@ -347,7 +347,7 @@ def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     return bool(page["children"][tier] == 0)
 
 
-@jit.kernel(QUEUES, POLICIES, jit.i8, jit.i8)
+@jit.kernel(QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
 def is_young(queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> bool:
     """Whether the row came to ``tier`` less than min_residence_s ago."""
     ripe_s = queues.since_s[row, tier] + policy[0]["min_residence_s"]
@@ -365,7 +365,7 @@ def ripen(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_
         weigh(pages, queues, policy, row, tier)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, jit.i8, inline=True)
 def _count_child(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, change: Int
 ) -> None:
@@ -382,7 +382,7 @@ def _count_child(
         weigh(pages, queues, policy, parent, tier)
 
 
-@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8)
+@jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, inline=True)
 def _lift(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """Enforce p_reuse(parent) >= p_reuse(child): who uses a page uses the pages before it."""
     parent: Int = parent_of(pages, row)
@@ -402,7 +402,7 @@ def _is_hotter(pages: PageArray, row: Int, other: Int, half_life_s: float) -> bo
     return bool(one_score > heat.score(np.float64(two["heat"]), two["stamp_s"], half_life_s))
 
 
-@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.i8, jit.f8)
+@jit.kernel(PAGES, QUEUES, jit.i8, jit.i8, jit.i8, jit.f8, inline=True)
 def put(pages: PageArray, queues: Queues, row: Int, tier: Int, lane: Int, key: float) -> None:
     """Queue the row in ``lane`` of ``tier`` under ``key``, or move it there."""
     tie = -np.int64(pages[row]["depth"])  # deepest first

@@ -140,7 +140,7 @@ def coldest_below(  # noqa: PLR0913, PLR0917 -- one call a store
     return kept, why
 
 
-@jit.kernel(_PAGES, _QUEUES, jit.i8, jit.i8)
+@jit.kernel(_PAGES, _QUEUES, jit.i8, jit.i8, inline=True)
 def _counts(pages: PageArray, queues: Queues, row: Int, owner: Int) -> Int:
     """1 if the row, which has left, was one of the owner's unproven pages."""
     is_owners = np.int64(pages[row]["tenant"]) % reuse.TENANTS == owner
@@ -155,7 +155,7 @@ def begin(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_
     return allowance(queues, policy, tier, now_s)
 
 
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, _ROWS)
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, _ROWS, inline=True)
 def _end(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, gone: Rows) -> None:
     for row in gone:  # parents that stay go back to their own density
         parent = evict.parent_of(pages, row)
@@ -164,7 +164,7 @@ def _end(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, gone:
     queues.churned[tier, 0] += len(gone)
 
 
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, TAKER, jit.i8)
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, TAKER, jit.i8, inline=True)
 def next_lane(
     pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, taker: Taker, promised: Int
 ) -> Int:
@@ -184,7 +184,7 @@ def next_lane(
         _look_at_front(pages, queues, policy, tier, lane)
 
 
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8)
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8, inline=True)
 def evict_first(
     pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, lane: Int, floor: float
 ) -> Int:
@@ -225,7 +225,7 @@ def price(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, now_
     return float(np.exp2(evict.log_density(pages, queues, policy, row, tier)))
 
 
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8)
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, inline=True)
 def _look_at_fronts(pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int) -> None:
     """Take the density of each lane's first page."""
     kinds = reuse.CLASSES if evict.is_learned(policy) else 1
@@ -235,7 +235,7 @@ def _look_at_fronts(pages: PageArray, queues: Queues, policy: PolicyArray, tier:
             _look_at_front(pages, queues, policy, tier, lane)
 
 
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8)
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, inline=True)
 def _look_at_front(
     pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, lane: Int
 ) -> None:
@@ -248,7 +248,7 @@ def _look_at_front(
         queues.fronts[lane] = queues.nodes[tier, row]["key"]
 
 
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.i8)
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.i8, inline=True)
 def _coldest_lane(
     pages: PageArray, queues: Queues, policy: PolicyArray, tier: Int, taker: Int, promised: Int
 ) -> Int:
@@ -281,7 +281,7 @@ def _is_deeper(pages: PageArray, row: Int, other: Int) -> bool:
     return bool(depth > other_depth or (depth == other_depth and row < other))
 
 
-@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8)
+@jit.kernel(_PAGES, _QUEUES, _POLICIES, jit.i8, jit.i8, jit.f8, inline=True)
 def _raise_to(
     pages: PageArray,
     queues: Queues,
