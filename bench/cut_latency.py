@@ -46,9 +46,8 @@ class Probe:
 
     def __init__(self, cache: Cache) -> None:
         self.late_s: list[tuple[float, float]] = []  # of each cut: after its turn, and the chunk
-        self.chunks_s: list[tuple[float, float]] = []  # when each was begun and had ended
+        self.chunks_s: list[list[float]] = []  # when each was begun and had ended; inf: not yet
         self.turned_s: dict[Load, float] = {}
-        self._begun_s = 0.0
         self._now_s = cache._orchestrator.now_s  # noqa: SLF001
         self._decider: Any = cache._orchestrator.decider  # noqa: SLF001 -- it looks inside
 
@@ -65,11 +64,11 @@ class Probe:
         serve = channel._serve  # noqa: SLF001
 
         def noting(piece: Piece) -> None:
-            begun_s, end = self._now_s(), piece.on_end
-            self._begun_s = begun_s
+            chunk_s, end = [self._now_s(), math.inf], piece.on_end
+            self.chunks_s.append(chunk_s)
 
             def ended(has_failed: bool) -> None:  # noqa: FBT001 -- as a channel calls it
-                self.chunks_s.append((begun_s, self._now_s()))
+                chunk_s[1] = self._now_s()
                 end(has_failed)
 
             piece.on_end = ended
@@ -78,9 +77,9 @@ class Probe:
         channel._serve = noting  # type: ignore[method-assign]  # noqa: SLF001
 
     def _chunk_s(self, at_s: float) -> float:
-        """How long the chunk took that was under way at ``at_s``, or has until now."""
-        ends = (end - begun for begun, end in reversed(self.chunks_s) if begun <= at_s <= end)
-        return next(ends, self._now_s() - self._begun_s)
+        """How long the chunk took that was under way at ``at_s``, or has until now; 0: none was."""
+        begun_s, ended_s = next(it for it in reversed(self.chunks_s) if it[0] <= at_s)
+        return min(ended_s, self._now_s()) - begun_s if at_s <= ended_s else 0.0
 
     def look(self) -> None:
         """Note which loads the prediction would have cut as of now."""

@@ -292,7 +292,7 @@ class Decider:
     @property
     def _patience_s(self) -> float:
         """Until the next look: with the one that has to agree, a chunk, of a page at least."""
-        return max(self._gap_s, max(CHUNK_S, self._outlook.page_s) - self._gap_s)
+        return max(self._gap_s, max(CHUNK_S, self._outlook.page_s) - GAP_S)
 
     def _look(self) -> None:
         begun_s = self._now_s()

@@ -103,8 +103,7 @@ async def run_until_told(config: CacheConfig, path: Path, *, linger_s: float = 0
         loop.add_signal_handler(number, told.set)
     async with serve(config, path) as node:
         pool = node.host.residency.host
-        gc.collect()
-        gc.freeze()  # modules: to look through them all stopped the loop for 0.1 s now and then
+        gc.freeze()  # modules: to look through them all stopped the loop for 0.16 s now and then
         _log.info(
             "serving at %s: %d host pages of %d bytes, %d pages found on disk, pid %d",
             *(path, pool.num_pages, pool.layout.page_nbytes, node.recovered_pages, os.getpid()),

@@ -14,7 +14,7 @@ from bodocache.kernels.lane import HostLane
 from bodocache.move.choice import Why
 from bodocache.move.copies import Copies
 from bodocache.move.link import Link
-from bodocache.move.rate import BLOCK_CHUNKS, CLASSES_NBYTES
+from bodocache.move.rate import BLOCK_CHUNKS, CLASSES_NBYTES, LinkRate
 from bodocache.move.timeline import Cut
 from bodocache.pages import Reason, Tier
 from bodocache.replay import payload
@@ -130,8 +130,8 @@ def test_an_announcer_that_dies_or_hangs_holds_nobody_up(house, tmp_path, zygote
 
 
 def teach(link, rate):
-    """Let ``link`` have brought many chunks of every size at ``rate``."""
-    now_s = 0.0
+    """Let ``link`` have brought many chunks of every size at ``rate``, and nothing else."""
+    link.rate, now_s = LinkRate(), 0.0
     for nbytes in (4096, *CLASSES_NBYTES):
         for _ in range(2 * BLOCK_CHUNKS):
             now_s += nbytes / rate
