@@ -84,7 +84,8 @@ proto: install
 bench: install
 	@for script in bench/*.py; do case $$script in bench/_*|bench/gpu_*|bench/kernels.py) ;; *) \
 	  run=$(BIN)/python; \
-	  case $$script in */listio.py) ! test -x $(PEERS)/bin/python || run=$(PEERS)/bin/python;; esac; \
+	  case $$script in */listio.py) ! test -x $(PEERS)/bin/python || run=$(PEERS)/bin/python;; \
+	    */sglang_storage.py) run=$(SGLANG_VENV)/bin/python; test -x $$run || continue;; esac; \
 	  echo "== $$script"; $$run $$script --json bench/results/$$(basename $$script .py).json || exit 1;; \
 	esac; done
 

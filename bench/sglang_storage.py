@@ -20,6 +20,7 @@ file, or one frame, with a flipped byte or cut short, and whether it was served.
 import hashlib
 import math
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "peer" / "sglang
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import conftest as house
+    import sglang
     import torch
     from sglang.srt.environ import envs
     from sglang.srt.mem_cache.hicache_storage import HiCacheFile
@@ -45,7 +47,7 @@ BATCH = 128
 HEADS, HEAD_DIM, TOKENS = 8, 128, 16  # 64 KiB a layer
 PAGES_NBYTES = (64 << 10, 256 << 10, 2 << 20)
 THREADS = (1, 4)
-TURNS = {64 << 10: 6, 256 << 10: 4, 2 << 20: 2}  # of four batches a thread each
+TURNS = {64 << 10: 4, 256 << 10: 2, 2 << 20: 1}  # of four batches a thread each
 HOST_BATCHES = 2  # of a thread each, in the node's memory while reads are cold
 STORED = 1_000_000
 EXISTS_CALLS = 200
@@ -383,26 +385,30 @@ def main() -> None:
     options = arguments.parse_args()
     rows: list[dict[str, Any]] = []
     sizes = PAGES_NBYTES[:1] if options.quick else PAGES_NBYTES
-    with tempfile.TemporaryDirectory(prefix="sgl", dir=Path.cwd()) as folder:
-        for page_nbytes in sizes:
-            for threads in THREADS:
-                there = Path(folder) / f"{page_nbytes}-{threads}"
-                there.mkdir()
-                turns = 1 if options.quick else TURNS[page_nbytes]
-                with bench_of(page_nbytes, there, threads=threads) as bench:
-                    rows += rows_of(bench, threads, turns)
-                for row in rows[-3:]:
-                    print(row, file=sys.stderr)
-        there = Path(folder) / "exists"
-        there.mkdir()
-        rows.append(exists_row(there, 20_000 if options.quick else STORED))
-        print(rows[-1], file=sys.stderr)
-        there = Path(folder) / "damage"
-        there.mkdir()
-        rows += damage_rows(there)
-    import sglang
-
+    with tempfile.TemporaryDirectory(prefix=".sgl", dir=Path.cwd()) as folder:
+        for row in all_rows(Path(folder), sizes, is_quick=options.quick):
+            rows.append(row)
+            print(row, file=sys.stderr)
+            if options.json != "-":  # what there is, should this be stopped
+                write(options.json, rows, claims_of(rows), sglang=sglang.__version__)
     write(options.json, rows, claims_of(rows), sglang=sglang.__version__)
+
+
+def all_rows(folder: Path, sizes: tuple[int, ...], *, is_quick: bool) -> Iterator[dict[str, Any]]:
+    yield from damage_rows(emptied(folder / "damage"))
+    yield exists_row(emptied(folder / "exists"), 20_000 if is_quick else STORED)
+    shutil.rmtree(folder / "exists")
+    for page_nbytes in sizes:
+        for threads in THREADS:
+            there = emptied(folder / f"{page_nbytes}-{threads}")
+            with bench_of(page_nbytes, there, threads=threads) as bench:
+                yield from rows_of(bench, threads, 1 if is_quick else TURNS[page_nbytes])
+            shutil.rmtree(there)
+
+
+def emptied(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 if __name__ == "__main__":

@@ -142,12 +142,6 @@ class Dialog:
                     self._read(left_s)
             return True
 
-    def hear(self) -> None:
-        """Hand out what has come by now, unless somebody else reads."""
-        with self._turn:
-            if self.is_open and not self._is_read:
-                self._read(0.0)
-
     def close(self) -> None:
         """End the connection; who waits gets NodeLost."""
         with self._turn:

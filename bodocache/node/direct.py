@@ -243,6 +243,7 @@ class DirectNode:
         """
         self.trouble: NodeError | None = None  # the last one
         self.patience_s = patience_s
+        self._logged = ""
         self._path, self._hello, self._layout = path, hello, layout
         self._ensure, self._tidy = ensure, tidy
         self._wake = threading.Event()
@@ -332,10 +333,11 @@ class DirectNode:
                 line.resume(within_s=self.patience_s)
             else:
                 line.dialog.ask(messages.Ping(), self.patience_s)
+            self._logged = ""
         except NodeFenced as error:
             self.trouble = error  # resumed when this is looked after again
             self._wake.set()
         except NodeError as error:
-            if line is not None or type(error) is not type(self.trouble):
+            if str(error) != self._logged:  # once, however long it lasts
                 _log.warning("%s", error)
-            self.trouble = error
+            self.trouble, self._logged = error, str(error)

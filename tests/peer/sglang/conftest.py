@@ -198,7 +198,7 @@ def shared_directories(tmp_path_factory):
     made = {}
     yield lambda nbytes: made.setdefault(nbytes, tmp_path_factory.mktemp(f"n{nbytes}"))
     for directory in made.values():
-        until(lambda directory=directory: node_is_gone(directory))
+        until(lambda directory=directory: node_is_gone(directory), within_s=60)
 
 
 @pytest.fixture

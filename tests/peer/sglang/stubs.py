@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages of names alone: sglang imports them for image models and data sets, which no test runs.
+"""Packages of names alone: sglang imports them for images, data and grammars, which no test has.
 
 The real torchvision is a build for CUDA, which does not load beside a torch without.
 """
@@ -9,7 +9,9 @@ import importlib.machinery
 import sys
 import types
 
-NAMES = ("torchvision", "datasets")
+from pydantic_core import core_schema
+
+NAMES = ("torchvision", "datasets", "einops", "xgrammar")
 
 
 class _Named(types.ModuleType):
@@ -18,7 +20,9 @@ class _Named(types.ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {"__getattr__": lambda _, it: it, "BICUBIC": 3, "BILINEAR": 2})
+        anything = classmethod(lambda *_: core_schema.any_schema())
+        fields = {"BICUBIC": 3, "BILINEAR": 2, "__get_pydantic_core_schema__": anything}
+        return type(name, (), fields)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -36,8 +40,16 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Serve the stubs behind what is installed; transformers goes on as if there were none."""
+    """Serve the stubs behind what is installed; transformers goes on as if there were none.
+
+    An older SGLang registers models that a newer transformers has by now: it may.
+    """
+    from transformers import AutoConfig
     from transformers.utils import import_utils
 
     import_utils.is_torchvision_available()  # cached: none
+    register = AutoConfig.register
+    AutoConfig.register = lambda kind, config, exist_ok=False: register(  # noqa: ARG005
+        kind, config, exist_ok=True
+    )
     sys.meta_path.append(_Finder())

@@ -124,8 +124,8 @@ def test_pages_are_read_before_they_are_got(house, open_backend, tmp_path_factor
     backend = open_backend(pool, directory)
     assert backend.batch_exists(keys) == 40
     line = backend._nodes["kv"].line
-    with line.dialog.locked():
-        (incoming,) = line.incoming.values()
+    house.until(lambda: line.incoming)
+    (incoming,) = line.incoming.values()
     line.wait(incoming, slice(None), time.monotonic() + 20)
     assert (incoming.slots >= 0).all()
     assert backend.batch_get_v1(keys, target) == [True] * 40
@@ -140,7 +140,7 @@ def test_pages_that_nobody_gets_are_let_go(house, open_backend):
     assert all(backend.batch_set_v1(keys, house.slots(pool, 4)))
     assert backend.batch_exists(keys) == 4
     line = backend._nodes["kv"].line
-    assert line.incoming
+    house.until(lambda: line.incoming)
     house.until(lambda: not line.incoming)
 
 
