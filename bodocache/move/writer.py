@@ -278,21 +278,33 @@ class Writer:
         return wanted
 
     def _place(self, fresh: list[RowArray], asked_for: list[bool]) -> tuple[RowArray, SlotArray]:
-        """The admitted rows and a frame for each, runs of one prefix side by side."""
-        rows, frames = [], []
+        """The admitted rows and a frame for each, runs of one prefix side by side.
+
+        A run that finds none is no reason to refuse those behind it, which may be others', or
+        shorter; but no page goes to disk behind one that was refused here.
+        """
+        rows, frames, refused = [], [], set[int]()
         offered = [run for run, is_asked in zip(fresh, asked_for, strict=True) if not is_asked]
         demoted = [run for run, is_asked in zip(fresh, asked_for, strict=True) if is_asked]
         runs = [*self._admitted(offered), *demoted]
         for chosen in [part for run in runs for part in self._residency.by_owner(run)]:
-            before = self._frame_before(chosen)
-            need = Need(Activity.WRITE, int(self._residency.table.records["tenant"][chosen[0]]))
-            try:
-                frames.append(self._residency.take_frames(len(chosen), need, after=before))
-            except TierFull:
-                break
-            rows.append(chosen)
+            parent = int(self._residency.table.records["parent"][chosen[0]])
+            taken = None if parent in refused else self._frames_for(chosen)
+            if taken is None:
+                refused.update(chosen.tolist())
+            else:
+                rows.append(chosen)
+                frames.append(taken)
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *rows]), np.concatenate([empty, *frames])
+
+    def _frames_for(self, rows: RowArray) -> SlotArray | None:
+        """A frame for each of ``rows``, pages of one owner; None: not for all of them."""
+        need = Need(Activity.WRITE, int(self._residency.table.records["tenant"][rows[0]]))
+        try:
+            return self._residency.take_frames(len(rows), need, after=self._frame_before(rows))
+        except TierFull:
+            return None
 
     def _admitted(self, fresh: list[RowArray]) -> list[RowArray]:
         """Runs of rows that are worth their room on disk, shallow to deep."""

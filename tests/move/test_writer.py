@@ -130,6 +130,36 @@ def test_a_full_disk_refuses_and_nothing_is_lost(house, prompt):
     asyncio.run(scenario())
 
 
+def test_a_store_that_finds_no_frames_refuses_no_other_in_its_batch(house, prompt):
+    async def scenario():
+        async with house(device=32, host=32, disk=8) as it:
+            with it.busy_disk():
+                stores = [await it.compute(prompt(9, of=9))]
+                stores += [await it.compute(prompt(2, of=of)) for of in range(3)]
+                for store in stores:
+                    assert (await store).refused == 0
+            assert [await store.written for store in stores] == [0, 2, 2, 2]
+            for store in stores:
+                store.close()
+
+    asyncio.run(scenario())
+
+
+def test_no_page_goes_to_disk_behind_one_that_was_refused_there(house, prompt):
+    async def scenario():
+        async with house(device=32, host=32, disk=8) as it:
+            with it.busy_disk():
+                stores = [await it.compute(prompt(pages)) for pages in (9, 12)]
+                for store in stores:
+                    assert (await store).refused == 0
+            assert [await store.written for store in stores] == [0, 0]
+            assert it.backend.usage.used_frames == 0
+            for store in stores:
+                store.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_backend_that_raises_does_not_end_write_through(house, prompt):
     async def scenario():
         async with house(wrap=Refusing) as it, asyncio.timeout(5):
