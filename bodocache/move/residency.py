@@ -557,18 +557,17 @@ class Residency:
     def _forget(self, rows: RowArray, tier: int, need: Need = NOBODYS) -> None:
         """Pages that lie nowhere become ghosts, and the oldest ghosts lose their rows.
 
-        Children that a failed page leaves behind become roots.
+        Pages that one which failed leaves behind are its children when it comes again; once it is
+        forgotten they are roots.
         """
         if not len(rows):
             return
         records = self.table.records
-        if records["descended"][rows].any():
-            records["parent"][np.isin(records["parent"], rows)] = NOWHERE
-        records["descended"][rows] = 0
-        records["children"][rows] = 0
         records["parent"][rows] = NOWHERE
         self.ghosts.note(rows, (self._now_s(), need.tenant, tier, int(need.activity)))
         oldest = self.ghosts.add(rows)
+        if records["descended"][oldest].any():
+            records["parent"][np.isin(records["parent"], oldest)] = NOWHERE
         self.ghosts.forget(oldest)
         self.index.remove(oldest)
         reuse.write_off(*self._learned, oldest)

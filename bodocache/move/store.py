@@ -19,7 +19,7 @@ class Stored:
     """What became of a store's pages once they can be found."""
 
     new: int  # pages that were not known before
-    known: int  # pages that somebody stored already
+    known: int  # pages that somebody else has stored
     refused: int  # pages that no tier had room for, or whose prefix is not there
 
 
@@ -44,6 +44,7 @@ class Store:
         self.visible: asyncio.Future[Stored] = loop.create_future()
         self.held_rows = np.empty(0, np.int64)  # pinned until close
         self.spare_slots = np.empty(0, np.int64)  # slots that hold no page of the cache
+        self.decided = asyncio.Event()  # set when each page has come, or will not
         self.on_shown: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None
         self._written: asyncio.Future[int] = loop.create_future()
         self._on_close = on_close
@@ -121,6 +122,11 @@ class Store:
     def ready(self) -> int:
         """How many leading layers are computed, or will be when their events have passed."""
         return self._ready.whole
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it needs nothing more of its engine."""
+        return self._ready.whole >= self._num_layers
 
     async def layer(self, index: int) -> None:
         """Wait until layer ``index`` is ready. Abandoned: it will not be."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bodocache.errors import TierFull
 from bodocache.io.backend import TRANSFER, Backend, Durability, Status
+from bodocache.move import marks
 from bodocache.move.ghosts import Activity
 from bodocache.move.link import Link
 from bodocache.move.residency import KeyArray, Residency, RowArray, SlotArray
@@ -31,6 +32,7 @@ from bodocache.plan.records import DEMAND, OpKind, Purpose
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0  # how long a store waits for a long backlog: a disk that hangs stops no engine
+KEPT_S = 10.0  # how long pages stay on the host for a write: one that takes longer hangs
 BATCH_NBYTES = 4 << 20  # about 2 ms of a disk: what a load that comes meanwhile waits for
 
 
@@ -278,21 +280,33 @@ class Writer:
         return wanted
 
     def _place(self, fresh: list[RowArray], asked_for: list[bool]) -> tuple[RowArray, SlotArray]:
-        """The admitted rows and a frame for each, runs of one prefix side by side."""
-        rows, frames = [], []
+        """The admitted rows and a frame for each, runs of one prefix side by side.
+
+        A run that finds none is no reason to refuse those behind it, which may be others', or
+        shorter; but no page goes to disk behind one that was refused here.
+        """
+        rows, frames, refused = [], [], set[int]()
         offered = [run for run, is_asked in zip(fresh, asked_for, strict=True) if not is_asked]
         demoted = [run for run, is_asked in zip(fresh, asked_for, strict=True) if is_asked]
         runs = [*self._admitted(offered), *demoted]
         for chosen in [part for run in runs for part in self._residency.by_owner(run)]:
-            before = self._frame_before(chosen)
-            need = Need(Activity.WRITE, int(self._residency.table.records["tenant"][chosen[0]]))
-            try:
-                frames.append(self._residency.take_frames(len(chosen), need, after=before))
-            except TierFull:
-                break
-            rows.append(chosen)
+            parent = int(self._residency.table.records["parent"][chosen[0]])
+            taken = None if parent in refused else self._frames_for(chosen)
+            if taken is None:
+                refused.update(chosen.tolist())
+            else:
+                rows.append(chosen)
+                frames.append(taken)
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *rows]), np.concatenate([empty, *frames])
+
+    def _frames_for(self, rows: RowArray) -> SlotArray | None:
+        """A frame for each of ``rows``, pages of one owner; None: not for all of them."""
+        need = Need(Activity.WRITE, int(self._residency.table.records["tenant"][rows[0]]))
+        try:
+            return self._residency.take_frames(len(rows), need, after=self._frame_before(rows))
+        except TierFull:
+            return None
 
     def _admitted(self, fresh: list[RowArray]) -> list[RowArray]:
         """Runs of rows that are worth their room on disk, shallow to deep."""
@@ -314,14 +328,14 @@ class Writer:
     async def _put(self, rows: RowArray, frames: SlotArray, slots: SlotArray) -> None:
         """Write ``rows`` to ``frames``; those that landed lie on disk from then on.
 
-        Their host slots are leased until then, but the pages are not pinned: meanwhile they may be
-        evicted, from the device too, where an engine may wait for room. A page that is gone by then
-        gives its frame back.
+        They are not pinned: meanwhile they may leave the device, where an engine may wait for room.
+        A page that is gone by then gives its frame back.
         """
         residency, begun_s = self._residency, self._now_s()
         landed = np.zeros(len(rows), np.bool_)
         batch = self._batch(rows, frames, slots)
         self._link.begin(begun_s)
+        keeping = self._keep_on_host(rows)
         try:
             transfer = self._backend.put(
                 batch, residency.host.rows, deadline_s=np.inf, durability=self._durability
@@ -333,6 +347,7 @@ class Writer:
                 await transfer.drained()
             landed = transfer.statuses == Status.LANDED
         finally:
+            keeping.close()
             residency.host.drop(slots)
             pages = int(landed.sum())
             nbytes = pages * self._backend.page_nbytes
@@ -340,6 +355,25 @@ class Writer:
             kept = landed & self._still_there(rows, batch)
             residency.give_back(frames[~kept], Tier.DISK)
             residency.place(rows[kept], Tier.DISK, frames[kept])
+
+    def _keep_on_host(self, rows: RowArray) -> contextlib.ExitStack:
+        """Let ``rows`` stay on the host until this is closed: their slots are leased until then.
+
+        Who needed room would get none of theirs, and their writes would have been for nothing. On
+        a disk that hangs this ends by itself: else they would keep the pages before them, too.
+        """
+        tiers, words = np.full(len(rows), Tier.HOST), self._residency.words(rows)
+
+        def let_go() -> None:
+            same = self._residency.words(rows) == words
+            marks.unhold(self._residency, rows[same], tiers[same])
+
+        marks.hold(self._residency, rows, tiers)
+        keeping = contextlib.ExitStack()
+        keeping.callback(let_go)
+        timer = asyncio.get_running_loop().call_later(KEPT_S, keeping.close)
+        keeping.callback(timer.cancel)
+        return keeping
 
     def _still_there(self, rows: RowArray, batch: NDArray[np.void]) -> NDArray[np.bool_]:
         """Which pages of ``batch`` the cache still holds, with the bytes that were written."""

@@ -123,6 +123,28 @@ def test_frames_that_are_free_count_as_what_the_taker_has(house, free):
     asyncio.run(scenario())
 
 
+def test_a_tenant_that_may_have_no_frame_costs_none_of_its_batch_theirs(house, prompt):
+    async def scenario():
+        async with house(
+            device=40, host=32, disk=16, borrowed=True, shares={"1": 0.5, "2": 0.5}
+        ) as it:
+            for of in range(4):
+                await serve(it, prompt(4, of=of), 2)
+            assert pages_of_each(it, DISK) == [0, 0, 16]
+            begun = []
+            with it.busy_disk():
+                for of, tenant in enumerate((3, 1, 3, 1)):
+                    match = await it.cache.match(prompt(2, of=10 + of), tenant=tenant)
+                    begun.append(await it.compute(match))
+                    await begun[-1]
+            assert [await store.written for store in begun] == [0, 2, 0, 2]
+            for store in begun:
+                store.close()
+            assert pages_of_each(it, DISK) == [0, 4, 12]
+
+    asyncio.run(scenario())
+
+
 def test_room_on_the_disk_takes_no_host_page_of_an_owner_within_its_share_there(house):
     async def scenario():
         async with house(host=8, disk=8, shares={"1": 0.5, "2": 0.5}) as it:

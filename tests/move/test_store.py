@@ -157,6 +157,71 @@ def test_a_page_that_failed_its_check_is_stored_anew_while_its_load_is_open(hous
     asyncio.run(scenario())
 
 
+def refuse_first(it):
+    """Whoever asks for room first gets none."""
+    sound = it.residency.take_worth
+
+    def take_none(rows, *_, **__):
+        it.residency.take_worth = sound
+        return rows[:0]
+
+    it.residency.take_worth = take_none
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+def test_a_store_behind_one_that_found_no_room_brings_its_pages(house, prompt, borrowed):
+    async def scenario():
+        async with house(device=16, borrowed=borrowed) as it:
+            refuse_first(it)
+            one, two = await it.compute(prompt(2)), await it.compute(prompt(4))
+            assert await one == Stored(new=0, known=0, refused=2)
+            assert await two == Stored(new=4, known=0, refused=0)
+            for store in (one, two):
+                store.close()
+                await store.written
+            slots = {"slots": it.slots(4)} if borrowed else {}
+            assert (await it.get(prompt(4), **slots)).pages == 4
+
+    asyncio.run(scenario())
+
+
+def test_no_page_is_shown_behind_one_that_has_no_room(house, prompt):
+    async def scenario():
+        async with house(device=16, host=4, disk=0) as it:
+            async with await it.compute(prompt(2, of=1)) as kept:
+                assert (await kept).new == 2  # they cannot leave
+                refuse_first(it)
+                one, two = await it.compute(prompt(2)), await it.compute(prompt(4))
+                assert await one == Stored(new=0, known=0, refused=2)
+                assert await two == Stored(new=0, known=0, refused=4)
+                assert it.host.free == 2
+                one.close()
+                two.close()
+            assert it.pool.free == 14
+
+    asyncio.run(scenario())
+
+
+def test_pages_behind_a_lost_one_are_its_children_when_it_comes_again(house, prompt):
+    async def scenario():
+        async with house(disk=0) as it:
+            await it.put(prompt(3))
+            it.leave_on(Tier.HOST)
+            match = await it.cache.match(prompt(3))
+            rows = it.residency.leading(match.keys)
+            it.host.rows[it.residency.slots(rows, Tier.HOST)[1]] ^= 1
+            assert (await it.get(prompt(3))).pages == 1
+            assert await it.put(prompt(2)) == Stored(new=1, known=1, refused=0)
+            assert await it.pages_of(prompt(3)) == 3
+            assert it.residency.table.records["parent"][rows].tolist() == [-1, *rows[:2]]
+            it.leave_on(Tier.HOST)
+            for pages in (2, 1, 0):
+                it.residency.evict(Tier.HOST, 1)
+                assert await it.pages_of(prompt(3)) == pages
+
+    asyncio.run(scenario())
+
+
 def test_a_store_whose_copy_raises_ends_and_leaks_nothing(house, prompt, caplog):
     def broken(*_):
         raise RuntimeError("the device is gone")

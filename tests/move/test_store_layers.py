@@ -7,6 +7,7 @@ import pytest
 
 from bodocache.clock import VirtualClock
 from bodocache.errors import BodoCacheError
+from bodocache.move.store import Stored
 from bodocache.move.ticket import PATIENCE_S, Priority
 from bodocache.pages import Tier
 
@@ -127,6 +128,57 @@ def test_a_store_closed_before_it_is_whole_has_stored_nothing(house, prompt, rea
             assert (stored.new, stored.refused) == (0, PAGES)
             assert await it.pages_of(prompt(PAGES)) == 0
             assert (await it.put(prompt(PAGES))).new == PAGES
+
+    asyncio.run(scenario())
+
+
+def test_a_store_behind_one_that_is_closed_before_it_is_whole_brings_its_pages(house, prompt):
+    async def scenario():
+        async with house(device=16, host=8) as it, asyncio.timeout(5):
+            computing, first = await begun(it, prompt(PAGES))
+            computing.compute(0)
+            first.layer_ready(0)
+            await turns()
+            second = await it.compute(prompt(5))
+            await turns()
+            first.close()
+            assert await first == Stored(new=0, known=PAGES, refused=0)
+            assert await second == Stored(new=5, known=0, refused=0)
+            second.close()
+            assert it.pool.free == 11
+            assert (await it.get(prompt(5))).pages == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_store_waits_for_no_other_engine(house, prompt):
+    async def scenario():
+        async with house(device=16, host=16) as it, asyncio.timeout(5):
+            computing, first = await begun(it, prompt(PAGES))
+            assert await it.put(prompt(5)) == Stored(new=5, known=0, refused=0)
+            for layer in range(LAYERS):
+                computing.compute(layer)
+                first.layer_ready(layer)
+            assert await first == Stored(new=0, known=PAGES, refused=0)
+            first.close()
+
+    asyncio.run(scenario())
+
+
+def test_stores_whose_layers_come_together_bring_shared_pages_once(house, prompt):
+    async def scenario():
+        async with house(device=16, host=5) as it, asyncio.timeout(5):
+            begins = [await begun(it, prompt(pages)) for pages in (PAGES, 5)]
+            for layer in range(LAYERS):
+                for computing, store in begins:
+                    computing.compute(layer)
+                    store.layer_ready(layer)
+                await turns()
+            first, second = (store for _, store in begins)
+            assert await first == Stored(new=PAGES, known=0, refused=0)
+            assert await second == Stored(new=2, known=PAGES, refused=0)
+            first.close()
+            second.close()
 
     asyncio.run(scenario())
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
 from bodocache.errors import BackendError
-from bodocache.move import queue
+from bodocache.move import queue, writer
 from bodocache.pages import Reason, Tier
 from bodocache.testing import Fault, FaultyBackend, Operation
 from bodocache.testing.wrapper import WrappedBackend
@@ -105,6 +106,58 @@ def test_pages_evicted_while_they_wait_are_not_written(house, prompt):
     asyncio.run(scenario())
 
 
+@asynccontextmanager
+async def write_in_flight(it, tokens):
+    """Inside, the pages of ``tokens`` are being written and the disk does not answer."""
+    it.orchestrator._writer._backlog_pages = 100
+    it.valve.is_shut = True
+    async with await it.compute(tokens) as store:
+        await store
+    async with asyncio.timeout(5):
+        while not it.valve.in_flight:  # noqa: ASYNC110 -- no event is set
+            await asyncio.sleep(0)
+    yield store
+    it.valve.open()
+    await store.written
+
+
+def test_pages_that_are_being_written_do_not_leave_for_room_that_others_would_not_get(
+    house, prompt
+):
+    async def scenario():
+        async with house(borrowed=True, device=32, host=8) as it:
+            async with write_in_flight(it, prompt(4)) as store:
+                async with await it.compute(prompt(4, of=1)) as queued:
+                    assert (await queued).new == 4
+                async with await it.compute(prompt(6, of=2)) as other:
+                    stored = await other
+                    assert (stored.new, stored.refused) == (4, 2)
+                assert it.residency.evicted[Tier.HOST] == 4
+                assert await it.pages_of(prompt(4)) == 4
+            assert await store.written == 4
+            it.residency.evict(Tier.HOST, 100)
+            assert await it.tiers(prompt(4)) == [Tier.DISK] * 4
+
+    asyncio.run(scenario())
+
+
+def test_on_a_disk_that_hangs_pages_leave_the_host_after_a_while(house, prompt, monkeypatch):
+    monkeypatch.setattr(writer, "KEPT_S", 0.01)
+
+    async def scenario():
+        async with house(borrowed=True, device=32, host=8) as it, asyncio.timeout(5):
+            async with write_in_flight(it, prompt(4)):
+                while it.residency.table.records["holds"].any():  # noqa: ASYNC110 -- no event
+                    await asyncio.sleep(0.005)
+                it.residency.evict(Tier.HOST, 100)
+                assert await it.pages_of(prompt(4)) == 0
+                assert it.host.free == 4  # the others are the disk's until it answers
+            assert it.host.free == 8
+            assert it.backend.usage.used_frames == 0
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("n", range(4))
 def test_a_failed_put_is_no_page_on_disk_and_no_frame_lost(house, prompt, n):
     async def scenario():
@@ -126,6 +179,36 @@ def test_a_full_disk_refuses_and_nothing_is_lost(house, prompt):
                 assert await store.written == 0
             assert (await it.get(prompt(4))).pages == 4
             assert it.backend.usage.used_frames == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_finds_no_frames_refuses_no_other_in_its_batch(house, prompt):
+    async def scenario():
+        async with house(device=32, host=32, disk=8) as it:
+            with it.busy_disk():
+                stores = [await it.compute(prompt(9, of=9))]
+                stores += [await it.compute(prompt(2, of=of)) for of in range(3)]
+                for store in stores:
+                    assert (await store).refused == 0
+            assert [await store.written for store in stores] == [0, 2, 2, 2]
+            for store in stores:
+                store.close()
+
+    asyncio.run(scenario())
+
+
+def test_no_page_goes_to_disk_behind_one_that_was_refused_there(house, prompt):
+    async def scenario():
+        async with house(device=32, host=32, disk=8) as it:
+            with it.busy_disk():
+                stores = [await it.compute(prompt(pages)) for pages in (9, 12)]
+                for store in stores:
+                    assert (await store).refused == 0
+            assert [await store.written for store in stores] == [0, 0]
+            assert it.backend.usage.used_frames == 0
+            for store in stores:
+                store.close()
 
     asyncio.run(scenario())
 
