@@ -65,6 +65,7 @@ class Options:
     write_bytes_per_day: _SizeOrNone = 0
     mac_key_hex: Annotated[str, Field(pattern=_KEY_HEX)] = Field(default="", repr=False)
 
+    copy_kernels: StrictBool = False  # ours, between SGLang's host pool and its device pool
     start_s: Seconds = 600.0  # for a node's start: the first one compiles
     linger_s: Seconds = 10.0  # a node without ranks ends after so long
     silence_s: Seconds = 10.0  # a rank that says nothing for so long has lost what it held

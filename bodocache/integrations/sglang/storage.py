@@ -22,7 +22,8 @@ from sglang.srt.mem_cache.hicache_storage import (
 
 from bodocache import jit
 from bodocache.config import CacheConfig, parse
-from bodocache.errors import ConfigError, NodeError
+from bodocache.errors import ConfigError, LayoutError, NodeError
+from bodocache.integrations.sglang import host_copies
 from bodocache.integrations.sglang.figures import Figures
 from bodocache.integrations.sglang.host_pages import (
     FlatPages,
@@ -76,6 +77,11 @@ class BodoCacheStorage(HiCacheStorage):  # type: ignore[misc]  # Any where there
         """
         super().register_mem_pool_host(mem_pool_host)
         self._open(str(PoolName.KV), mem_pool_host)
+        if self._options.copy_kernels:
+            try:
+                host_copies.take_over(mem_pool_host)
+            except LayoutError as error:
+                _log.warning("copy_kernels: SGLang's own stay: %s", error)
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
         """A pool beside it: sliding windows, recurrent state, an indexer, a draft model's KV."""

@@ -140,3 +140,13 @@ def test_a_pool_that_is_not_known_keeps_its_kernels():
     with pytest.raises(LayoutError, match="page_unified; expected layer_first"):
         host_copies.take_over(host)
     assert not {*host_copies._CALLS} & {*vars(host), *vars(other)}
+
+
+def test_the_backends_option_switches_it_on(house, tmp_path):
+    host = house.mha_pool("page_first")
+    own = host.load_to_device_per_layer.__func__
+    for is_on in (False, True):
+        backend = house.created(house.storage_config(tmp_path, copy_kernels=is_on))
+        backend.register_mem_pool_host(host)
+        backend.close()
+        assert (getattr(host.load_to_device_per_layer, "__func__", None) is own) == (not is_on)
