@@ -4,6 +4,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from sglang.srt.mem_cache.base_prefix_cache import InitLoadBackParams
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from bodocache.errors import ConfigError, LayoutError
+from bodocache.integrations.sglang.device_pages import LinkerOptions
+from bodocache.integrations.sglang.options import Options
 
 
 @pytest.fixture
@@ -160,3 +163,9 @@ def test_ranks_load_what_all_of_them_hold(server, tmp_path):
     said = [it.communicate(timeout=150)[0].split() for it in ranks]
     assert [it.returncode for it in ranks] == [0, 0]
     assert said == [["80", "True"], ["80", "True"]]
+
+
+@pytest.mark.parametrize("options", [Options, LinkerOptions])
+def test_every_option_is_documented(options):
+    text = (Path(__file__).parents[3] / "docs" / "sglang.md").read_text()
+    assert [it.name for it in fields(options) if f"`{it.name}`" not in text] == []
