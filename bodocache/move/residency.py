@@ -541,6 +541,7 @@ class Residency:
         records = self.table.records
         if records["descended"][rows].any():
             records["parent"][np.isin(records["parent"], rows)] = NOWHERE
+            evict.disown(self._queues, rows)
         records["descended"][rows] = 0
         records["children"][rows] = 0
         records["parent"][rows] = NOWHERE
