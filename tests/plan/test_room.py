@@ -10,7 +10,7 @@ from bodocache import jit
 from bodocache.pages import NOWHERE, PAGE, Tier
 from bodocache.plan import evict, shares, victims
 from bodocache.plan.records import DEMAND, POLICY, TENANT, Feature, OpKind
-from bodocache.plan.window import UNLIMITED, Inputs, Planner, plan_window
+from bodocache.plan.window import Inputs, Planner, plan_window
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -36,16 +36,19 @@ class Case:
             for tier in [where] if isinstance(where, Tier) else where:
                 self.arrive(row, tier, 0.0)
 
+    def state(self):
+        return self.pages, self.queues, self.policy
+
     def arrive(self, row, tier, now_s):
         evict.arrive(self.pages, self.queues, self.policy, np.array([row]), int(tier), now_s)
 
-    def plan(self, rows, kind=OpKind.LOAD, free_frames=UNLIMITED, tenant=0, tenants=None):
+    def plan(self, rows, kind=OpKind.LOAD, tenant=0, tenants=None, **options):
         demands = np.zeros(len(rows), DEMAND)
         demands["page"], demands["kind"], demands["deadline_s"] = rows, kind, 7.0
         demands["request"], demands["tenant"] = np.arange(len(rows)), tenant
         table = np.zeros(0, TENANT) if tenants is None else tenants
         tables = demands, self.pages, self.queues, self.policy
-        return plan_window(*tables, tenants=table, free_frames=free_frames, evicts=True)
+        return plan_window(*tables, tenants=table, evicts=True, **options)
 
     def leaves(self, *args, **options):
         """The pages of the EVICT ops, by tier."""
@@ -109,8 +112,40 @@ def test_a_plan_changes_no_page_and_no_queue():
 def test_only_pages_that_the_tenant_may_evict_leave(tenant, leave):
     """Tenant 1 is below its share, 2 above its own, and the others have none."""
     owners, parts = [1, 2, 2, 2, 2, 2, 1, 1, 0, 0], {1: 0.625, 2: 0.375}
-    case = Case([DEVICE] * 8 + [HOST] * 2, owners, parts, device=8)
-    assert case.leaves([8, 9], tenant=tenant) == ({DEVICE: leave} if leave else {})
+    case, tenants = (
+        Case([DEVICE] * 8 + [HOST] * 2, owners, parts, device=8),
+        tenants_of(0, *parts.values()),
+    )
+    left = case.leaves([8, 9], tenant=tenant, tenants=tenants)
+    assert left == ({DEVICE: leave} if leave else {})
+
+
+def test_each_page_of_an_op_is_charged_to_who_asks_for_it_most_urgently():
+    """Tenant 0 has its share, tenant 1 lacks 3 pages, and tenant 2 has 3 too many."""
+    shares_of = {0: 0.25, 1: 0.25, 2: 0.5}
+    tiers, owners = [HOST] * 12 + [DISK] * 4, [2] * 9 + [0] * 3 + [1] * 4
+    for asks, leave in [
+        ([0, 1, 1, 1], [9, 0, 1, 2]),  # its own page for tenant 0, the others for tenant 1
+        ([1, 0, 1, 1], [0, 1, 2, 9]),
+        ([1, 1, 1, 1], [0, 1, 2]),
+        ([0, 0, 0, 0], [9, 10, 11]),
+    ]:
+        case = Case(tiers, owners, shares_of, host=12)
+        case.pages["cluster"] = 0
+        options = {"tenant": asks, "tenants": tenants_of(*shares_of.values())}
+        made = case.plan([12, 13, 14, 15], OpKind.PREFETCH, **options)
+        assert made.ops["count"][made.ops["kind"] == OpKind.PREFETCH].tolist() == [4]
+        assert case.leaves([12, 13, 14, 15], OpKind.PREFETCH, **options) == {HOST: leave}
+
+
+def test_free_places_count_for_those_who_get_them():
+    """Tenant 1 lacks 2 pages; one place is free, for the page that is read first."""
+    case = Case([HOST] * 7 + [DISK] * 2, [2] * 5 + [1] * 4, {1: 0.5, 2: 0.5}, host=8)
+    case.pages["cluster"] = 0
+    options = {"tenants": tenants_of(0, 0.5, 0.5)}
+    assert case.leaves([7, 8], OpKind.PREFETCH, tenant=[1, 2], **options) == {HOST: [0]}
+    assert case.leaves([7, 8], OpKind.PREFETCH, tenant=[2, 1], **options) == {HOST: [0]}
+    assert case.leaves([7], OpKind.PREFETCH, tenant=[2], **options) == {}
 
 
 def test_the_churn_guard_holds_for_plans():
