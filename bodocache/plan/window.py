@@ -5,7 +5,8 @@ The stages, in order: check, fan-out, admit (for writes), credits, tardiness (cu
 streams (predicted finishes), overlap, room (who leaves). Heat comes before: it is in the pages'
 records. All inputs are checked before anything is decided, but for the pages that are to leave:
 they are looked at then, and what was charged is given back if one is bad, so a plan is never half
-made. Changed are only the tenants' buckets and the queues' notice of pages that have come of age.
+made. Changed are only the tenants' buckets, the queues' clock and their notice of pages that have
+come of age.
 """
 
 from typing import NamedTuple
@@ -125,6 +126,7 @@ class Planner:
         self._fit(inputs)
         space, n = self._space, len(inputs.demands)
         before = inputs.tenants.copy() if evicts else inputs.tenants
+        told_s = float(queues.clock_s[0])
         if len(inputs.requests):
             space.book.of_request[: len(inputs.requests)] = _UNDECIDED
         if len(inputs.tenants):
@@ -136,7 +138,7 @@ class Planner:
             wrong = _intake_and_decide(*inputs, queues, now_s, free_frames, space)
             self._complain(inputs, wrong)
         if evicts:
-            self._make_room(inputs, queues, free_frames, before)
+            self._make_room(inputs, queues, free_frames, before, told_s)
         self._now_s = now_s
         num_ops, num_rows, num_demands = space.room.counts.tolist()
         return Plan(
@@ -150,9 +152,14 @@ class Planner:
         )
 
     def _make_room(
-        self, inputs: Inputs, queues: evict.Queues, free_frames: int, before: Records
+        self,
+        inputs: Inputs,
+        queues: evict.Queues,
+        free_frames: int,
+        before: Records,
+        told_s: float,
     ) -> None:
-        """Add EVICT ops; if a page is bad, the tenants are as ``before``."""
+        """Add EVICT ops; if a page is bad, tenants are as ``before``, the clock at ``told_s``."""
         if len(self._marks) < len(inputs.pages):
             self._marks = np.zeros(_enough(len(inputs.pages), len(self._marks)), np.uint8)
         made, accounts = self._space.room, len(queues.tally.parts)
@@ -161,6 +168,7 @@ class Planner:
         wrong = room.make(*tables, made, free_frames, self._marks, leaving)
         if wrong >= 0:
             inputs.tenants[:] = before
+            queues.clock_s[0] = told_s
             self._complain(inputs, wrong)
 
     def _check_numbers(self, queues: evict.Queues, now_s: float, free_frames: int) -> None:
@@ -312,6 +320,7 @@ def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-o
     space: _Space,
 ) -> None:
     """All stages behind the checks."""
+    queues.clock_s[0] = now_s  # pages are weighed, and are of age, as of now
     on = ~np.int64(policy[0]["features_off"])
     wants = facts.Wants(demands, space.facts, space.leads, space.fates)
     made, payments, book, work = space.room, space.payments, space.book, space.work

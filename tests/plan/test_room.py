@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bodocache import jit
 from bodocache.pages import NOWHERE, PAGE, Tier
 from bodocache.plan import evict, shares, victims
-from bodocache.plan.records import DEMAND, POLICY, TENANT, Feature, OpKind
+from bodocache.plan.records import DEMAND, POLICY, TENANT, Fate, Feature, OpKind
 from bodocache.plan.window import Inputs, Planner, plan_window
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
@@ -152,6 +152,32 @@ def test_the_churn_guard_holds_for_plans():
     case = Case([DEVICE] * 8 + [HOST] * 4, device=8)
     case.policy["churn_share"], case.policy["churn_s"] = 0.25, 1.0
     assert case.leaves([8, 9, 10, 11]) == {DEVICE: [0, 1]}
+
+
+# --- the time of the window
+
+
+def test_a_page_is_of_age_as_of_the_window():
+    case = Case([HOST] * 2 + [DISK], host=2)
+    case.policy["min_residence_s"] = 10.0
+    assert case.leaves([2], OpKind.PREFETCH, now_s=5.0) == {}
+    assert case.leaves([2], OpKind.PREFETCH, now_s=100.0) == {HOST: [0]}
+
+
+def test_the_churn_guard_has_forgotten_what_left_long_ago():
+    case = Case([HOST] * 4 + [DISK] * 2, host=3)
+    case.policy["churn_share"], case.policy["churn_s"] = 0.34, 1.0
+    assert victims.coldest(*case.state(), int(HOST), 4, 0.0, np.empty(4, np.int64)) == 1
+    assert case.leaves([4, 5], OpKind.PREFETCH, now_s=0.0) == {}
+    assert case.leaves([4, 5], OpKind.PREFETCH, now_s=100.0) == {HOST: [1]}
+
+
+def test_a_write_is_weighed_against_pages_that_are_of_age_as_of_the_window():
+    case = Case([DISK, HOST], disk=1)
+    case.policy["features_off"], case.policy["min_residence_s"] = Feature.REUSE, 10.0
+    evict.requeue(*case.state(), np.arange(2))
+    assert case.plan([1], OpKind.WRITE, free_frames=0, now_s=5.0).fates.tolist() == [Fate.REFUSED]
+    assert case.leaves([1], OpKind.WRITE, free_frames=0, now_s=100.0) == {DISK: [0]}
 
 
 # --- several tiers at once
