@@ -216,7 +216,7 @@ def _take(
         lane = victims.next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
         if lane < 0:
             break
-        wrong = check.in_victim(pairing.first(queues.roots[tier], lane), pages)
+        wrong = check.in_victim(pairing.first(queues.roots[tier], lane), pages, tier)
         if wrong >= 0:
             return wrong
         floor = max(floor, queues.fronts[lane])

@@ -131,8 +131,9 @@ class Planner:
             space.book.of_request[: len(inputs.requests)] = _UNDECIDED
         if len(inputs.tenants):
             self._check(inputs, now_s)
-            if evicts:
-                _check_shares(inputs, queues)
+        if evicts:
+            _check_shares(inputs, queues)
+        if len(inputs.tenants):
             _decide(*inputs, queues, now_s, free_frames, space)
         else:  # one call: unpacking what it is handed costs more than a small window
             wrong = _intake_and_decide(*inputs, queues, now_s, free_frames, space)
@@ -172,7 +173,7 @@ class Planner:
             self._complain(inputs, wrong)
 
     def _check_numbers(self, queues: evict.Queues, now_s: float, free_frames: int) -> None:
-        if not isinstance(now_s, _NUMBERS) or not self._now_s <= now_s < np.inf:
+        if not isinstance(now_s, _NUMBERS) or not self._now_s <= now_s <= _LATEST_S:
             raise ValueError(f"now_s: {now_s!r}; the last window was at {self._now_s}")
         if now_s < queues.clock_s[0]:
             raise ValueError(f"now_s: {now_s}; the queues were told of {queues.clock_s[0]}")
@@ -256,9 +257,10 @@ def _space_for(sizes: _Sizes) -> _Space:
 def _check_shares(inputs: Inputs, queues: evict.Queues) -> None:
     row = shares.other_than(queues.tally, inputs.tenants)
     if row >= 0:
+        share = inputs.tenants["share"][row] if row < len(inputs.tenants) else "no such row"
         raise ValueError(
-            f"tenants.share: row {row}: {inputs.tenants['share'][row]} is not what the queues were "
-            "opened with (shares.of_tenants)"
+            f"tenants.share: row {row}: {share} is not what the queues were opened with "
+            "(shares.of_tenants)"
         )
 
 
@@ -266,6 +268,7 @@ _UNDECIDED = np.zeros((), DECISION)
 _UNDECIDED["cut_at"] = -1
 
 _NUMBERS, _INTEGERS = (float, int, np.floating, np.integer), (int, np.integer)
+_LATEST_S = float(np.finfo(np.float64).max)  # of an int, too, which may be any
 _INPUTS = (DEMANDS, PAGES, POLICIES, TENANTS, LINKS, REQUESTS)
 _SPACE = jit.named(
     _Space,

@@ -311,6 +311,14 @@ def test_a_share_that_the_queues_do_not_know_is_refused():
     assert len(case.plan([1], tenant=1, tenants=tenants).ops) == 2
 
 
+@pytest.mark.parametrize("tenants", [None, "too few"])
+def test_a_table_without_a_tenant_that_has_a_share_is_refused(tenants):
+    tenants = tenants if tenants is None else tenants_of(0.0)
+    case = Case([DEVICE, HOST], [1, 1], {1: 0.25}, device=1)
+    with pytest.raises(ValueError, match=r"tenants.share: row 1: no such row is not what the qu"):
+        case.plan([1], tenant=0, tenants=tenants)
+
+
 def test_a_page_with_as_many_pins_as_there_can_be_is_planned_like_any():
     case = Case([DEVICE] * 2 + [HOST], device=2)
     case.pages["pins"][2] = 2**32 - 1
@@ -325,6 +333,8 @@ def test_a_page_with_as_many_pins_as_there_can_be_is_planned_like_any():
         ("parent", -2, "pages.parent: row 1: -2 is outside"),
         ("nbytes", 0, "pages.nbytes: row 1: 0"),
         ("tiers", 255, "pages.tiers: row 1: 255 has bits"),
+        ("tiers", 0, "pages.tiers: row 1: 0 lacks a tier that the queues know it in"),
+        ("tiers", HOST.bit, "pages.tiers: row 1: 2 lacks a tier"),
         ("cluster", 4, "pages.cluster: row 1: 4 is outside"),
         ("heat", np.nan, "pages.heat: row 1: nan is not a finite number"),
         ("stamp_s", np.nan, "pages.stamp_s: row 1: nan"),
