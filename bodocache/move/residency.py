@@ -568,6 +568,7 @@ class Residency:
         oldest = self.ghosts.add(rows)
         if records["descended"][oldest].any():
             records["parent"][np.isin(records["parent"], oldest)] = NOWHERE
+            evict.disown(self._queues, oldest)
         self.ghosts.forget(oldest)
         self.index.remove(oldest)
         reuse.write_off(*self._learned, oldest)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from bodocache.move.ghosts import Activity, RowArray
 from bodocache.pages import Tier
-from bodocache.plan import evict, shares, victims
+from bodocache.plan import evict, kept, shares, victims
 from bodocache.plan.evict import Queues
 
 _AT_ONCE = 4096  # victims of one call of compiled code
+_BEHIND = 256  # pages that keep one: room for most
 
 
 class Need(NamedTuple):
@@ -112,42 +113,17 @@ def _unblock(
 ) -> list[Departure]:
     """Let those leave that keep the coldest page whose last copy is in ``tier``: it is the next.
 
-    A scan of the table, for the rare moment when nothing else can go. Nothing leaves where pins
-    keep all that is left, or shares, or the churn guard, or where they are worth more than
-    ``below``: log2 of a density.
+    Nothing leaves where plan/kept.py finds none, or where they are worth more than ``below``: log2
+    of a density.
     """
-    if not may_churn(state, tier, now_s):
+    count, out = _BEHIND, np.empty(0, np.int64)
+    while count > len(out):
+        out = np.empty(count, np.int64)
+        count = int(kept.behind_next(*state, int(tier), now_s, taker, below, out))
+    if not count:
         return []
-    records, policy = state.records, state.policy[0]
-    aged = records["arrived_s"] + policy["min_residence_s"] <= now_s
-    free = (records["pins"] == 0) & (records["holds"] == 0).all(axis=1)
-    alone = (records["tiers"] == tier.bit) & free & aged
-    rows = np.flatnonzero(alone & (records["descended"] > 0))
-    rows = rows[_may_go(state, rows, tier, taker)]
-    family = _Family(records)
-    with np.errstate(divide="ignore"):
-        warmth = np.log2(records["heat"][rows]) + records["stamp_s"][rows] / policy["half_life_s"]
-    for row in rows[np.argsort(warmth)]:
-        behind = family.behind(row)
-        together = np.append(behind, row)
-        if not (free & aged)[behind].all() or not _may_leave(state, together, tier, taker):
-            continue
-        if not _within_churn(state, together, now_s):
-            continue
-        if below < np.inf and _worth(state, together, tier) > below:
-            continue
-        steps = [_depart(state, behind[::-1], held) for held in Tier]
-        return [step for step in steps if len(step.rows)]
-    return []
-
-
-def _within_churn(state: State, rows: RowArray, now_s: float) -> bool:
-    """Whether the churn guard lets all copies of ``rows`` go."""
-    for held in Tier:
-        copies = int(np.count_nonzero(state.records["tiers"][rows] & held.bit))
-        if copies > int(victims.allowance(state.queues, state.policy, int(held), now_s)):
-            return False
-    return True
+    steps = [_depart(state, out[:count][::-1], held) for held in Tier]
+    return [step for step in steps if len(step.rows)]
 
 
 def undo(state: State, gone: list[Departure]) -> None:
@@ -185,64 +161,3 @@ def _depart(state: State, rows: RowArray, tier: Tier) -> Departure:
     evict.depart(*state, leaving, int(tier))
     state.queues.churned[tier, 0] += len(leaving)
     return Departure(tier, leaving)
-
-
-def _owners(state: State, rows: RowArray) -> NDArray[np.int64]:
-    """The account of each row."""
-    known, tenants = state.queues.tally.tenants, state.records["tenant"][rows].astype(np.int64)
-    at = np.minimum(np.searchsorted(known, tenants), len(known) - 1)
-    return np.where(known[at] == tenants, at, 0)
-
-
-def _may_go(state: State, rows: RowArray, tier: Tier, taker: victims.Taker) -> NDArray[np.bool_]:
-    """Whether each of ``rows`` may leave ``tier`` for the taker, alone."""
-    tally, capacity = state.queues.tally, int(state.policy["capacity_pages"][0, tier])
-    may = [
-        shares.may_evict(tally, int(tier), capacity, taker.account, taker.promised, account)
-        for account in range(len(tally.parts))
-    ]
-    return np.array(may)[_owners(state, rows)]
-
-
-def _may_leave(state: State, rows: RowArray, tier: Tier, taker: victims.Taker) -> bool:
-    """Whether all copies of ``rows`` may leave for the taker, who makes room in ``tier``."""
-    tally = state.queues.tally
-    if taker.account == shares.ANYBODY or len(tally.parts) == 1:
-        return True
-    owners = _owners(state, rows)
-    for held in Tier:
-        copies = (state.records["tiers"][rows] & held.bit) != 0
-        lost = np.bincount(owners[copies], minlength=len(tally.parts))
-        lost[taker.account] = 0
-        capacity = int(state.policy["capacity_pages"][0, held])
-        for account in np.flatnonzero(lost).tolist():
-            if shares.excess_pages(tally, int(held), capacity, account) < lost[account]:
-                return False
-        lacks = -int(shares.excess_pages(tally, int(held), capacity, taker.account))
-        if held is tier and lost.any() and lost.sum() > lacks - taker.promised:
-            return False
-    return True
-
-
-def _worth(state: State, rows: RowArray, tier: Tier) -> float:
-    return max(float(evict.log_density(*state, int(row), int(tier))) for row in rows)
-
-
-class _Family:
-    """Which pages are reached through which."""
-
-    def __init__(self, records: NDArray[np.void]) -> None:
-        present = np.flatnonzero(records["tiers"] != 0)
-        parents = records["parent"][present]
-        order = np.argsort(parents, kind="stable")
-        self._children, self._parents = present[order], parents[order]
-
-    def behind(self, row: int) -> RowArray:
-        """The pages that lie in some tier and are reached through ``row``, shallow to deep."""
-        levels = [np.array([row])]
-        while len(levels[-1]):
-            first = np.searchsorted(self._parents, levels[-1], "left")
-            last = np.searchsorted(self._parents, levels[-1], "right")
-            runs = [self._children[a:b] for a, b in zip(first, last, strict=True)]
-            levels.append(np.concatenate(runs))
-        return np.concatenate(levels[1:])

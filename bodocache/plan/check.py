@@ -87,6 +87,7 @@ COMPLAINTS = (
     "pages.stamp_s: row {row}: {stamp_s} is not a finite number",
     "pages.recompute_s: row {row}: {recompute_s} is not a finite number",
     "pages.forecast: row {row}: {forecast}, rank {rank}: not a number",
+    "pages.tiers: row {row}: {tiers} lacks a tier that the queues know it in (evict.depart)",
 )
 
 _LOAD, _WRITE = int(OpKind.LOAD), int(OpKind.WRITE)
@@ -95,7 +96,7 @@ _FEATURES = sum(Feature)
 _DISK, _FRAMES = int(Tier.DISK), 1 << 62
 _WITH = len(COMPLAINTS)
 _DEMANDED, _POLICY, _LINK, _REQUEST, _LEAVING = 8, 17, 30, 36, 45  # the first complaint of each
-_HINT = 8  # of those about a page
+_HINT, _NOT_THERE = 8, 9  # of those about a page
 
 DEMANDS, PAGES, POLICIES = jit.readonly(DEMAND), jit.array(PAGE), jit.array(POLICY)
 TENANTS, LINKS, REQUESTS = jit.array(TENANT), jit.readonly(LINK), jit.readonly(REQUEST)
@@ -116,7 +117,8 @@ def arrays(tables: Mapping[str, Records], queued_rows: int) -> None:
     """Raise ValueError where a table is not what compiled code takes, or the queues are smaller."""
     for name, dtype in _DTYPES.items():
         table = tables[name]
-        found = getattr(table, "dtype", type(table).__name__)
+        is_masked = isinstance(table, np.ma.MaskedArray)  # nobody looks at the mask
+        found = "a masked array" if is_masked else getattr(table, "dtype", type(table).__name__)
         if found is not dtype and found != dtype:
             raise ValueError(f"{name}: expected the dtype of records.py, got {found}")
         flags = table.flags
@@ -173,12 +175,14 @@ def in_demand(row: Int, demand: Any, pages: Records, tenants: Records) -> Int:
     return -1 if which < 0 else which + _WITH * row
 
 
-@jit.kernel(jit.i8, PAGES)
-def in_victim(row: Int, pages: Records) -> Int:
-    """What is wrong with a page that is to leave a tier."""
+@jit.kernel(jit.i8, PAGES, jit.i8)
+def in_victim(row: Int, pages: Records, tier: Int) -> Int:
+    """What is wrong with a page that is to leave ``tier``."""
     which: Int = _in_page(pages[row], len(pages))
     if which < 0 and _is_hint_bad(pages[row]):
         which = _HINT
+    if which < 0 and not (np.int64(pages[row]["tiers"]) >> tier) & 1:
+        which = _NOT_THERE
     return -1 if which < 0 else _LEAVING + which + _WITH * row
 
 

@@ -38,7 +38,8 @@ _COMPLAINTS = (
     "tenants.share: row {row}: {share}: must be >= 0, and all shares together <= 1",
     "tenants.lend: row {row}: {lend}: must be from 0 to 1",
     "tenants.fraction: row {row}: {fraction}: must be from 0 to 1",
-    "tenants.lent: bucket {row}: all together must be what is owed; let credits.py alone change it",
+    "tenants.lent: row {row}: {lent}: must be >= 0",
+    "tenants.lent: row {row}: {lent}: up to this row, all that is lent must be all that is owed",
     "policy.credits_per_s: bucket {row}: must be >= 0 (0: no limit)",
 )
 
@@ -60,7 +61,7 @@ def check(tenants: Tenants, policy: Policy, now_s: float) -> None:
     if wrong < 0:
         return
     row, which = divmod(wrong, len(_COMPLAINTS))
-    said = {name: tenants[name][row] for name in TENANT.names or ()} if which < 9 else {}
+    said = {name: tenants[name][row] for name in TENANT.names or ()} if which < 11 else {}
     raise ValueError(_COMPLAINTS[which].format(row=row, now_s=now_s, **said))
 
 
@@ -224,13 +225,14 @@ def _first_wrong(tenants: Tenants, policy: Policy, now_s: float) -> Int:
             return which + len(_COMPLAINTS) * i
     for bucket in range(BUCKETS):
         if not policy[0]["credits_per_s"][bucket] >= 0.0:
-            return 10 + len(_COMPLAINTS) * bucket
-        lent, least = np.int64(0), np.int64(0)
+            return 11 + len(_COMPLAINTS) * bucket
+        lent, last = np.int64(0), np.int64(0)
         for i in range(len(tenants)):
             lent += tenants[i]["lent"][bucket]
-            least = min(least, tenants[i]["lent"][bucket])
-        if least < 0 or lent != _sum_owed(tenants, bucket):
-            return 9 + len(_COMPLAINTS) * bucket
+            if tenants[i]["lent"][bucket] + tenants[i]["owed"][bucket] > 0:
+                last = np.int64(i)
+        if lent != _sum_owed(tenants, bucket):
+            return 10 + len(_COMPLAINTS) * last
     return -1
 
 
@@ -241,6 +243,8 @@ def _wrong_in(tenants: Tenants, row: Int, now_s: float, shares: float) -> Int:
         return 0
     for bucket in range(BUCKETS):
         which = _wrong_in_bucket(tenants, row, bucket)
+        if which < 0 and tenant["lent"][bucket] < 0:
+            which = np.int64(9)
         if which >= 0:
             return which
     if not (tenant["share"] >= 0.0 and shares <= 1.0 + 1e-9):

@@ -8,7 +8,7 @@ first; what leaves is the first of some class, whose density is then taken at it
 change is O(log n + classes). Without the model they are in one queue, by heat.
 Pinned, held and under-age pages are not among the leaves that may go, so none of their ancestors
 is. A page whose last copy anywhere lies here is a leaf only while no page right after it lies in
-any tier: no page is ever orphaned.
+any tier: no page is ever orphaned. Where these lie elsewhere only, it is queued apart (kept.py).
 
 The caller owns the pages and the queues, and says what happens: arrive, depart, touch, pin, unpin.
 Each is a few microseconds plus O(log n) a row. ``rows`` go shallow to deep. A row outside the table
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bodocache import jit
 from bodocache.pages import PAGE
-from bodocache.plan import hazards, heat, pairing, reuse, shares, value
+from bodocache.plan import hazards, heat, kin, pairing, reuse, shares, value
 from bodocache.plan.records import POLICY, TIERS, Feature, Int
 
 PageArray = NDArray[np.void]  # PAGE[rows]
@@ -30,7 +30,7 @@ PolicyArray = NDArray[np.void]  # POLICY[1]
 Rows = NDArray[np.int64]
 
 YOUNG = 0  # the lane of under-age leaves, by arrival
-RIPE = 1  # from here on, of each account (shares.py) one a class
+RIPE = 1  # from here on, of each account (shares.py) one a class; then of each one of those kept
 
 _REUSE = int(Feature.REUSE)
 
@@ -49,6 +49,7 @@ class Queues(NamedTuple):
     tally: shares.Tally
     unproven: NDArray[np.int64]  # [TIERS, reuse.TENANTS]: pages of each that were used once
     counted: NDArray[np.uint8]  # [rows]: bits of the tiers in which the page is one of these
+    kin: NDArray[np.void]  # kin.KIN[rows]: present pages right behind each
 
 
 PAGES, POLICIES, ROWS = jit.array(PAGE), jit.array(POLICY), jit.array("i8")
@@ -65,13 +66,14 @@ QUEUES = jit.named(
     shares.TALLY,
     jit.array("i8", 2),
     jit.array("u1"),
+    kin.KINS,
 )
 
 
 def open_queues(rows: int, tally: shares.Tally | None = None) -> Queues:
     """Empty queues for a page table of ``rows`` records; ``tally``: who has a share."""
     tally = shares.open_tally() if tally is None else tally
-    lanes = RIPE + len(tally.parts) * reuse.CLASSES
+    lanes = RIPE + len(tally.parts) * (reuse.CLASSES + 1)
     return Queues(
         np.zeros((TIERS, rows), pairing.NODE),
         np.zeros((TIERS, lanes), np.int32),
@@ -84,6 +86,7 @@ def open_queues(rows: int, tally: shares.Tally | None = None) -> Queues:
         tally,
         np.zeros((TIERS, reuse.TENANTS), np.int64),
         np.zeros(rows, np.uint8),
+        np.zeros(rows, kin.KIN),
     )
 
 
@@ -95,11 +98,13 @@ def grown(queues: Queues, rows: int) -> Queues:
         since_s=np.zeros((rows, TIERS)),
         memories=np.zeros(rows, reuse.MEMORY),
         counted=np.zeros(rows, np.uint8),
+        kin=np.zeros(rows, kin.KIN),
     )
     larger.nodes[:, :before] = queues.nodes
     larger.since_s[:before] = queues.since_s
     larger.memories[:before] = queues.memories
     larger.counted[:before] = queues.counted
+    larger.kin[:before] = queues.kin
     return larger
 
 
@@ -151,6 +156,13 @@ def requeue(pages: PageArray, queues: Queues, policy: PolicyArray, rows: Rows) -
         assert 0 <= row < len(pages)
         recount(pages, queues, row)
         weigh_everywhere(pages, queues, policy, row)
+
+
+@jit.kernel(QUEUES, ROWS)
+def disown(queues: Queues, rows: Rows) -> None:
+    """The pages behind ``rows`` are behind nobody from now on: their ``parent`` was changed."""
+    for row in rows:
+        kin.part(queues.kin, row)
 
 
 @jit.kernel(POLICIES, inline=True)
@@ -268,13 +280,17 @@ def weigh_everywhere(pages: PageArray, queues: Queues, policy: PolicyArray, row:
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
 def weigh(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> None:
-    """Put the row where it belongs in ``tier``: among the ripe, among the young, or in neither."""
-    if not _is_leaf(pages, row, tier):
-        pairing.drop(queues.nodes[tier], queues.roots[tier], row)
-    elif is_young(queues, policy, row, tier):
-        put(pages, queues, row, tier, YOUNG, queues.since_s[row, tier])
+    """Put the row where it belongs in ``tier``: among the ripe, the young, the kept, or nowhere."""
+    if _is_leaf(pages, row, tier):
+        if is_young(queues, policy, row, tier):
+            put(pages, queues, row, tier, YOUNG, queues.since_s[row, tier])
+        else:
+            _put_ripe(pages, queues, policy, row, tier)
+    elif _is_kept(pages, row, tier):
+        lane = kept_lane(queues, account_of(pages, queues, row))
+        put(pages, queues, row, tier, lane, pages[row]["stamp_s"])
     else:
-        _put_ripe(pages, queues, policy, row, tier)
+        pairing.drop(queues.nodes[tier], queues.roots[tier], row)
 
 
 @jit.kernel(PAGES, QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
@@ -294,14 +310,24 @@ def _put_ripe(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, t
 def _rekey(pages: PageArray, queues: Queues, policy: PolicyArray, row: Int) -> None:
     """Bring the row's keys up to date where it is queued; where it is queued stays."""
     for tier in range(TIERS):
-        if is_ripe(queues, row, tier):
+        lane = np.int64(queues.nodes[tier, row]["lane"]) - 1
+        if lane >= kept_lane(queues, 0):
+            key = max(queues.nodes[tier, row]["key"], pages[row]["stamp_s"])
+            put(pages, queues, row, tier, lane, key)
+        elif lane >= RIPE:
             _put_ripe(pages, queues, policy, row, tier)
 
 
 @jit.kernel(QUEUES, jit.i8, jit.i8, inline=True)
 def is_ripe(queues: Queues, row: Int, tier: Int) -> bool:
     """Whether the row is queued there as one that may leave."""
-    return bool(queues.nodes[tier, row]["lane"] > RIPE)  # it is the lane + 1
+    return bool(RIPE < queues.nodes[tier, row]["lane"] <= kept_lane(queues, 0))  # the lane + 1
+
+
+@jit.kernel(QUEUES, jit.i8)
+def kept_lane(queues: Queues, account: Int) -> Int:
+    """The lane of the account's pages that pages behind them keep (kept.py)."""
+    return RIPE + len(queues.tally.parts) * reuse.CLASSES + account
 
 
 @jit.kernel(PAGES, QUEUES, jit.i8, inline=True)
@@ -347,6 +373,14 @@ def _is_leaf(pages: PageArray, row: Int, tier: Int) -> bool:
     return bool(page["children"][tier] == 0)
 
 
+@jit.kernel(PAGES, jit.i8, jit.i8)
+def _is_kept(pages: PageArray, row: Int, tier: Int) -> bool:
+    """Whether its last copy, in ``tier``, could go but for pages behind it in other tiers."""
+    page = pages[row]
+    is_last = page["tiers"] == 1 << tier and page["children"][tier] == 0
+    return bool(is_last and page["pins"] == 0 and page["holds"][tier] == 0)
+
+
 @jit.kernel(QUEUES, POLICIES, jit.i8, jit.i8, inline=True)
 def is_young(queues: Queues, policy: PolicyArray, row: Int, tier: Int) -> bool:
     """Whether the row came to ``tier`` less than min_residence_s ago."""
@@ -370,11 +404,14 @@ def _count_child(
     pages: PageArray, queues: Queues, policy: PolicyArray, row: Int, tier: Int, change: Int
 ) -> None:
     """Tell the row's parent that a child came to (+1) or left (-1) ``tier``."""
-    parent = parent_of(pages, row)
+    parent, tiers = parent_of(pages, row), np.int64(pages[row]["tiers"])
+    if tiers == 0:
+        kin.unlink(queues.kin, row)
     if parent < 0:
         return
     pages[parent]["children"][tier] += change
-    tiers = np.int64(pages[row]["tiers"])
+    if change > 0 and tiers == 1 << tier:
+        kin.link(queues.kin, row, parent)
     if tiers == 0 or (change > 0 and tiers == 1 << tier):  # its last copy left, its first came
         pages[parent]["descended"] += change
         weigh_everywhere(pages, queues, policy, parent)

@@ -2,8 +2,9 @@
 """Room for what a window moves: which pages are to leave the tiers it goes to, as EVICT ops.
 
 A tier is short by the pages that ops bring to it beyond ``capacity_pages`` (0: not known, nothing
-leaves). Those that ask most urgently have the free places; the victims of the others are the
-coldest pages (victims.py) that their tenants may evict (shares.py), none that the window demands,
+leaves). Ops that start first have the free places; the victims of the others are the coldest pages
+(victims.py) that may go for them (shares.py: each page an op brings is for the tenant that asks for
+it most urgently, whoever else the op serves), none that the window demands,
 as many as the churn guard lets go. Tier after tier, each as if those before had left, so who
 executes the ops in their order orphans no page. Nothing leaves here: the queues are put back as
 they were. An op that finds no room waits. A page on its way from the disk to the device takes no
@@ -26,8 +27,8 @@ Rows = NDArray[np.int64]
 # What the ops to one tier come to, for each account.
 ACCOUNT = np.dtype(
     [
-        ("op", "<i8"),  # the first that has no place
-        ("tenant", "<i8"),  # who asks for that most urgently
+        ("op", "<i8"),  # the first with a page that has no place
+        ("tenant", "<i8"),  # who asks for that page most urgently
         ("placed", "<i8"),  # pages with a place
         ("without", "<i8"),  # and those without
     ]
@@ -128,21 +129,42 @@ def _share_out(
         op = made.ops[at]
         if op["destination"] != tier or op["kind"] == _ABORT:
             continue
-        tenant = np.int64(demands[made.demands[made.answers[op["first"]]]]["tenant"])
-        which = shares.account_of(tally, tenant)
-        count = np.int64(op["count"])
-        fits = min(free, count)
-        free -= fits
-        account = leaving.accounts[which]
-        account["placed"] += fits
-        if fits == count:
-            continue
-        if account["without"] == 0:
-            account["op"], account["tenant"] = at, tenant
-            leaving.short[short] = which
-            short += 1
-        account["without"] += count - fits
+        place, end = op["first"], op["first"] + np.int64(op["count"])
+        while place < end:
+            tenant = _asker(demands, made, place)
+            which = shares.account_of(tally, tenant)
+            begin, place = place, _run_end(demands, tally, made, place, end, which)
+            fits = min(free, place - begin)
+            free -= fits
+            account = leaving.accounts[which]
+            account["placed"] += fits
+            if fits == place - begin:
+                continue
+            if account["without"] == 0:
+                account["op"], account["tenant"] = at, _asker(demands, made, begin + fits)
+                leaving.short[short] = which
+                short += 1
+            account["without"] += place - begin - fits
     return short
+
+
+@jit.kernel(check.DEMANDS, coalesce.ROOM, jit.i8)
+def _asker(demands: Records, made: coalesce.Room, place: Int) -> Int:
+    """The tenant that asks most urgently for the page at ``place``."""
+    return np.int64(demands[made.demands[made.answers[place]]]["tenant"])
+
+
+@jit.kernel(check.DEMANDS, shares.TALLY, coalesce.ROOM, jit.i8, jit.i8, jit.i8)
+def _run_end(
+    demands: Records, tally: shares.Tally, made: coalesce.Room, place: Int, end: Int, account: Int
+) -> Int:
+    """Where the run of pages for ``account`` ends that begins at ``place``: at most at ``end``."""
+    if len(tally.parts) == 1:
+        return end
+    place += 1
+    while place < end and shares.account_of(tally, _asker(demands, made, place)) == account:
+        place += 1
+    return place
 
 
 @jit.kernel(check.DEMANDS, victims.MARKS)
@@ -194,7 +216,7 @@ def _take(
         lane = victims.next_lane(pages, queues, policy, tier, taker, taker.promised + taken)
         if lane < 0:
             break
-        wrong = check.in_victim(pairing.first(queues.roots[tier], lane), pages)
+        wrong = check.in_victim(pairing.first(queues.roots[tier], lane), pages, tier)
         if wrong >= 0:
             return wrong
         floor = max(floor, queues.fronts[lane])

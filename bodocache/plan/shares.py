@@ -62,12 +62,16 @@ def of_tenants(tenants: NDArray[Any]) -> Tally:
 
 
 def other_than(tally: Tally, tenants: NDArray[Any]) -> int:
-    """The first tenant of the table whose share is not its share of ``tally``, or -1."""
+    """The first tenant whose share in the table is not its share of ``tally``, or -1.
+
+    It may be behind the table's end: a tenant that is not in it has no share there.
+    """
     parts = np.zeros(len(tenants))
     known = tally.tenants[1:] < len(tenants)
     parts[tally.tenants[1:][known]] = tally.parts[1:][known]
     differ = np.flatnonzero(parts != tenants["share"])
-    return int(differ[0]) if len(differ) else -1
+    unknown = tally.tenants[1:][~known]
+    return int(differ[0]) if len(differ) else int(unknown[0]) if len(unknown) else -1
 
 
 TALLY = jit.named(Tally, jit.array("i8"), jit.array("f8"), jit.array("i8", 2))

@@ -5,7 +5,8 @@ The stages, in order: check, fan-out, admit (for writes), credits, tardiness (cu
 streams (predicted finishes), overlap, room (who leaves). Heat comes before: it is in the pages'
 records. All inputs are checked before anything is decided, but for the pages that are to leave:
 they are looked at then, and what was charged is given back if one is bad, so a plan is never half
-made. Changed are only the tenants' buckets and the queues' notice of pages that have come of age.
+made. Changed are only the tenants' buckets, the queues' clock and their notice of pages that have
+come of age.
 """
 
 from typing import NamedTuple
@@ -125,18 +126,20 @@ class Planner:
         self._fit(inputs)
         space, n = self._space, len(inputs.demands)
         before = inputs.tenants.copy() if evicts else inputs.tenants
+        told_s = float(queues.clock_s[0])
         if len(inputs.requests):
             space.book.of_request[: len(inputs.requests)] = _UNDECIDED
         if len(inputs.tenants):
             self._check(inputs, now_s)
-            if evicts:
-                _check_shares(inputs, queues)
+        if evicts:
+            _check_shares(inputs, queues)
+        if len(inputs.tenants):
             _decide(*inputs, queues, now_s, free_frames, space)
         else:  # one call: unpacking what it is handed costs more than a small window
             wrong = _intake_and_decide(*inputs, queues, now_s, free_frames, space)
             self._complain(inputs, wrong)
         if evicts:
-            self._make_room(inputs, queues, free_frames, before)
+            self._make_room(inputs, queues, free_frames, before, told_s)
         self._now_s = now_s
         num_ops, num_rows, num_demands = space.room.counts.tolist()
         return Plan(
@@ -150,9 +153,14 @@ class Planner:
         )
 
     def _make_room(
-        self, inputs: Inputs, queues: evict.Queues, free_frames: int, before: Records
+        self,
+        inputs: Inputs,
+        queues: evict.Queues,
+        free_frames: int,
+        before: Records,
+        told_s: float,
     ) -> None:
-        """Add EVICT ops; if a page is bad, the tenants are as ``before``."""
+        """Add EVICT ops; if a page is bad, tenants are as ``before``, the clock at ``told_s``."""
         if len(self._marks) < len(inputs.pages):
             self._marks = np.zeros(_enough(len(inputs.pages), len(self._marks)), np.uint8)
         made, accounts = self._space.room, len(queues.tally.parts)
@@ -161,10 +169,11 @@ class Planner:
         wrong = room.make(*tables, made, free_frames, self._marks, leaving)
         if wrong >= 0:
             inputs.tenants[:] = before
+            queues.clock_s[0] = told_s
             self._complain(inputs, wrong)
 
     def _check_numbers(self, queues: evict.Queues, now_s: float, free_frames: int) -> None:
-        if not isinstance(now_s, _NUMBERS) or not self._now_s <= now_s < np.inf:
+        if not isinstance(now_s, _NUMBERS) or not self._now_s <= now_s <= _LATEST_S:
             raise ValueError(f"now_s: {now_s!r}; the last window was at {self._now_s}")
         if now_s < queues.clock_s[0]:
             raise ValueError(f"now_s: {now_s}; the queues were told of {queues.clock_s[0]}")
@@ -248,9 +257,10 @@ def _space_for(sizes: _Sizes) -> _Space:
 def _check_shares(inputs: Inputs, queues: evict.Queues) -> None:
     row = shares.other_than(queues.tally, inputs.tenants)
     if row >= 0:
+        share = inputs.tenants["share"][row] if row < len(inputs.tenants) else "no such row"
         raise ValueError(
-            f"tenants.share: row {row}: {inputs.tenants['share'][row]} is not what the queues were "
-            "opened with (shares.of_tenants)"
+            f"tenants.share: row {row}: {share} is not what the queues were opened with "
+            "(shares.of_tenants)"
         )
 
 
@@ -258,6 +268,7 @@ _UNDECIDED = np.zeros((), DECISION)
 _UNDECIDED["cut_at"] = -1
 
 _NUMBERS, _INTEGERS = (float, int, np.floating, np.integer), (int, np.integer)
+_LATEST_S = float(np.finfo(np.float64).max)  # of an int, too, which may be any
 _INPUTS = (DEMANDS, PAGES, POLICIES, TENANTS, LINKS, REQUESTS)
 _SPACE = jit.named(
     _Space,
@@ -312,6 +323,7 @@ def _decide(  # noqa: PLR0913, PLR0917 -- numba makes no array in a tuple read-o
     space: _Space,
 ) -> None:
     """All stages behind the checks."""
+    queues.clock_s[0] = now_s  # pages are weighed, and are of age, as of now
     on = ~np.int64(policy[0]["features_off"])
     wants = facts.Wants(demands, space.facts, space.leads, space.fates)
     made, payments, book, work = space.room, space.payments, space.book, space.work

@@ -16,6 +16,7 @@ from bodocache.move.ghosts import Activity
 from bodocache.move.residency import NEXT
 from bodocache.move.room import Need
 from bodocache.pages import KEY_NBYTES, NOBODY, NOWHERE, Tier
+from bodocache.plan import evict
 from bodocache.pools import OwnedPool
 
 DEVICE, HOST, DISK = Tier.DEVICE, Tier.HOST, Tier.DISK
@@ -78,10 +79,12 @@ def empty(it):
 def state_of(it):
     residency = it.residency
     queues = residency._queues
+    lanes = queues.nodes["lane"] - 1
+    is_leaf = (lanes >= 0) & (lanes < evict.kept_lane(queues, 0))
     return [
         *(residency.table.records.tobytes(), queues.tally.used.tolist(), queues.counted.tolist()),
         *(queues.nodes["lane"].tolist(), queues.unproven.tolist()),
-        np.where(queues.nodes["lane"] > 0, queues.nodes["key"], 0.0).tolist(),
+        np.where(is_leaf, queues.nodes["key"], 0.0).tolist(),  # others: when they are looked at
         *(residency.host.free, queues.churned[:, 0].tolist(), dict(residency.evicted)),
     ]
 

@@ -82,12 +82,17 @@ def check(pages, queues, policy):
             child = pages["parent"] == row
             assert pages["children"][row, tier] == (child & here).sum()
             assert pages["descended"][row] == (child & present).sum()
-        queued = queued_in(queues, tier)
+        queued, kept = queued_in(queues, tier), kept_in(queues, tier)
         assert queued == [row for row in np.flatnonzero(here) if leaf(pages, row, tier)]
+        assert kept == [row for row in np.flatnonzero(here) if is_kept(pages, row, tier)]
+        assert (queues.nodes["key"][tier, kept] == pages["stamp_s"][kept]).all()
         for row in queued:
             node = queues.nodes[tier, row]
             if node["lane"] != evict.YOUNG + 1:
                 assert node["key"] == pytest.approx(density(pages, policy, row, tier))
+    for row in range(len(pages)):
+        behind = np.flatnonzero(present & (pages["parent"] == row)).tolist()
+        assert sorted(children_of(queues, row)) == behind
     for row in np.flatnonzero(present & (pages["parent"] >= 0)):
         parent = pages["parent"][row]
         assert present[parent], "an orphan"
@@ -100,8 +105,28 @@ def leaf(pages, row, tier):
     return pages["pins"][row] == 0 and not (children if last else children >> tier & 1).any()
 
 
+def is_kept(pages, row, tier):
+    """Whether pages behind it, all in other tiers, keep its last copy here."""
+    children = pages["tiers"][pages["parent"] == row]
+    elsewhere = len(children) and children.any() and not (children >> tier & 1).any()
+    return pages["tiers"][row] == tier.bit and pages["pins"][row] == 0 and elsewhere
+
+
 def queued_in(queues, tier):
-    return np.flatnonzero(queues.nodes["lane"][tier]).tolist()
+    lanes = queues.nodes["lane"][tier] - 1
+    return np.flatnonzero((lanes >= 0) & (lanes < evict.kept_lane(queues, 0))).tolist()
+
+
+def kept_in(queues, tier):
+    return np.flatnonzero(queues.nodes["lane"][tier] > evict.kept_lane(queues, 0)).tolist()
+
+
+def children_of(queues, row):
+    children, child = [], int(queues.kin["child"][row]) - 1
+    while child >= 0:
+        children.append(child)
+        child = int(queues.kin["next"][child]) - 1
+    return children
 
 
 def take(pages, queues, policy, tier, count, now_s):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from bodocache import jit
 from bodocache.pages import NOWHERE, PAGE, Tier
 from bodocache.plan import evict, shares, victims
-from bodocache.plan.records import DEMAND, POLICY, TENANT, Feature, OpKind
-from bodocache.plan.window import UNLIMITED, Inputs, Planner, plan_window
+from bodocache.plan.records import DEMAND, POLICY, TENANT, Fate, Feature, OpKind
+from bodocache.plan.window import Inputs, Planner, plan_window
 
 jit.warm()  # here, not in a test: a cold compile is not part of any test's time
 
@@ -36,16 +36,19 @@ class Case:
             for tier in [where] if isinstance(where, Tier) else where:
                 self.arrive(row, tier, 0.0)
 
+    def state(self):
+        return self.pages, self.queues, self.policy
+
     def arrive(self, row, tier, now_s):
         evict.arrive(self.pages, self.queues, self.policy, np.array([row]), int(tier), now_s)
 
-    def plan(self, rows, kind=OpKind.LOAD, free_frames=UNLIMITED, tenant=0, tenants=None):
+    def plan(self, rows, kind=OpKind.LOAD, tenant=0, tenants=None, **options):
         demands = np.zeros(len(rows), DEMAND)
         demands["page"], demands["kind"], demands["deadline_s"] = rows, kind, 7.0
         demands["request"], demands["tenant"] = np.arange(len(rows)), tenant
         table = np.zeros(0, TENANT) if tenants is None else tenants
         tables = demands, self.pages, self.queues, self.policy
-        return plan_window(*tables, tenants=table, free_frames=free_frames, evicts=True)
+        return plan_window(*tables, tenants=table, evicts=True, **options)
 
     def leaves(self, *args, **options):
         """The pages of the EVICT ops, by tier."""
@@ -109,14 +112,72 @@ def test_a_plan_changes_no_page_and_no_queue():
 def test_only_pages_that_the_tenant_may_evict_leave(tenant, leave):
     """Tenant 1 is below its share, 2 above its own, and the others have none."""
     owners, parts = [1, 2, 2, 2, 2, 2, 1, 1, 0, 0], {1: 0.625, 2: 0.375}
-    case = Case([DEVICE] * 8 + [HOST] * 2, owners, parts, device=8)
-    assert case.leaves([8, 9], tenant=tenant) == ({DEVICE: leave} if leave else {})
+    case, tenants = (
+        Case([DEVICE] * 8 + [HOST] * 2, owners, parts, device=8),
+        tenants_of(0, *parts.values()),
+    )
+    left = case.leaves([8, 9], tenant=tenant, tenants=tenants)
+    assert left == ({DEVICE: leave} if leave else {})
+
+
+def test_each_page_of_an_op_is_charged_to_who_asks_for_it_most_urgently():
+    """Tenant 0 has its share, tenant 1 lacks 3 pages, and tenant 2 has 3 too many."""
+    shares_of = {0: 0.25, 1: 0.25, 2: 0.5}
+    tiers, owners = [HOST] * 12 + [DISK] * 4, [2] * 9 + [0] * 3 + [1] * 4
+    for asks, leave in [
+        ([0, 1, 1, 1], [9, 0, 1, 2]),  # its own page for tenant 0, the others for tenant 1
+        ([1, 0, 1, 1], [0, 1, 2, 9]),
+        ([1, 1, 1, 1], [0, 1, 2]),
+        ([0, 0, 0, 0], [9, 10, 11]),
+    ]:
+        case = Case(tiers, owners, shares_of, host=12)
+        case.pages["cluster"] = 0
+        options = {"tenant": asks, "tenants": tenants_of(*shares_of.values())}
+        made = case.plan([12, 13, 14, 15], OpKind.PREFETCH, **options)
+        assert made.ops["count"][made.ops["kind"] == OpKind.PREFETCH].tolist() == [4]
+        assert case.leaves([12, 13, 14, 15], OpKind.PREFETCH, **options) == {HOST: leave}
+
+
+def test_free_places_count_for_those_who_get_them():
+    """Tenant 1 lacks 2 pages; one place is free, for the page that is read first."""
+    case = Case([HOST] * 7 + [DISK] * 2, [2] * 5 + [1] * 4, {1: 0.5, 2: 0.5}, host=8)
+    case.pages["cluster"] = 0
+    options = {"tenants": tenants_of(0, 0.5, 0.5)}
+    assert case.leaves([7, 8], OpKind.PREFETCH, tenant=[1, 2], **options) == {HOST: [0]}
+    assert case.leaves([7, 8], OpKind.PREFETCH, tenant=[2, 1], **options) == {HOST: [0]}
+    assert case.leaves([7], OpKind.PREFETCH, tenant=[2], **options) == {}
 
 
 def test_the_churn_guard_holds_for_plans():
     case = Case([DEVICE] * 8 + [HOST] * 4, device=8)
     case.policy["churn_share"], case.policy["churn_s"] = 0.25, 1.0
     assert case.leaves([8, 9, 10, 11]) == {DEVICE: [0, 1]}
+
+
+# --- the time of the window
+
+
+def test_a_page_is_of_age_as_of_the_window():
+    case = Case([HOST] * 2 + [DISK], host=2)
+    case.policy["min_residence_s"] = 10.0
+    assert case.leaves([2], OpKind.PREFETCH, now_s=5.0) == {}
+    assert case.leaves([2], OpKind.PREFETCH, now_s=100.0) == {HOST: [0]}
+
+
+def test_the_churn_guard_has_forgotten_what_left_long_ago():
+    case = Case([HOST] * 4 + [DISK] * 2, host=3)
+    case.policy["churn_share"], case.policy["churn_s"] = 0.34, 1.0
+    assert victims.coldest(*case.state(), int(HOST), 4, 0.0, np.empty(4, np.int64)) == 1
+    assert case.leaves([4, 5], OpKind.PREFETCH, now_s=0.0) == {}
+    assert case.leaves([4, 5], OpKind.PREFETCH, now_s=100.0) == {HOST: [1]}
+
+
+def test_a_write_is_weighed_against_pages_that_are_of_age_as_of_the_window():
+    case = Case([DISK, HOST], disk=1)
+    case.policy["features_off"], case.policy["min_residence_s"] = Feature.REUSE, 10.0
+    evict.requeue(*case.state(), np.arange(2))
+    assert case.plan([1], OpKind.WRITE, free_frames=0, now_s=5.0).fates.tolist() == [Fate.REFUSED]
+    assert case.leaves([1], OpKind.WRITE, free_frames=0, now_s=100.0) == {DISK: [0]}
 
 
 # --- several tiers at once
@@ -250,6 +311,14 @@ def test_a_share_that_the_queues_do_not_know_is_refused():
     assert len(case.plan([1], tenant=1, tenants=tenants).ops) == 2
 
 
+@pytest.mark.parametrize("tenants", [None, "too few"])
+def test_a_table_without_a_tenant_that_has_a_share_is_refused(tenants):
+    tenants = tenants if tenants is None else tenants_of(0.0)
+    case = Case([DEVICE, HOST], [1, 1], {1: 0.25}, device=1)
+    with pytest.raises(ValueError, match=r"tenants.share: row 1: no such row is not what the qu"):
+        case.plan([1], tenant=0, tenants=tenants)
+
+
 def test_a_page_with_as_many_pins_as_there_can_be_is_planned_like_any():
     case = Case([DEVICE] * 2 + [HOST], device=2)
     case.pages["pins"][2] = 2**32 - 1
@@ -264,6 +333,8 @@ def test_a_page_with_as_many_pins_as_there_can_be_is_planned_like_any():
         ("parent", -2, "pages.parent: row 1: -2 is outside"),
         ("nbytes", 0, "pages.nbytes: row 1: 0"),
         ("tiers", 255, "pages.tiers: row 1: 255 has bits"),
+        ("tiers", 0, "pages.tiers: row 1: 0 lacks a tier that the queues know it in"),
+        ("tiers", HOST.bit, "pages.tiers: row 1: 2 lacks a tier"),
         ("cluster", 4, "pages.cluster: row 1: 4 is outside"),
         ("heat", np.nan, "pages.heat: row 1: nan is not a finite number"),
         ("stamp_s", np.nan, "pages.stamp_s: row 1: nan"),

@@ -393,7 +393,7 @@ def test_free_frames_are_a_count(free_frames):
         Case().plan(free_frames=free_frames)
 
 
-@pytest.mark.parametrize("now_s", ["1", [1.0]])
+@pytest.mark.parametrize("now_s", ["1", [1.0], np.inf, np.nan, 10**400])
 def test_a_time_is_a_number(now_s):
     with pytest.raises(ValueError, match="now_s: "):
         Case().plan(now_s=now_s)
@@ -420,6 +420,14 @@ def test_a_table_that_is_no_array_is_named(table):
     tables = (case.demands, case.pages, case.policy, case.tenants, case.links, case.requests)
     with pytest.raises(ValueError, match=f"{table}: expected the dtype of records.py, got list"):
         Planner().plan(Inputs(*tables), case.queues)
+
+
+@pytest.mark.parametrize("table", ["demands", "pages", "policy", "tenants", "links", "requests"])
+def test_a_mask_is_not_ignored_but_refused(table):
+    case = Case().with_links().with_requests().with_tenants()
+    setattr(case, table, np.ma.array(getattr(case, table)))
+    with pytest.raises(ValueError, match=f"{table}: expected the dtype .*, got a masked array"):
+        Planner().plan(inputs_of(case), case.queues)
 
 
 def test_an_array_that_begins_between_two_words_is_refused():
