@@ -92,7 +92,7 @@ PAGE = np.dtype(
             "reason",  # Reason of the last miss
             "forecast",  # log2 of what hints on the next use multiply its value by; a use ends it
             "rank",  # log2 of what its priority multiplies its value by
-            "holds",  # [tier]: hints that keep its copy there from eviction
+            "holds",  # [tier]: hints and writes that keep its copy there from eviction
         ],
         "formats": [
             *("<f8", "<f8", "<i8", "<i4", "<i4", "<i4", "<u4", ("<u4", (4,)), "<u4", "<u4"),
