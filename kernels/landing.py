@@ -130,7 +130,7 @@ def _address(argument: Any, rows: Any, slots: Any, keys: Any, digests: Any, veri
     said.rows, said.slots = rows.ctypes.data, slots.ctypes.data
     said.keys, said.digests = keys.ctypes.data, digests.ctypes.data
     said.verified = verified.ctypes.data
-    return argument.ctypes.data
+    return np.int64(argument.ctypes.data)  # unsigned: with the 0 above it were a float
 
 
 @jit.compiled(jit.i8, jit.array("i8"))

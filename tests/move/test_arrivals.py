@@ -42,7 +42,7 @@ def test_layers_that_were_given_are_not_there_yet():
 def test_each_page_that_did_not_come_has_its_reason():
     it = arrivals(6, whole=[0, 2])
     it.fail(np.array([1, 5]), np.array([Reason.CORRUPT, Reason.IO_ERROR], np.uint8))
-    it.cut(4)  # what failed before keeps its reason
+    it.cut(4, Reason.CUT)  # what failed before keeps its reason
     it.cancel(4)
     assert it.settle(4) == 1
     assert [Reason(reason) for reason in it.reasons[1:]] == [

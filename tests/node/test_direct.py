@@ -100,9 +100,9 @@ def test_pages_come_back(tmp_path, house):
     path, values, keys = tmp_path / "n.sock", house.settings(tmp_path), keys_of(6)
     with a_node(path, values, house), attached(path, values, house) as node:
         line = node.line
-        assert line.leading(keys, within_s=5) == 0
+        assert line.leading(keys, tenant=0, within_s=5) == 0
         assert put(line, keys).shown.tolist() == list(range(6))
-        assert line.leading(keys, within_s=5) == 6
+        assert line.leading(keys, tenant=0, within_s=5) == 6
         assert line.holds(keys[[5, 0]], within_s=5).all()
         assert put(line, keys).known.tolist() == list(range(6))
         pages = take(line, keys)
@@ -125,10 +125,10 @@ def test_a_cleared_node_is_empty(tmp_path, house):
     with a_node(path, values, house) as (serving, _), attached(path, values, house) as node:
         put(node.line, keys)
         node.line.clear(within_s=5)
-        assert node.line.leading(keys, within_s=5) == 0
+        assert node.line.leading(keys, tenant=0, within_s=5) == 0
         assert serving.host.residency.host.free == serving.host.residency.host.num_pages
         put(node.line, keys)
-        assert node.line.leading(keys, within_s=5) == 8
+        assert node.line.leading(keys, tenant=0, within_s=5) == 8
 
 
 def test_many_threads_share_a_line(tmp_path, house):
@@ -140,7 +140,7 @@ def test_many_threads_share_a_line(tmp_path, house):
         for _ in range(30):
             put(line, keys)
             pages = take(line, keys)
-            if sorted(pages) != [0, 1, 2, 3] or line.leading(keys, within_s=5) != 4:
+            if sorted(pages) != [0, 1, 2, 3] or line.leading(keys, tenant=0, within_s=5) != 4:
                 wrong.append(number)
 
     with a_node(path, values, house), attached(path, values, house) as node:
