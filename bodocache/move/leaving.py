@@ -23,7 +23,8 @@ def leave(residency: Residency, rows: RowArray, tier: Tier) -> None:
 
 
 def remove(residency: Residency, rows: RowArray) -> int:
-    """Drop ``rows`` from every tier; how many of them are gone."""
+    """Drop ``rows`` from every tier; how many of them are gone. Nobody wants their writes now."""
+    residency.before_removal(rows)
     records = residency.table.records
     for count, row in enumerate(rows[::-1]):
         page = records[row]

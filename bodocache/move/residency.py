@@ -95,6 +95,7 @@ class Residency:
         for tier in self.evicted:
             policy["capacity_pages"][0, tier] = self.capacity(tier)
         self.before_eviction: Callable[[], None] = lambda: None  # ends holds that had their time
+        self.before_removal: Callable[[RowArray], None] = lambda _: None  # ends those of writes
         self.windows, self.planning_s = 0, 0.0  # planned, and what they took
 
     # Finding

@@ -4,9 +4,9 @@
 Nothing is emptied here. What leaves has departed from the queues and is still in its slots, so that
 all of it can be brought back where it is not enough; the residency empties the slots.
 
-Shares hold in every tier for every page that leaves. Where the coldest page of a tier is kept by
-pages behind it elsewhere, which nobody could reach without it, these leave first, and count: in no
-tier do they leave an owner with less than its share of that tier.
+Shares hold in every tier for every page that leaves. Where nothing else can go, and a page is kept
+by pages behind it elsewhere, which nobody could reach without it, these leave first, and count: in
+no tier do they leave an owner with less than its share of that tier.
 """
 
 from typing import NamedTuple
@@ -54,19 +54,22 @@ def leave(
     """
     gone: list[Departure] = []
     step: list[Departure] = []  # pages that keep the next one, and no place yet
-    while (left := count - pages_in(gone + step, tier)) > 0:
+    made = tried_pages = 0  # places of ``gone`` and of ``step``
+    while (left := count - made - tried_pages) > 0:
         out = np.empty(min(left, _AT_ONCE), np.int64)
-        with_step = _with(taker, pages_in(gone + step, tier))
+        with_step = _with(taker, made + tried_pages)
         # An enum costs compiled code 40 us to look at.
         found = int(victims.coldest_for(*state, int(tier), len(out), now_s, with_step, out))
         if found:
             gone += [*step, Departure(tier, out[:found])]
-            step = []
+            made += tried_pages + found
+            step, tried_pages = [], 0
             continue
         undo(state, step)
         tried, step = bool(step), []
         if not tried:
-            step = _unblock(state, tier, _with(taker, pages_in(gone, tier)), now_s)
+            step = _unblock(state, tier, _with(taker, made), now_s)
+        tried_pages = pages_in(step, tier)
         if not step:
             break
     return gone + step
@@ -88,10 +91,10 @@ def leave_below(
     gone: list[Departure] = []
     step: list[Departure] = []  # pages that keep the next one
     worth, out = np.empty(len(rows)), np.empty(len(rows), np.int64)
-    kept = 0
+    kept = made = 0  # made: places of ``gone``
     while True:
-        free, before = free_pages + pages_in(gone + step, tier), kept
-        behind = _with(taker, pages_in(gone + step, tier))
+        room = made + pages_in(step, tier)
+        free, before, behind = free_pages + room, kept, _with(taker, room)
         kept, why = victims.coldest_below(
             *(*state, rows, int(tier), free, favour, now_s, behind, worth, out)
         )
@@ -99,10 +102,10 @@ def leave_below(
             undo(state, step)
             break
         gone += [*step, Departure(tier, out[: max(0, kept - free)].copy())]
+        made = room + max(0, kept - free)
         if why != victims.NONE_LEFT:
             break
-        behind = _with(taker, pages_in(gone, tier))
-        step = _unblock(state, tier, behind, now_s, below=float(worth[kept]))
+        step = _unblock(state, tier, _with(taker, made), now_s, below=float(worth[kept]))
         if not step:
             break
     return kept, why, gone

@@ -84,6 +84,8 @@ class Writer:
         self.refused = 0
         self.failures = 0  # batches that raised
         self._residency = residency
+        self._kept: dict[int, tuple[int, contextlib.ExitStack]] = {}  # rows held while written
+        residency.before_removal = self._let_go
         self._backend = backend
         self._link = link
         self._now_s = now_s
@@ -362,18 +364,26 @@ class Writer:
         Who needed room would get none of theirs, and their writes would have been for nothing. On
         a disk that hangs this ends by itself: else they would keep the pages before them, too.
         """
-        tiers, words = np.full(len(rows), Tier.HOST), self._residency.words(rows)
-
-        def let_go() -> None:
-            same = self._residency.words(rows) == words
-            marks.unhold(self._residency, rows[same], tiers[same])
-
-        marks.hold(self._residency, rows, tiers)
         keeping = contextlib.ExitStack()
-        keeping.callback(let_go)
+        marks.hold(self._residency, rows, np.full(len(rows), Tier.HOST))
+        words = self._residency.words(rows).tolist()
+        self._kept.update(
+            {row: (word, keeping) for row, word in zip(rows.tolist(), words, strict=True)}
+        )
+        keeping.callback(self._let_go, rows, keeping)
         timer = asyncio.get_running_loop().call_later(KEPT_S, keeping.close)
         keeping.callback(timer.cancel)
         return keeping
+
+    def _let_go(self, rows: RowArray, keeping: contextlib.ExitStack | None = None) -> None:
+        """End our holds of those of ``rows`` that have one: by ``keeping``, or by whatever."""
+        ours = [row for row in rows.tolist() if row in self._kept]
+        if keeping is not None:
+            ours = [row for row in ours if self._kept[row][1] is keeping]
+        words = np.array([self._kept.pop(row)[0] for row in ours], np.uint64)
+        held = np.array(ours, np.int64)
+        held = held[self._residency.words(held) == words]
+        marks.unhold(self._residency, held, np.full(len(held), Tier.HOST))
 
     def _still_there(self, rows: RowArray, batch: NDArray[np.void]) -> NDArray[np.bool_]:
         """Which pages of ``batch`` the cache still holds, with the bytes that were written."""

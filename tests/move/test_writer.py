@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bodocache.errors import BackendError
+from bodocache.hints import Leave, Release, Span, Status
 from bodocache.move import queue, writer
 from bodocache.pages import Reason, Tier
 from bodocache.testing import Fault, FaultyBackend, Operation
@@ -290,5 +291,32 @@ def test_a_load_ends_while_writes_are_held(house, prompt):
             it.valve.open()
             await store.written
             store.close()
+
+    asyncio.run(scenario())
+
+
+def test_pages_that_are_being_written_can_be_released_at_once(house, prompt):
+    """Nobody wants their write any more: it holds them no longer, and comes to nothing."""
+
+    async def scenario():
+        async with house(device=64, host=32, borrowed=True) as it, asyncio.timeout(5):
+            match = await it.cache.match(prompt(4))
+            slots = it.engine_pool.acquire(4)
+            it.fill(slots, match.keys)
+            it.valve.is_shut = True
+            store = it.cache.store(match, slots)
+            await store
+            store.close()
+            await asyncio.sleep(0.01)
+            assert it.valve.in_flight
+            span = Span(prompt(4), 0, None, 0)
+            (outcome,) = await it.cache.hint([Release(span, Leave.AT_ONCE)])
+            assert (outcome.status, outcome.pages) == (Status.ACCEPTED, 4)
+            it.valve.open()
+            await store.written
+            it.engine_pool.release(slots)
+            assert (await it.cache.match(prompt(4))).pages == 0
+            assert it.backend.usage.used_frames == 0
+            assert not it.residency.table.records["holds"].any()
 
     asyncio.run(scenario())
