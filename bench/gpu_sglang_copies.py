@@ -62,14 +62,6 @@ class MHATokenToKVPoolHost:
             for _ in range(2)
         )
 
-    def load_to_device_per_layer(self, *_: object, **__: object) -> None:
-        """Taken over."""
-        raise NotImplementedError
-
-    def backup_from_device_all_layer(self, *_: object, **__: object) -> None:
-        """Taken over."""
-        raise NotImplementedError
-
     def host_page(self, page: int, kv: int, layer: int) -> torch.Tensor:
         """[tokens, heads, dim] of one page and layer, where SGLang's layouts have them."""
         part, tokens = self.kv_buffer[kv], slice(page * self.page_size, (page + 1) * self.page_size)

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -129,28 +129,22 @@ def _name(pool: object) -> str:
     return type(pool).__name__
 
 
-class Rank(NamedTuple):
-    """Which part of the model this process holds, as a name: a folder, and part of every key."""
-
-    name: str
-
-    @classmethod
-    def of(cls, params: Any) -> "Rank":
-        """The rank that SGLang's cache parameters describe."""
-        group = params.attn_tp_cache_group or params.tp_cache_group
-        rank, size = 0, get_parallel().tp_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank = torch.distributed.get_rank(group=group)
-            size = torch.distributed.get_world_size(group=group)
-        parts = (
-            f"tp{rank}of{size}",
-            f"pp{params.pp_rank}of{params.pp_size}",
-            f"cp{params.attn_cp_rank}of{params.attn_cp_size}",
-        )
-        return cls("-".join(parts))
+def rank_name(params: Any) -> str:
+    """Which part of the model this process holds: a folder's name, and part of every key."""
+    group = params.attn_tp_cache_group or params.tp_cache_group
+    rank, size = 0, get_parallel().tp_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank = torch.distributed.get_rank(group=group)
+        size = torch.distributed.get_world_size(group=group)
+    parts = (
+        f"tp{rank}of{size}",
+        f"pp{params.pp_rank}of{params.pp_size}",
+        f"cp{params.attn_cp_rank}of{params.attn_cp_size}",
+    )
+    return "-".join(parts)
 
 
-def config_of(options: LinkerOptions, rank: Rank, device: DevicePages, model: str) -> CacheConfig:
+def config_of(options: LinkerOptions, rank: str, device: DevicePages, model: str) -> CacheConfig:
     """The cache of one rank.
 
     Raises:
@@ -158,7 +152,7 @@ def config_of(options: LinkerOptions, rank: Rank, device: DevicePages, model: st
     """
     tiers: dict[str, Any] = {"host": {"capacity_bytes": options.host_bytes}}
     if options.directory is not None:
-        folder = options.directory / rank.name
+        folder = options.directory / rank
         folder.mkdir(parents=True, exist_ok=True)
         tiers["disk"] = {"directories": folder, "capacity_bytes": options.capacity_bytes}
     values = {
@@ -167,7 +161,7 @@ def config_of(options: LinkerOptions, rank: Rank, device: DevicePages, model: st
             "revision": options.revision,
             "dtype": device.dtype,
             "weights_version": options.weights_version,
-            "salt": rank.name,
+            "salt": rank,
             "domain": options.domain,
             "domain_secret_hex": options.domain_secret_hex,
         },

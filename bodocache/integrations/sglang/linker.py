@@ -30,7 +30,12 @@ from bodocache.blocking import BlockingCache, BlockingLoad
 from bodocache.cache import Cache
 from bodocache.errors import BodoCacheError
 from bodocache.hints.actions import Action, Prefetch, Retain, Span, Status
-from bodocache.integrations.sglang.device_pages import DevicePages, LinkerOptions, Rank, config_of
+from bodocache.integrations.sglang.device_pages import (
+    DevicePages,
+    LinkerOptions,
+    config_of,
+    rank_name,
+)
 from bodocache.match import Match
 from bodocache.pages import Tier
 from bodocache.pools import BorrowedPool
@@ -87,7 +92,7 @@ class BodoCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]  # sglang has n
         self._options = LinkerOptions.read(extra_config or {})
         self._device = device = DevicePages.of(params)
         self.pools = {PoolName.KV: device.pool}
-        config = config_of(self._options, Rank.of(params), device, get_model().model_path)
+        config = config_of(self._options, rank_name(params), device, get_model().model_path)
         pool = BorrowedPool(device.memory)
         self._cache = BlockingCache(lambda: Cache.open(config, pool, group=device.group))
         self._answers: dict[str, Answer] = {}
